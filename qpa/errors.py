@@ -1,0 +1,69 @@
+"""The one family of errors a user of qpa can meet.
+
+Every message has four parts: the subject, what was expected, what was found, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class QpaError(Exception):
+    """Report bad input in one line.
+
+    Args:    subject: the file, option or object that is wrong.
+             expected: what would have been right.
+             found: what is there instead.
+             advice: what to do next; may be empty.
+    Source:  ours.
+    """
+
+    def __init__(self, subject: str, expected: str, found: str, advice: str = "") -> None:
+        message = f"{subject}: expected {expected}, found {found}"
+        super().__init__(" ".join(f"{message}; {advice}".split()) if advice else " ".join(message.split()))
+        self.subject = subject
+        self.expected = expected
+        self.found = found
+        self.advice = advice
+
+
+class OptionError(QpaError):
+    """An option's value is out of range or does not fit the model."""
+
+
+class ModelError(QpaError):
+    """A base model is missing, is no model, or cannot carry the adapter."""
+
+
+class DataError(QpaError):
+    """A text or jsonl file cannot be used for training or evaluation."""
+
+
+class ShapeError(QpaError):
+    """A tensor does not have the shape that the circuit or layout prescribes."""
+
+
+class DocumentError(QpaError):
+    """A document, or a file it names, is missing, edited, truncated, stale or newer than this qpa."""
+
+
+class PipelineError(QpaError):
+    """Passes are composed in an order in which they cannot run."""
+
+
+class TargetError(QpaError):
+    """A circuit cannot be transpiled to the chosen target."""
+
+
+class DivergedError(QpaError):
+    """Training produced a gradient or loss that is not finite."""
+
+
+class CheckpointError(QpaError):
+    """A checkpoint is missing, incomplete, or belongs to another training."""
+
+
+class ExportError(QpaError):
+    """An adapter cannot be written, or would not be served right."""
+
+
+class VerificationError(QpaError):
+    """An exported adapter is not the function that was trained."""
