@@ -1,0 +1,43 @@
+"""The typed documents of the IR, one module a stage."""
+
+from qpa.documents.adapter_spec import AdapterSpec, AdapterTensor, BaseModelReference
+from qpa.documents.base import Attachment, Document, PassOption, Provenance, Record
+from qpa.documents.frozen_adapter import FrozenAdapter
+from qpa.documents.logical_circuit import LogicalCircuit
+from qpa.documents.manifest import MANIFEST_PATH, Manifest
+from qpa.documents.native_circuit import GateCount, NativeCircuit
+from qpa.documents.trained_generator import TrainedGenerator, TrainingResult
+from qpa.documents.verification import EngineCheck, Verification
+from qpa.documents.weight_layout import (
+    MAX_QUBITS,
+    ChunkedTensor,
+    ChunkGroup,
+    ParameterAccount,
+    WeightLayout,
+)
+
+__all__ = [
+    "MANIFEST_PATH",
+    "MAX_QUBITS",
+    "AdapterSpec",
+    "AdapterTensor",
+    "Attachment",
+    "BaseModelReference",
+    "ChunkGroup",
+    "ChunkedTensor",
+    "Document",
+    "EngineCheck",
+    "FrozenAdapter",
+    "GateCount",
+    "LogicalCircuit",
+    "Manifest",
+    "NativeCircuit",
+    "ParameterAccount",
+    "PassOption",
+    "Provenance",
+    "Record",
+    "TrainedGenerator",
+    "TrainingResult",
+    "Verification",
+    "WeightLayout",
+]

@@ -1,0 +1,166 @@
+"""What every document of the IR has: a schema, a digest, provenance, and canonical JSON.
+
+A document file is JSON with sorted keys. Beside the document's own fields it holds
+`schema` ("qpa.<kind>/<version>") and `digest` ("sha256:" and 64 hexadecimal digits), the SHA-256 of
+the same object without `digest`, dumped with sorted keys, without white space, in UTF-8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qpa.errors import DocumentError
+
+JsonObject = dict[str, object]
+OptionValue = bool | int | float | str | tuple[str, ...] | None
+
+
+class Record(BaseModel):
+    """A frozen, strict part of a document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Attachment(Record):
+    """A file beside the document.
+
+    Args:    file: name relative to the document's directory.
+             sha256: of the file's bytes, 64 hexadecimal digits.
+             n_bytes: length of the file.
+    """
+
+    file: str
+    sha256: str
+    n_bytes: int
+
+
+class PassOption(Record):
+    """One option a pass ran with."""
+
+    name: str
+    value: OptionValue
+
+
+class Provenance(Record):
+    """Which pass made a document, from what, and how.
+
+    Args:    pass_name: kebab-case name of the pass.
+             options: the pass's fields in the order they are declared.
+             seed: the seed the whole pipeline ran with.
+             qpa_version: version of the package that wrote the document.
+             parent: digest of the document the pass consumed; None for the first pass.
+    """
+
+    pass_name: str
+    options: tuple[PassOption, ...]
+    seed: int
+    qpa_version: str
+    parent: str | None
+
+
+class Document(Record):
+    """One stage of the IR.
+
+    `upgrades[i]` turns a document of schema version i+1 into version i+2, so the newest version is
+    `len(upgrades) + 1`: readers accept every older version, the writer emits the newest.
+
+    Source:  ours.
+    """
+
+    kind: ClassVar[str]
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = ()
+
+    provenance: Provenance
+
+    @classmethod
+    def file_name(cls) -> str:
+        """Return the name of this document's file in a run directory."""
+        return f"{cls.kind}.json"
+
+    @classmethod
+    def schema_version(cls) -> int:
+        """Return the schema version the writer emits."""
+        return len(cls.upgrades) + 1
+
+    @property
+    def digest(self) -> str:
+        """Return "sha256:" and the SHA-256 of the canonical JSON without the digest itself."""
+        return digest_of(self._content())
+
+    def to_json(self) -> bytes:
+        """Return the document file: sorted keys, indented, with schema and digest."""
+        content = self._content()
+        content["digest"] = digest_of(content)
+        return (json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, text: bytes, subject: str) -> Self:
+        """Read a document file of this or an older schema version.
+
+        Args:    text: the file's bytes.
+                 subject: the file's name, for error messages.
+        Raises:  DocumentError: no JSON object, another kind, a newer schema, a digest that does not
+                 match the content, or fields that break the document's invariants.
+        """
+        content = _parse(text, subject)
+        version = _schema_version(content, cls.kind, cls.schema_version(), subject)
+        claimed = content.pop("digest", None)
+        if claimed != digest_of(content):
+            raise DocumentError(
+                subject,
+                f"digest {claimed}",
+                f"{digest_of(content)}: the file was edited or damaged",
+                "run the pass again instead of editing its result",
+            )
+        del content["schema"]
+        for upgrade in cls.upgrades[version - 1 :]:
+            content = upgrade(content)
+        try:
+            return cls.model_validate_json(json.dumps(content))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise DocumentError(
+                subject, f"a valid {cls.kind} document", f"{where}: {first['msg']}"
+            ) from error
+
+    def _content(self) -> JsonObject:
+        content: JsonObject = self.model_dump(mode="json")
+        content["schema"] = f"qpa.{self.kind}/{self.schema_version()}"
+        return content
+
+
+def digest_of(content: JsonObject) -> str:
+    """Return the digest of a JSON object: SHA-256 of its compact canonical form."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _parse(text: bytes, subject: str) -> JsonObject:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(subject, "a JSON document", f"{type(error).__name__}: {error}") from error
+    if not isinstance(content, dict):
+        raise DocumentError(subject, "a JSON object", type(content).__name__)
+    return content
+
+
+def _schema_version(content: JsonObject, kind: str, newest: int, subject: str) -> int:
+    schema = content.get("schema")
+    name, _, version = str(schema).partition("/")
+    if name != f"qpa.{kind}" or not version.isdecimal() or len(version) > 9 or int(version) < 1:
+        raise DocumentError(subject, f"schema qpa.{kind}/1 to /{newest}", str(schema)[:80])
+    if int(version) > newest:
+        raise DocumentError(
+            subject,
+            f"schema qpa.{kind}/{newest} or older",
+            str(schema)[:80],
+            "the document was made by a newer qpa: upgrade this one",
+        )
+    return int(version)

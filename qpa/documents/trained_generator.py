@@ -1,0 +1,52 @@
+"""TrainedGenerator: angles and decoder after training, and the adapter they were holding."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import model_validator
+
+from qpa.documents.base import Attachment, Document, Record
+
+
+class TrainingResult(Record):
+    """What training did, in numbers that the same seed reproduces on the same machine.
+
+    Losses are nats per token, weighted by real tokens: padding and masked prompts do not count.
+
+    Args:    n_steps: optimizer steps.
+             n_train_tokens, n_eval_tokens: tokens with a label in the two splits.
+             base_loss, eval_loss: on the evaluation split before and after training.
+             data_digest: digest of the tokenised training and evaluation splits.
+    """
+
+    n_steps: int
+    n_train_tokens: int
+    n_eval_tokens: int
+    base_loss: float
+    eval_loss: float
+    data_digest: str
+
+
+class TrainedGenerator(Document):
+    """The result of train-generator.
+
+    Args:    arrays: safetensors; "angles" float32[n_circuits, n_layers, n_qubits] in radians and the
+             decoders' weights, named as in `qpa.generator.Generator.state_dict()`.
+             adapter: safetensors; the adapter's tensors as the training process held them, named as
+             in the AdapterSpec, float32.
+             probe: safetensors; what the live model answered to a fixed prompt, see `qpa.probe`.
+    """
+
+    kind: ClassVar[str] = "trained-generator"
+
+    arrays: Attachment
+    adapter: Attachment
+    probe: Attachment
+    result: TrainingResult
+
+    @model_validator(mode="after")
+    def _verify(self) -> Self:
+        if min(self.result.n_train_tokens, self.result.n_eval_tokens) < 1:
+            raise ValueError("training and evaluation need at least one token each")
+        return self
