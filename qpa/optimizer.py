@@ -61,7 +61,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
             betas=betas,
             eps=eps,
         )
-        self._angle_ratio = angle_lr / lr if lr else 1.0
+        self.angle_ratio = angle_lr / lr if lr else 1.0
         self._adapter: list[Tensor] = list(adapter)
         self._initial = [parameter.detach().clone() for parameter in adapter]
         self._outputs: tuple[Tensor, ...] = ()
@@ -111,7 +111,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         lr = self.param_groups[0]["lr"]
         decoders, angles = self.inner.param_groups
         decoders["lr"] = lr
-        angles["lr"] = lr * self._angle_ratio
+        angles["lr"] = lr * self.angle_ratio
 
     def state_dict(self) -> dict[str, Any]:
         """Return the outer param_groups, the generator's and the inner optimizer's state."""

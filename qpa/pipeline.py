@@ -92,6 +92,7 @@ class PassContext:
 class Pass(Protocol):
     """A frozen dataclass whose fields are its options.
 
+    A field with metadata {"provenance": False} cannot change the result and is left out of provenance.
     Class attributes: `name` is kebab-case; `consumes` is the source's type (NoneType for the first
     pass); `requires` are further documents it reads from the context; `produces` is the result's type.
     """

@@ -33,7 +33,8 @@ def differentiable_probabilities(source: ProbabilitySource, angles: Tensor) -> T
     """
     if isinstance(source, ExactSimulator):
         return source.probabilities(angles)  # saves its states, so the circuits run once, not twice
-    return _ThroughSource.apply(angles, source)
+    probabilities: Tensor = _ThroughSource.apply(angles, source)  # type: ignore[no-untyped-call]
+    return probabilities
 
 
 class _ThroughSource(torch.autograd.Function):
@@ -44,6 +45,6 @@ class _ThroughSource(torch.autograd.Function):
         return source.probabilities(angles.detach())
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
         (angles,) = ctx.saved_tensors
         return ctx.source.vjp(angles, cotangent), None

@@ -57,6 +57,12 @@ class DirectoryStore:
         write_file(self.path / file, content)
         return Attachment(file=file, sha256=sha256, n_bytes=len(content))
 
+    def describe(self, file: Path) -> Attachment:
+        """Return the attachment that names a file already in the directory."""
+        return Attachment(
+            file=file.relative_to(self.path).as_posix(), sha256=sha256_of(file), n_bytes=file.stat().st_size
+        )
+
     def get(self, attachment: Attachment) -> Path:
         """Return the file's path after checking its length and SHA-256.
 

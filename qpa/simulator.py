@@ -42,7 +42,8 @@ class ExactSimulator:
             raise ShapeError(
                 "angles", "[n_circuits, n_layers, n_qubits], none of them 0", str(list(angles.shape))
             )
-        return _RyChain.apply(angles)
+        probabilities: Tensor = _RyChain.apply(angles)  # type: ignore[no-untyped-call]
+        return probabilities
 
     def vjp(self, angles: Tensor, cotangent: Tensor) -> Tensor:
         """Pull a gradient of the probabilities back to the angles.
@@ -77,7 +78,7 @@ class _RyChain(torch.autograd.Function):
         return state.square()
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
         state, rotated, *rotations = ctx.saved_tensors
         n_layers, n_qubits = rotated.shape[1], state.shape[1].bit_length() - 1
         chain = _chain(n_qubits, state.device)

@@ -2,6 +2,7 @@
 
 from qpa.documents.adapter_spec import AdapterSpec, AdapterTensor, BaseModelReference
 from qpa.documents.base import Attachment, Document, PassOption, Provenance, Record
+from qpa.documents.checkpoint import Checkpoint
 from qpa.documents.frozen_adapter import FrozenAdapter
 from qpa.documents.logical_circuit import LogicalCircuit
 from qpa.documents.manifest import MANIFEST_PATH, Manifest
@@ -23,6 +24,7 @@ __all__ = [
     "AdapterTensor",
     "Attachment",
     "BaseModelReference",
+    "Checkpoint",
     "ChunkGroup",
     "ChunkedTensor",
     "Document",

@@ -1,0 +1,364 @@
+"""The rules a LoRA directory must keep to load, with the same meaning, in every engine.
+
+A deviation is loud in one engine and silent in the next, which then serves the base model or a wrong
+scale. Rules, each checked without torch and without the base model:
+
+L01  adapter_config.json and adapter_model.safetensors are there, as files.
+L02  Every file is readable by everyone (safetensors writes mode 0600 whatever the umask).
+L03  No pickle file, and no other safetensors file at the top level.
+L04  The config is a JSON object with peft_type LORA, task_type CAUSAL_LM and an integer r >= 1.
+L05  target_modules is an explicit list of names (SGLang refuses a regular expression).
+L06  lora_alpha == r, so that the scaling is 1 even where it is ignored.
+L07  No rsLoRA (the GGUF converter and SGLang ignore its scaling).
+L08  No DoRA (transformers computes something else, vLLM refuses).
+L09  No rank_pattern and no alpha_pattern.
+L10  bias is "none", and there is no lora_bias.
+L11  No modules_to_save, and no other part that is more than B A x.
+L12  init_lora_weights is of a kind that leaves the base weights alone (not pissa, olora, corda ..).
+L13  The safetensors file is whole, and its metadata says {"format": "pt"}.
+L14  Keys are base_model.model.<module>.lora_A.weight or .lora_B.weight, without an adapter's name.
+L15  Every lora_A has its lora_B, every lora_B its lora_A.
+L16  Every tensor is 2-D and of a floating-point type.
+L17  Every number is finite.
+L18  One rank: every lora_A is [r, in] and every lora_B is [out, r] with the config's r.
+L19  target_modules selects exactly the modules that have tensors, as PEFT matches names.
+L20  With a qpa/manifest.json: it is valid, no file is missing or extra, and every SHA-256 is right.
+
+Source: ours; each rule was seen to matter in PEFT, transformers, vLLM, SGLang or the GGUF converter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from qpa.atomic_files import sha256_of
+from qpa.documents import MANIFEST_PATH, Manifest
+from qpa.errors import DocumentError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+KEY_PREFIX = "base_model.model."
+MAX_JSON_BYTES = 16 << 20
+
+_ROLES = (".lora_A.weight", ".lora_B.weight")
+_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+_HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
+_MORE_THAN_LORA = (
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "monteclora_config",
+)
+_FLOAT_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_BF16_EXPONENT = 0x7F80
+
+JsonObject = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One broken rule.
+
+    Args:    rule: "L01" and following, see the module's docstring.
+             subject: the file, config field or tensor; the first one where there are several.
+    """
+
+    rule: str
+    subject: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        """Return the finding as one line."""
+        return f"{self.rule} {self.subject}: expected {self.expected}, found {self.found}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A tensor as the safetensors header describes it; start and end are positions in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def check_lora_contract(directory: Path) -> tuple[Finding, ...]:
+    """Check an adapter directory of any origin against the rules of this module.
+
+    Args:    directory: it is only read; hostile content gives findings, never an exception.
+    Returns: all findings, by rule; () when the directory keeps the contract.
+    Source:  ours.
+    """
+    try:
+        return tuple(sorted(_check(directory), key=lambda finding: finding.rule))
+    except OSError as error:
+        return (Finding("L01", _short(directory), "a readable directory", _short(error.strerror or error)),)
+
+
+def _check(directory: Path) -> Iterator[Finding]:
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (directory / name).is_file()]
+    for name in missing:
+        found = "nothing" if directory.is_dir() else "no such directory"
+        yield Finding("L01", _short(directory / name), "a file", found)
+    if len(missing) == 2:
+        return
+    files = sorted(entry for entry in directory.rglob("*") if entry.is_file())
+    yield from _check_files(directory, files)
+    yield from _check_manifest(directory, files)
+    config: JsonObject | None = None
+    tensors: dict[str, _Tensor] | None = None
+    if CONFIG_FILE not in missing:
+        config = yield from _read_config(directory / CONFIG_FILE)
+    if WEIGHTS_FILE not in missing:
+        tensors = yield from _read_header(directory / WEIGHTS_FILE)
+    if config is not None:
+        yield from _check_config(config)
+    if tensors is not None:
+        yield from _check_keys(tensors)
+        yield from _check_numbers(directory / WEIGHTS_FILE, tensors)
+    if config is not None and tensors is not None:
+        yield from _check_rank(config, tensors)
+        yield from _check_targets(config, tensors)
+
+
+def _check_files(directory: Path, files: list[Path]) -> Iterator[Finding]:
+    names = {path: path.relative_to(directory) for path in files}
+    modes = {path: path.stat().st_mode & 0o777 for path in files}
+    private = [path for path in files if modes[path] & 0o444 != 0o444]
+    if private:
+        yield Finding(
+            "L02",
+            _several(str(names[path]) for path in private),
+            "a file readable by everyone (mode 0644)",
+            f"mode {modes[private[0]]:04o}",
+        )
+    pickles = [str(names[path]) for path in files if path.suffix.lower() in _PICKLE_SUFFIXES]
+    if pickles:
+        yield Finding("L03", _several(pickles), "safetensors only", "a file type that can hold a pickle")
+    other = [path.name for path in directory.glob("*.safetensors") if path.name != WEIGHTS_FILE]
+    if other:
+        yield Finding("L03", _several(sorted(other)), f"{WEIGHTS_FILE} alone", "another weights file")
+
+
+def _check_manifest(directory: Path, files: list[Path]) -> Iterator[Finding]:
+    path = directory / MANIFEST_PATH
+    if not path.is_file():
+        return
+    try:
+        manifest = Manifest.from_json(_read_small(path), MANIFEST_PATH)
+    except DocumentError as error:
+        yield Finding("L20", error.subject, error.expected, _short(error.found))
+        return
+    listed = {entry.file: entry for entry in manifest.files}
+    present = {entry.relative_to(directory).as_posix(): entry for entry in files}
+    for name, entry in listed.items():
+        if name not in present:
+            yield Finding("L20", _short(name), "a file, as the manifest lists it", "nothing")
+        elif present[name].stat().st_size != entry.n_bytes:
+            n_bytes = present[name].stat().st_size
+            yield Finding("L20", _short(name), f"{entry.n_bytes} bytes", f"{n_bytes} bytes")
+        elif (sha256 := sha256_of(present[name])) != entry.sha256:
+            yield Finding("L20", _short(name), f"SHA-256 {entry.sha256[:16]}..", f"{sha256[:16]}..")
+    # The Hub and its client add hidden files (.gitattributes, .cache), which no engine reads.
+    visible = {name for name in present if not name.startswith(".")}
+    for name in sorted(visible - {*listed, MANIFEST_PATH}):
+        yield Finding("L20", _short(name), "only files the manifest lists", "another file")
+
+
+def _read_config(path: Path) -> Iterator[Finding]:
+    """Yield findings; the generator's return value is the config, or None."""
+    try:
+        config = json.loads(_read_small(path))
+    except (DocumentError, ValueError, RecursionError) as error:
+        found = error.found if isinstance(error, DocumentError) else f"{type(error).__name__}: {error}"
+        yield Finding("L04", CONFIG_FILE, "a JSON object", _short(found))
+        return None
+    if not isinstance(config, dict):
+        yield Finding("L04", CONFIG_FILE, "a JSON object", f"a {type(config).__name__}")
+        return None
+    return config
+
+
+def _check_config(config: JsonObject) -> Iterator[Finding]:
+    for name, value in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
+        if config.get(name) != value:
+            yield _field(config, "L04", name, f'"{value}"')
+    if not _is_integer(config.get("r")):
+        yield _field(config, "L04", "r", "an integer of at least 1")
+    elif not _is_number(config.get("lora_alpha")) or config["lora_alpha"] != config["r"]:
+        yield _field(config, "L06", "lora_alpha", f"r, {_short(config['r'])}")
+    if not _is_list_of_names(config.get("target_modules")):
+        yield _field(config, "L05", "target_modules", "an explicit list of module names")
+    if config.get("bias", "none") != "none":
+        yield _field(config, "L10", "bias", '"none"')
+    for rule, name in (("L07", "use_rslora"), ("L08", "use_dora"), ("L10", "lora_bias")):
+        if config.get(name):
+            yield _field(config, rule, name, "false")
+    for rule, name in (
+        ("L09", "rank_pattern"),
+        ("L09", "alpha_pattern"),
+        *(("L11", name) for name in _MORE_THAN_LORA),
+    ):
+        if config.get(name):
+            yield _field(config, rule, name, "nothing")
+    initial = config.get("init_lora_weights")
+    if not any(initial is kind or (isinstance(kind, str) and initial == kind) for kind in _HARMLESS_INITS):
+        yield _field(config, "L12", "init_lora_weights", "true or a kind that leaves the base weights alone")
+
+
+def _read_header(path: Path) -> Iterator[Finding]:
+    """Yield findings; the generator's return value is the tensors by name, or None."""
+    try:
+        with safe_open(path, framework="numpy") as reader:
+            metadata = reader.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        yield Finding("L13", WEIGHTS_FILE, "a whole safetensors file", _short(error))
+        return None
+    if metadata.get("format") != "pt":
+        yield Finding("L13", WEIGHTS_FILE, 'metadata {"format": "pt"}', _short(metadata))
+    with path.open("rb") as stream:
+        n_header = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(n_header))
+    start = 8 + n_header
+    return {
+        name: _Tensor(
+            entry["dtype"],
+            tuple(entry["shape"]),
+            start + entry["data_offsets"][0],
+            start + entry["data_offsets"][1],
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _check_keys(tensors: dict[str, _Tensor]) -> Iterator[Finding]:
+    if not tensors:
+        yield Finding("L14", WEIGHTS_FILE, "lora_A and lora_B tensors", "no tensor")
+    prefix = [name for name in tensors if not _has_right_prefix(name)]
+    if prefix:
+        yield Finding("L14", _several(prefix), f"one prefix {KEY_PREFIX}", "another prefix")
+    ending = [name for name in tensors if not name.endswith(_ROLES)]
+    if ending:
+        named = any(".lora_A." in name or ".lora_B." in name for name in ending)
+        found = "an adapter's name in the key" if named else "another ending"
+        yield Finding("L14", _several(ending), "a key ending in .lora_A.weight or .lora_B.weight", found)
+    for role, other in (_ROLES, _ROLES[::-1]):
+        alone = [
+            name
+            for name in tensors
+            if name.endswith(role) and name.removesuffix(role) + other not in tensors
+        ]
+        if alone:
+            yield Finding("L15", _several(alone), f"a {other[1:7]} of the same module", "none")
+
+
+def _check_numbers(path: Path, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
+    shapes = [name for name, tensor in tensors.items() if len(tensor.shape) != 2]
+    if shapes:
+        yield Finding("L16", _several(shapes), "a 2-D tensor", f"shape {_short(tensors[shapes[0]].shape)}")
+    types = [name for name, tensor in tensors.items() if tensor.dtype not in _FLOAT_TYPES]
+    if types:
+        yield Finding("L16", _several(types), "a floating-point type", tensors[types[0]].dtype)
+    if path.stat().st_size == 0:
+        return
+    content = np.memmap(path, dtype=np.uint8, mode="r")
+    broken = [name for name, tensor in tensors.items() if not _is_finite(content, tensor)]
+    if broken:
+        yield Finding("L17", _several(broken), "finite numbers", "NaN or infinity")
+
+
+def _is_finite(content: np.ndarray, tensor: _Tensor) -> bool:
+    if tensor.dtype not in _FLOAT_TYPES:
+        return True
+    numbers = np.frombuffer(content[tensor.start : tensor.end].tobytes(), dtype=_FLOAT_TYPES[tensor.dtype])
+    if tensor.dtype == "BF16":
+        return not bool(np.any((numbers & _BF16_EXPONENT) == _BF16_EXPONENT))
+    return bool(np.all(np.isfinite(numbers)))
+
+
+def _check_rank(config: JsonObject, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
+    rank = config.get("r")
+    if not _is_integer(rank):
+        return
+    ranks = {
+        name: tensor.shape[0 if name.endswith(_ROLES[0]) else 1]
+        for name, tensor in tensors.items()
+        if name.endswith(_ROLES) and len(tensor.shape) == 2
+    }
+    wrong = [name for name in ranks if ranks[name] != rank]
+    if wrong:
+        found = ", ".join(str(value) for value in sorted({ranks[name] for name in wrong})[:4])
+        yield Finding("L18", _several(wrong), f"rank {_short(rank)}, as in {CONFIG_FILE}", f"rank {found}")
+
+
+def _check_targets(config: JsonObject, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or not _is_list_of_names(targets):
+        return
+    modules = {module_of(name) for name in tensors if name.endswith(_ROLES) and _has_right_prefix(name)}
+    untargeted = sorted(module for module in modules if not any(selects(t, module) for t in targets))
+    if untargeted:
+        yield Finding("L19", _several(untargeted), "a module that target_modules selects", "tensors only")
+    unused = sorted({t for t in targets if not any(selects(t, module) for module in modules)})
+    if unused:
+        yield Finding("L19", f"target_modules {_several(unused)}", "tensors of that module", "none")
+
+
+def module_of(key: str) -> str:
+    """Return the module path inside the base model of a key that keeps rule L14."""
+    return key.removeprefix(KEY_PREFIX).rpartition(".lora_")[0]
+
+
+def selects(target: str, module: str) -> bool:
+    """Return whether PEFT adapts a module for an entry of target_modules: a whole-component suffix."""
+    return module == target or module.endswith(f".{target}")
+
+
+def _has_right_prefix(key: str) -> bool:
+    return key.startswith(KEY_PREFIX) and not key.startswith((KEY_PREFIX * 2, f"{KEY_PREFIX}base_model."))
+
+
+def _read_small(path: Path) -> bytes:
+    n_bytes = path.stat().st_size
+    if n_bytes > MAX_JSON_BYTES:
+        raise DocumentError(path.name, f"at most {MAX_JSON_BYTES} bytes", f"{n_bytes} bytes")
+    return path.read_bytes()
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) and name for name in value)
+
+
+def _field(config: JsonObject, rule: str, name: str, expected: str) -> Finding:
+    return Finding(rule, f"{CONFIG_FILE} {name}", expected, _short(config.get(name, "nothing")))
+
+
+def _several(names: Iterable[str]) -> str:
+    first, *others = names
+    return _short(first) + (f" and {len(others)} more" if others else "")
+
+
+def _short(value: object) -> str:
+    text = " ".join("".join(c if c.isprintable() else "?" for c in str(value)[:400]).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,181 @@
+"""inspect-model: from a base model's config to the tensors of an adapter.
+
+Rules:
+1. Only the config is read; the model is built on the meta device.
+2. "all-linear" is every Linear and Conv1D except the output head; names select by the last
+   components of the module path, as PEFT does, and may select the head.
+3. target_modules of the result is the shortest list of names that selects exactly these modules in
+   PEFT: module types where they are unambiguous, full paths where they are not.
+4. lora_A is [rank, in_features], lora_B [out_features, rank], whatever way the base stores its weight.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from qpa.base_model import build_on_meta, config_digest, load_config
+from qpa.documents import AdapterSpec, AdapterTensor, BaseModelReference, Document
+from qpa.errors import ModelError, OptionError
+from qpa.pipeline import PassContext
+
+ALL_LINEAR = "all-linear"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class InspectModel:
+    """Find the modules to adapt and the shapes of their adapter.
+
+    Args:    model: local directory or Hub id.
+             rank, alpha: of LoRA; alpha None means 2 * rank, as in arXiv 2410.09846.
+             targets: ("all-linear",) or module names.
+    Source:  ours.
+    """
+
+    name: ClassVar[str] = "inspect-model"
+    consumes: ClassVar[type] = type(None)
+    requires: ClassVar[tuple[type[Document], ...]] = ()
+    produces: ClassVar[type[Document]] = AdapterSpec
+
+    model: str
+    rank: int = 8
+    alpha: float | None = None
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    method: str = "lora"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def run(self, source: None, context: PassContext) -> AdapterSpec:
+        """Build the model on the meta device and describe its adapter.
+
+        Raises:  OptionError: method, rank or alpha out of range, or a target that matches nothing.
+                 ModelError: no config, an unknown architecture, or nothing to adapt.
+        """
+        self._check_options()
+        config = load_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        model = build_on_meta(config, self.model, trust_remote_code=self.trust_remote_code)
+        linears = _linears(model)
+        head = _head_path(model)
+        chosen = self._choose(linears, head, [name for name, _ in model.named_modules()])
+        for path, module in chosen.items():
+            self._check_rank(path, module)
+        return AdapterSpec(
+            provenance=context.provenance(self, None),
+            base=self._reference(config, model),
+            method="lora",
+            rank=self.rank,
+            alpha=float(2 * self.rank if self.alpha is None else self.alpha),
+            target_modules=_shortest_names(list(chosen), [name for name, _ in model.named_modules()]),
+            fan_in_fan_out=any(_is_conv1d(module) for module in chosen.values()),
+            tensors=tuple(t for path, module in chosen.items() for t in _tensors(path, module, self.rank)),
+        )
+
+    def _check_options(self) -> None:
+        if self.method != "lora":
+            raise OptionError("--method", "lora", self.method)
+        if self.rank < 1:
+            raise OptionError("--rank", "a whole number of at least 1", str(self.rank))
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+            raise OptionError("--alpha", "a finite number above 0", str(self.alpha))
+
+    def _check_rank(self, path: str, module: Any) -> None:
+        n_in, n_out = _in_out(module)
+        if self.rank > min(n_in, n_out):
+            raise OptionError(
+                "--rank", f"at most {min(n_in, n_out)}, the smaller side of {path}", str(self.rank)
+            )
+
+    def _choose(self, linears: dict[str, Any], head: str | None, paths: list[str]) -> dict[str, Any]:
+        if ALL_LINEAR in self.targets:
+            chosen = {path: module for path, module in linears.items() if path != head}
+        else:
+            for target in self.targets:
+                _check_target(target, linears, paths)
+            chosen = {path: module for path, module in linears.items() if _matches(path, self.targets)}
+        if not chosen:
+            raise ModelError(self.model, "at least one linear layer to adapt", "none")
+        return chosen
+
+    def _reference(self, config: Any, model: Any) -> BaseModelReference:
+        return BaseModelReference(
+            name_or_path=self.model,
+            revision=self.revision,
+            config_digest=config_digest(config),
+            model_type=config.model_type,
+            architecture=type(model).__name__,
+            ties_lm_head=bool(config.get_text_config().tie_word_embeddings),
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+def _linears(model: Any) -> dict[str, Any]:
+    import torch
+
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) or _is_conv1d(module)
+    }
+
+
+def _is_conv1d(module: Any) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def _in_out(module: Any) -> tuple[int, int]:
+    """Return (in_features, out_features); Conv1D stores its weight as [in, out]."""
+    n_first, n_second = module.weight.shape
+    return (n_first, n_second) if _is_conv1d(module) else (n_second, n_first)
+
+
+def _head_path(model: Any) -> str | None:
+    head = model.get_output_embeddings()
+    return next((path for path, module in model.named_modules() if module is head), None)
+
+
+def _matches(path: str, targets: tuple[str, ...]) -> bool:
+    return any(path == target or path.endswith("." + target) for target in targets)
+
+
+def _check_target(target: str, linears: dict[str, Any], paths: list[str]) -> None:
+    if any(_matches(path, (target,)) for path in linears):
+        return
+    names = sorted({path.rpartition(".")[2] for path in linears})
+    if any(_matches(path, (target,)) for path in paths):
+        raise OptionError(
+            "--targets", "names of linear layers", f"{target}, which is none", _nearest(target, names)
+        )
+    raise OptionError(
+        "--targets", "names that match modules", f"{target}, which matches none", _nearest(target, names)
+    )
+
+
+def _nearest(target: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(target, names, n=3, cutoff=0.3)
+    return "the nearest names are " + ", ".join(close or names[:8])
+
+
+def _shortest_names(chosen: list[str], paths: list[str]) -> tuple[str, ...]:
+    selected: list[str] = []
+    for module_type in dict.fromkeys(path.rpartition(".")[2] for path in chosen):
+        same_type = [path for path in chosen if path.rpartition(".")[2] == module_type]
+        matched = [path for path in paths if _matches(path, (module_type,))]
+        selected.extend([module_type] if matched == same_type else same_type)
+    return tuple(selected)
+
+
+def _tensors(path: str, module: Any, rank: int) -> tuple[AdapterTensor, AdapterTensor]:
+    n_in, n_out = _in_out(module)
+    module_type = path.rpartition(".")[2]
+    return (
+        AdapterTensor(
+            module=path, module_type=module_type, role="lora_A", shape=(rank, n_in), initial="kaiming_uniform"
+        ),
+        AdapterTensor(
+            module=path, module_type=module_type, role="lora_B", shape=(n_out, rank), initial="zeros"
+        ),
+    )

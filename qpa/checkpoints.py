@@ -1,0 +1,141 @@
+"""Checkpoints that resume to the same bits, without pickle.
+
+    checkpoints/step-00000100/
+      adapter_model.safetensors  adapter_config.json   a valid PEFT adapter
+      optimizer.safetensors                            generator, AdamW moments
+      trainer_state.json                               transformers' own counters and log history
+      checkpoint.json                                  the Checkpoint document, written last
+
+Nothing random is stored: the trainer draws its data order and dropout from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from qpa.atomic_files import new_directory
+from qpa.documents import Checkpoint, Provenance
+from qpa.errors import CheckpointError, DocumentError
+from qpa.optimizer import GeneratedAdapterOptimizer
+from qpa.run_directory import DirectoryStore
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+_KEPT = 2
+
+
+def save_checkpoint(
+    root: Path,
+    peft_model: Any,
+    optimizer: GeneratedAdapterOptimizer,
+    trainer_state: Any,
+    *,
+    provenance: Provenance,
+    data_digest: str,
+) -> Path:
+    """Write a checkpoint whole or not at all, and drop all but the newest two.
+
+    Args:    root: the run's checkpoints directory.
+             trainer_state: `transformers.TrainerState`.
+    Raises:  OSError: the disk is full or read-only; older checkpoints are untouched.
+    """
+    path = root / f"step-{trainer_state.global_step:08d}"
+    with new_directory(path) as work:
+        peft_model.save_pretrained(work, save_embedding_layers=False)
+        store = DirectoryStore(work)
+        store.put(OPTIMIZER_FILE, save(optimizer_tensors(optimizer)))
+        trainer_state.save_to_json(str(work / "trainer_state.json"))
+        document = Checkpoint(
+            provenance=provenance,
+            step=trainer_state.global_step,
+            lr=float(optimizer.param_groups[0]["lr"]),
+            data_digest=data_digest,
+            files=tuple(store.describe(file) for file in sorted(work.iterdir())),
+        )
+        store.put(Checkpoint.file_name(), document.to_json())
+    for old in list_checkpoints(root)[:-_KEPT]:
+        shutil.rmtree(old)
+    return path
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first."""
+    return sorted(root.glob("step-*")) if root.is_dir() else []
+
+
+def newest_checkpoint(root: Path, provenance: Provenance) -> tuple[Path, Checkpoint]:
+    """Return the newest checkpoint after checking every byte of it.
+
+    Args:    provenance: of the training that wants to go on.
+    Raises:  CheckpointError: there is none, it is cut short, or another training wrote it.
+    """
+    found = list_checkpoints(root)
+    if not found:
+        raise CheckpointError(str(root), "a checkpoint to resume from", "none", "train without --resume")
+    path = found[-1]
+    advice = f"remove {path} to resume from the one before" if len(found) > 1 else "train without --resume"
+    file = path / Checkpoint.file_name()
+    try:
+        document = Checkpoint.from_json(file.read_bytes(), str(file))
+        for attachment in document.files:
+            DirectoryStore(path).get(attachment)
+    except DocumentError as error:
+        raise CheckpointError(error.subject, error.expected, error.found, advice) from error
+    except FileNotFoundError as error:
+        raise CheckpointError(str(path), "a complete checkpoint", f"no {file.name} in it", advice) from error
+    _check_same_training(path, document.provenance, provenance)
+    return path, document
+
+
+def restore_optimizer(path: Path, optimizer: GeneratedAdapterOptimizer, document: Checkpoint) -> None:
+    """Set generator, moments, learning rate and adapter to the checkpoint's.
+
+    Raises:  CheckpointError: the tensors are not this generator's.
+    """
+    try:
+        tensors = load_file(path / OPTIMIZER_FILE)
+    except SafetensorError as error:
+        raise CheckpointError(str(path / OPTIMIZER_FILE), "a safetensors file", str(error)) from error
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["lr"] = document.lr
+    state["generator"] = _with_prefix(tensors, "generator.")
+    state["inner"]["state"] = {
+        index: {name: tensors[f"inner.{index}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
+        for index in range(len(list(optimizer.generator.parameters())))
+        if f"inner.{index}.step" in tensors
+    }
+    state["n_steps"] = document.step
+    optimizer.load_state_dict(state)
+
+
+def optimizer_tensors(optimizer: GeneratedAdapterOptimizer) -> dict[str, Tensor]:
+    """Return all tensors of an optimizer's state on the CPU, by flat names."""
+    state = optimizer.state_dict()
+    tensors = {f"generator.{name}": tensor for name, tensor in state["generator"].items()}
+    for index, moments in state["inner"]["state"].items():
+        tensors |= {f"inner.{index}.{name}": moments[name] for name in ("step", "exp_avg", "exp_avg_sq")}
+    return {name: torch.as_tensor(tensor).cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _check_same_training(path: Path, written: Provenance, wanted: Provenance) -> None:
+    if written.parent != wanted.parent:
+        raise CheckpointError(
+            str(path), "a checkpoint of this plan", "one of another plan", "train without --resume"
+        )
+    if written.seed != wanted.seed:
+        raise CheckpointError(str(path), f"--seed {written.seed}, as before", str(wanted.seed))
+    for before, now in zip(written.options, wanted.options, strict=True):
+        if before != now:
+            option = "--" + before.name.replace("_", "-")
+            raise CheckpointError(str(path), f"{option} {before.value}, as before", str(now.value))

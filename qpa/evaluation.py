@@ -1,0 +1,88 @@
+"""Loss and perplexity that count real tokens: padding and masked prompts do not exist."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qpa.pipeline import Progress
+
+IGNORED = -100
+
+
+class TokenLoss(NamedTuple):
+    """Mean loss in nats per token, and over how many tokens."""
+
+    loss: float
+    n_tokens: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: Any,
+    rows: Sequence[dict[str, Any]],
+    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
+    *,
+    batch_size: int,
+    bf16: bool,
+    progress: Progress,
+    description: str,
+) -> TokenLoss:
+    """Return the token-weighted loss of a causal language model over a split.
+
+    Args:    rows: with "input_ids" and "labels" (-100: no loss).
+             collate: pads a list of rows to a batch of input_ids, attention_mask and labels.
+             bf16: run the model under bfloat16 autocast; the loss itself is float32.
+    Returns: sum over tokens of -log p, divided by their number.
+    Source:  ours. The paper's own evaluation counts padding (arXiv 2410.09846, public code).
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    total, n_tokens = torch.zeros((), dtype=torch.float64), 0
+    for start in range(0, len(rows), batch_size):
+        batch = {
+            k: v.to(device)
+            for k, v in collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))]).items()
+        }
+        labels = batch.pop("labels")
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(**batch, use_cache=False).logits
+        total += summed_token_loss(logits, labels).cpu().double()
+        n_tokens += count_tokens(labels)
+        progress(description, min(start + batch_size, len(rows)), len(rows))
+    model.train(was_training)
+    return TokenLoss(float(total) / max(1, n_tokens), n_tokens)
+
+
+def summed_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the summed next-token loss in nats, float32.
+
+    Args:    logits: float[n_rows, n_positions, n_vocabulary].
+             labels: int64[n_rows, n_positions], -100 where there is no loss; not shifted.
+    """
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def count_tokens(labels: Tensor) -> int:
+    """Return how many positions of int64[n_rows, n_positions] labels carry a loss."""
+    return int((labels[:, 1:] != IGNORED).sum())
+
+
+def digest_of_rows(*splits: Sequence[dict[str, Any]]) -> str:
+    """Return a digest of tokenised splits: ids and labels of every row, in order."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for row in split:
+            digest.update(
+                json.dumps([list(row["input_ids"]), list(row["labels"])], separators=(",", ":")).encode()
+            )
+        digest.update(b"|")
+    return "sha256:" + digest.hexdigest()

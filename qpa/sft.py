@@ -1,0 +1,150 @@
+"""TRL's SFTTrainer, set up for a generated adapter.
+
+The trainer is used as it is. What is ours hangs in its callbacks: a seed for every step, checkpoints
+without pickle, metrics, progress.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from qpa.checkpoints import restore_optimizer, save_checkpoint
+from qpa.documents import Checkpoint, Provenance
+from qpa.errors import DataError
+from qpa.evaluation import count_tokens, summed_token_loss
+from qpa.optimizer import GeneratedAdapterOptimizer
+from qpa.pipeline import Progress, split_seed
+from qpa.text_data import Row
+from qpa.training_log import TrainingLog
+
+
+def make_trainer(
+    peft_model: Any,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: Any,
+    splits: tuple[list[Row], list[Row]],
+    *,
+    output: Path,
+    seed: int,
+    **options: Any,
+) -> Any:
+    """Return an SFTTrainer that logs and saves nothing by itself.
+
+    Args:    peft_model: on the device to train on.
+             splits: training and evaluation rows, as `qpa.text_data.read_splits` returns them.
+             output: a directory the trainer may create.
+             options: further fields of `trl.SFTConfig`.
+    Raises:  DataError: truncation to max_length leaves a split without a token to learn from.
+    """
+    arguments = SFTConfig(
+        output_dir=str(output),
+        seed=seed % 2**32,
+        data_seed=seed % 2**32,
+        use_cpu=next(peft_model.parameters()).device.type == "cpu",
+        dataloader_pin_memory=next(peft_model.parameters()).device.type != "cpu",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        lr_scheduler_type="cosine",
+        **{"gradient_checkpointing": False, **options},
+    )
+    trainer = SFTTrainer(
+        model=peft_model,
+        args=arguments,
+        train_dataset=Dataset.from_list(splits[0]),
+        eval_dataset=Dataset.from_list(splits[1]),
+        processing_class=tokenizer,
+        optimizers=(optimizer, None),
+        compute_loss_func=_plain_loss if _adapts_head(peft_model) else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    for name, dataset in (("training", trainer.train_dataset), ("evaluation", trainer.eval_dataset)):
+        if len(dataset) == 0:
+            raise DataError(
+                f"the {name} split", "a completion within --max-length", "none", "raise --max-length"
+            )
+    return trainer
+
+
+def _adapts_head(peft_model: Any) -> bool:
+    return isinstance(peft_model.get_base_model().get_output_embeddings(), BaseTunerLayer)
+
+
+def _plain_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Return the token-weighted loss from the model's own logits.
+
+    TRL's fused head multiplies by the head's base weight and would leave an adapter on it out.
+    """
+    n_items = num_items_in_batch if num_items_in_batch is not None else count_tokens(labels)
+    return summed_token_loss(outputs.logits, labels) / n_items
+
+
+@dataclass
+class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
+    """Everything qpa does around the trainer's steps.
+
+    Args:    root: directory for checkpoints.
+             save_steps: steps between them.
+             seed: of the training; each step's dropout is drawn from it and the step's number.
+             provenance, data_digest: written into checkpoints.
+             resume_from: a checkpoint's directory and document.
+    """
+
+    peft_model: Any
+    optimizer: GeneratedAdapterOptimizer
+    log: TrainingLog
+    progress: Progress
+    root: Path
+    save_steps: int
+    seed: int
+    provenance: Provenance
+    data_digest: str
+    resume_from: tuple[Path, Checkpoint] | None = None
+    last_saved: Path | None = field(default=None, init=False)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
+        """Continue where the checkpoint stopped."""
+        if self.resume_from is None:
+            return
+        path, document = self.resume_from
+        restore_optimizer(path, self.optimizer, document)
+        lr_scheduler.load_state_dict(
+            {"last_epoch": document.step, "_step_count": document.step + 1, "_last_lr": [document.lr]}
+            | {"base_lrs": lr_scheduler.base_lrs, "lr_lambdas": [None]}
+        )
+        self.last_saved = path
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seed the step."""
+        torch.manual_seed(split_seed(self.seed, f"step {state.global_step}"))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report progress, and save every `save_steps` steps."""
+        self.progress("training", state.global_step, state.max_steps)
+        if state.global_step % self.save_steps == 0:
+            self.last_saved = save_checkpoint(
+                self.root,
+                self.peft_model,
+                self.optimizer,
+                state,
+                provenance=self.provenance,
+                data_digest=self.data_digest,
+            )
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        """Write the trainer's metrics, with both learning rates."""
+        logs = dict(logs or {})
+        if "loss" in logs:
+            logs["angle_learning_rate"] = logs["learning_rate"] * self.optimizer.angle_ratio
+            self.log.write(state.global_step, logs)
