@@ -30,11 +30,12 @@ Source: ours; each rule was seen to matter in PEFT, transformers, vLLM, SGLang o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from qpa.atomic_files import sha256_of
@@ -177,7 +178,7 @@ def _check_manifest(directory: Path, files: list[Path]) -> Iterator[Finding]:
         yield Finding("L20", _short(name), "only files the manifest lists", "another file")
 
 
-def _read_config(path: Path) -> Iterator[Finding]:
+def _read_config(path: Path) -> Generator[Finding, None, JsonObject | None]:
     """Yield findings; the generator's return value is the config, or None."""
     try:
         config = json.loads(_read_small(path))
@@ -218,7 +219,7 @@ def _check_config(config: JsonObject) -> Iterator[Finding]:
         yield _field(config, "L12", "init_lora_weights", "true or a kind that leaves the base weights alone")
 
 
-def _read_header(path: Path) -> Iterator[Finding]:
+def _read_header(path: Path) -> Generator[Finding, None, dict[str, _Tensor] | None]:
     """Yield findings; the generator's return value is the tensors by name, or None."""
     try:
         with safe_open(path, framework="numpy") as reader:
@@ -257,9 +258,7 @@ def _check_keys(tensors: dict[str, _Tensor]) -> Iterator[Finding]:
         yield Finding("L14", _several(ending), "a key ending in .lora_A.weight or .lora_B.weight", found)
     for role, other in (_ROLES, _ROLES[::-1]):
         alone = [
-            name
-            for name in tensors
-            if name.endswith(role) and name.removesuffix(role) + other not in tensors
+            name for name in tensors if name.endswith(role) and name.removesuffix(role) + other not in tensors
         ]
         if alone:
             yield Finding("L15", _several(alone), f"a {other[1:7]} of the same module", "none")
@@ -280,7 +279,7 @@ def _check_numbers(path: Path, tensors: dict[str, _Tensor]) -> Iterator[Finding]
         yield Finding("L17", _several(broken), "finite numbers", "NaN or infinity")
 
 
-def _is_finite(content: np.ndarray, tensor: _Tensor) -> bool:
+def _is_finite(content: npt.NDArray[np.uint8], tensor: _Tensor) -> bool:
     if tensor.dtype not in _FLOAT_TYPES:
         return True
     numbers = np.frombuffer(content[tensor.start : tensor.end].tobytes(), dtype=_FLOAT_TYPES[tensor.dtype])

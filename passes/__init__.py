@@ -1,0 +1,33 @@
+"""The passes, and the order in which they run.
+
+plan     inspect-model -> plan-layout -> synthesize-circuit -> transpile-circuit
+train    train-generator -> freeze-adapter
+verify   verify-adapter, on an exported directory
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qpa.documents import AdapterSpec, LogicalCircuit, NativeCircuit, WeightLayout
+from qpa.passes.freeze_adapter import FreezeAdapter
+from qpa.passes.synthesize_circuit import SynthesizeCircuit
+from qpa.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from qpa.passes.inspect_model import InspectModel
+    from qpa.passes.plan_layout import PlanLayout
+    from qpa.passes.train_generator import TrainGenerator
+    from qpa.passes.transpile_circuit import TranspileCircuit
+
+PLANNED = (AdapterSpec, WeightLayout, LogicalCircuit, NativeCircuit)
+
+
+def planning_pipeline(inspect: InspectModel, layout: PlanLayout, transpile: TranspileCircuit) -> Pipeline:
+    """Return the passes of `qpa plan`: from a model's name to a native circuit."""
+    return Pipeline(inspect, layout, SynthesizeCircuit(), transpile)
+
+
+def training_pipeline(train: TrainGenerator) -> Pipeline:
+    """Return the passes of `qpa train`: from a plan to a frozen adapter."""
+    return Pipeline(train, FreezeAdapter(), given=PLANNED)

@@ -51,7 +51,7 @@ def read_splits(
 def _read(path: Path, tokenizer: Any, max_length: int) -> list[Row]:
     if _is_jsonl(path):
         return _read_jsonl(path)
-    return _blocks(_tokenise(path, tokenizer), max_length)
+    return cut_blocks(_tokenise(path, tokenizer), max_length)
 
 
 def _is_jsonl(path: Path) -> bool:
@@ -73,12 +73,13 @@ def _split_tokens(path: Path, tokens: list[int], max_length: int) -> tuple[list[
     n_eval = max(2, round(EVAL_SHARE * len(tokens)))
     if len(tokens) - n_eval < 2:
         raise DataError(str(path), "at least 4 tokens, to train and to evaluate", f"{len(tokens)}: too short")
-    return _blocks(tokens[:-n_eval], max_length), _blocks(tokens[-n_eval:], max_length)
+    return cut_blocks(tokens[:-n_eval], max_length), cut_blocks(tokens[-n_eval:], max_length)
 
 
-def _blocks(tokens: list[int], max_length: int) -> list[Row]:
+def cut_blocks(tokens: list[int], max_length: int) -> list[Row]:
+    """Cut a token stream into rows of at most `max_length` tokens; a last row of one token is dropped."""
     blocks = [tokens[start : start + max_length] for start in range(0, len(tokens), max_length)]
-    return [{"input_ids": block} for block in blocks if len(block) > 1]  # one token predicts nothing
+    return [{"input_ids": block} for block in blocks if len(block) > 1]
 
 
 def _tokenise(path: Path, tokenizer: Any) -> list[int]:

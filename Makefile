@@ -1,0 +1,30 @@
+# Everything here sets itself up: a fresh machine needs Python 3.11 or newer, and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint test-vllm bench clean
+
+demo: $(VENV)/ready
+	$(BIN)/python -m demo.run
+
+test: $(VENV)/ready
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-vllm: $(VENV)/ready
+	HF_HUB_OFFLINE=1 bash tests/vllm/run.sh
+
+# torch first: constraints.txt names the CPU build's version, and a later resolver keeps it.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-vllm build *.egg-info

@@ -1,0 +1,1 @@
+"""Measurements behind docs/results.md. Each module says what it measures and prints a table."""

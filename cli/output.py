@@ -1,0 +1,67 @@
+"""Tables for people, JSON for machines, and a progress bar where stderr is a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from qpa.pipeline import Progress
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print one JSON object with sorted keys to stdout."""
+    print(json.dumps(content, sort_keys=True, indent=2))
+
+
+def print_table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
+    """Print a title and rows as an aligned table, indented by two."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+
+    table = Table(show_header=bool(header), box=None, pad_edge=False)
+    for index in range(len(rows[0])):
+        table.add_column(header[index] if header else "", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    print(title)
+    Console(highlight=False, markup=False).print(Padding(table, (0, 0, 0, 2)))
+
+
+def print_line(text: str) -> None:
+    """Print one line to stdout."""
+    print(text)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Yield a progress function that draws a bar on stderr, or nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda description, n_done, n_total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(description: str, n_done: int, n_total: int) -> None:
+            if description not in tasks:
+                tasks[description] = bar.add_task(description, total=n_total)
+            bar.update(tasks[description], completed=n_done, total=n_total)
+
+        yield show
+
+
+def number(value: int) -> str:
+    """Write an integer with thousands separators."""
+    return f"{value:,}"

@@ -1,0 +1,114 @@
+"""qpa plan: from a base model's config to a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qpa.cli.output import JsonOption, print_json, print_line, print_table
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+qpa plan --model ./models/stories260K --rank 8 --out runs/bard
+
+qpa plan --model Qwen/Qwen3-0.6B --targets q_proj,v_proj --out runs/qv
+
+qpa plan --model openai-community/gpt2 --generator paper --rank 4 --targets lm_head --out runs/paper
+
+qpa plan --model ./models/stories260K --target fake_torino --out runs/torino
+"""
+
+
+def plan(
+    model: Annotated[
+        str, typer.Option(help="Base model: a local directory or a Hub id. Only its config is read.")
+    ],
+    out: Annotated[Path, typer.Option(help="Run directory to make.")],
+    method: Annotated[str, typer.Option(help="Kind of adapter: lora.")] = "lora",
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA adapter.")] = 8,
+    alpha: Annotated[float | None, typer.Option(help="LoRA's alpha.  [default: 2 * rank]")] = None,
+    targets: Annotated[
+        str, typer.Option(help="all-linear (every linear layer but the head), or names, separated by commas.")
+    ] = "all-linear",
+    generator: Annotated[
+        str,
+        typer.Option(
+            help="aligned: chunks are rows of A and columns of B. paper: flat chunks, arXiv 2410.09846."
+        ),
+    ] = "aligned",
+    chunk_size: Annotated[
+        int | None, typer.Option(help="Numbers per chunk of --generator paper.  [default: 2048]")
+    ] = None,
+    qubits: Annotated[
+        int | None, typer.Option(help="Qubits per circuit.  [default: as many as needed]")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers per circuit.  [default: 8]")] = None,
+    heads: Annotated[int | None, typer.Option(help="Independent circuits.  [default: 8; paper: 1]")] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            help="Device to transpile to: none, generic:<qubits>, or a fake backend such as fake_torino."
+        ),
+    ] = "none",
+    seed: Annotated[int, typer.Option(help="Draws lora_A and the angles, and seeds the transpiler.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Plan an adapter: its tensors, the layout of its generator, and the circuit, for a target device."""
+    from qpa.passes import planning_pipeline
+    from qpa.passes.inspect_model import InspectModel
+    from qpa.passes.plan_layout import PlanLayout
+    from qpa.passes.transpile_circuit import TranspileCircuit
+    from qpa.pipeline import PassContext
+    from qpa.run_directory import RunDirectory
+
+    pipeline = planning_pipeline(
+        InspectModel(
+            model=model,
+            rank=rank,
+            alpha=alpha,
+            targets=tuple(name.strip() for name in targets.split(",") if name.strip()),
+            method=method,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        ),
+        PlanLayout(generator=generator, chunk_size=chunk_size, qubits=qubits, layers=layers, heads=heads),
+        TranspileCircuit(target=target),
+    )
+    with RunDirectory.create(out, force=force) as run:
+        context = pipeline.run(None, PassContext(seed=seed, files=run.files), run.write)
+    _report(out, context, json_)
+
+
+def _report(out: Path, context: Any, as_json: bool) -> None:
+    from qpa.cli.summary import account_json, account_rows, circuit_json, circuit_rows
+    from qpa.documents import AdapterSpec, NativeCircuit, WeightLayout
+
+    spec = context.document(AdapterSpec)
+    layout, native = context.document(WeightLayout), context.document(NativeCircuit)
+    if as_json:
+        print_json(
+            {
+                "run": str(out),
+                "model": spec.base.name_or_path,
+                "rank": spec.rank,
+                "alpha": spec.alpha,
+                "target_modules": list(spec.target_modules),
+                "account": account_json(layout.account),
+                "circuit": circuit_json(layout, native),
+            }
+        )
+        return
+    adapter = f"LoRA rank {spec.rank}, alpha {spec.alpha:g}, on {', '.join(spec.target_modules)}"
+    print_table(
+        f"{spec.base.name_or_path} ({spec.base.architecture}): {adapter}",
+        circuit_rows(layout, native) + account_rows(layout.account),
+    )
+    print_line(f"wrote {out}; next: qpa train {out} --data <text or jsonl>")

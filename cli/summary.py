@@ -1,0 +1,87 @@
+"""What a run or an export says about itself, as rows for a table and as JSON."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from qpa.cli.output import number
+from qpa.documents import NativeCircuit, ParameterAccount, TrainingResult, WeightLayout
+
+Rows = list[tuple[str, ...]]
+
+
+def account_rows(account: ParameterAccount) -> Rows:
+    """Return the parameter account: angles, decoder, total, LoRA's own, percent."""
+    return [
+        ("circuit angles", number(account.n_angles)),
+        ("decoder", number(account.n_decoder)),
+        ("generator, trained", number(account.n_generator)),
+        ("LoRA's own (m)", number(account.n_adapter)),
+        ("generator / LoRA", f"{account.percent:.2f} %"),
+    ]
+
+
+def account_json(account: ParameterAccount) -> dict[str, Any]:
+    """Return the parameter account with its derived numbers."""
+    return {**account.model_dump(), "n_generator": account.n_generator, "percent": account.percent}
+
+
+def circuit_rows(layout: WeightLayout, native: NativeCircuit) -> Rows:
+    """Return the layout's circuit and what the target makes of it."""
+    probability = native.estimated_success_probability
+    return [
+        ("generator", layout.generator),
+        ("chunks", number(layout.n_chunks)),
+        ("circuits (heads)", number(layout.n_circuits)),
+        ("qubits x layers", f"{layout.n_qubits} x {layout.n_layers}"),
+        ("target", native.target),
+        ("depth", number(native.depth)),
+        ("two-qubit gates", number(native.n_two_qubit_gates)),
+        ("success probability", "not reported" if probability is None else f"{probability:.3f}"),
+    ]
+
+
+def circuit_json(layout: WeightLayout, native: NativeCircuit) -> dict[str, Any]:
+    """Return the same numbers by name."""
+    return {
+        "generator": layout.generator,
+        "n_chunks": layout.n_chunks,
+        "n_circuits": layout.n_circuits,
+        "n_qubits": layout.n_qubits,
+        "n_layers": layout.n_layers,
+        "target": native.target,
+        "depth": native.depth,
+        "n_two_qubit_gates": native.n_two_qubit_gates,
+        "estimated_success_probability": native.estimated_success_probability,
+    }
+
+
+def result_rows(result: TrainingResult) -> Rows:
+    """Return losses before and after, and over how many tokens."""
+    return [
+        ("optimizer steps", number(result.n_steps)),
+        ("training tokens", number(result.n_train_tokens)),
+        ("evaluation tokens", number(result.n_eval_tokens)),
+        ("base loss, perplexity", loss_text(result.base_loss)),
+        ("adapted loss, perplexity", loss_text(result.eval_loss)),
+    ]
+
+
+def result_json(result: TrainingResult) -> dict[str, Any]:
+    """Return the result with its perplexities."""
+    return {
+        **result.model_dump(),
+        "base_perplexity": perplexity(result.base_loss),
+        "eval_perplexity": perplexity(result.eval_loss),
+    }
+
+
+def loss_text(loss: float) -> str:
+    """Write a loss in nats per token and its perplexity."""
+    return f"{loss:.4f}  {perplexity(loss):.2f}"
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss), infinity where it overflows."""
+    return math.exp(loss) if loss < 700 else math.inf

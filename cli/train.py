@@ -1,0 +1,101 @@
+"""qpa train: from a planned run to a frozen adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpa.cli.output import JsonOption, print_json, print_line, print_table, progress_bar
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+qpa train runs/bard --data shakespeare.txt
+
+qpa train runs/maths --data train.jsonl --eval-data test.jsonl --epochs 3 --batch-size 4 --grad-accum 4
+
+qpa train runs/bard --data shakespeare.txt --resume
+"""
+
+
+def train(
+    run: Annotated[Path, typer.Argument(help="Run directory made by qpa plan.")],
+    data: Annotated[Path, typer.Option(help='Text, or jsonl with "text" or with "prompt" and "completion".')],
+    eval_data: Annotated[
+        Path | None, typer.Option(help="Evaluation split.  [default: a tenth of --data, held out]")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of --epochs.")] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Rows per micro-batch.")] = 8,
+    grad_accum: Annotated[int, typer.Option(help="Micro-batches per optimizer step.")] = 1,
+    max_length: Annotated[int, typer.Option(help="Tokens per row.")] = 256,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of the decoder.")] = 3e-3,
+    angle_lr: Annotated[float, typer.Option(help="Peak learning rate of the circuit's angles.")] = 3e-3,
+    warmup: Annotated[
+        float, typer.Option(help="Steps of linear warm-up; below 1, the share of all steps.")
+    ] = 0.05,
+    seed: Annotated[
+        int | None, typer.Option(help="Draws the data order and dropout.  [default: the plan's seed]")
+    ] = None,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="bfloat16 autocast; the adapter stays float32.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train a run again that is already trained.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Train the generator through the base model's loss, then freeze the adapter it generates."""
+    from qpa.documents import FrozenAdapter, NativeCircuit, TrainedGenerator
+    from qpa.errors import OptionError
+    from qpa.passes import training_pipeline
+    from qpa.passes.train_generator import TrainGenerator
+    from qpa.pipeline import PassContext
+    from qpa.run_directory import RunDirectory
+
+    directory = RunDirectory.open(run)
+    documents = directory.read_through(NativeCircuit)
+    if directory.has(TrainedGenerator) and not (resume or force):
+        raise OptionError(
+            str(run), "a run that is not trained yet", "a trained one", "pass --resume or --force"
+        )
+    step = TrainGenerator(
+        data=str(data),
+        eval_data=None if eval_data is None else str(eval_data),
+        max_steps=max_steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        grad_accum=grad_accum,
+        max_length=max_length,
+        lr=lr,
+        angle_lr=angle_lr,
+        warmup=warmup,
+        bf16=bf16,
+        device=device,
+        save_steps=save_steps,
+        resume=resume,
+    )
+    used_seed = documents[0].provenance.seed if seed is None else seed
+    with progress_bar() as progress:
+        context = PassContext(used_seed, directory.files, documents, progress)
+        context = training_pipeline(step).run(documents[-1], context, directory.write)
+    _report(run, context.document(FrozenAdapter), json_)
+
+
+def _report(run: Path, frozen: object, as_json: bool) -> None:
+    from qpa.cli.summary import account_json, account_rows, result_json, result_rows
+    from qpa.documents import FrozenAdapter
+
+    assert isinstance(frozen, FrozenAdapter)
+    if as_json:
+        print_json(
+            {"run": str(run), "account": account_json(frozen.account), "result": result_json(frozen.result)}
+        )
+        return
+    print_table(f"{run}: trained and frozen", result_rows(frozen.result) + account_rows(frozen.account))
+    print_line(f"wrote {run}; next: qpa export {run} --format lora --out <directory>")

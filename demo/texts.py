@@ -1,0 +1,57 @@
+"""Two seeded grammars about one lighthouse: a diary in plain prose, and telegrams.
+
+Nearly every word of the telegrams is in the diary too. What a model of the diary does not expect is their
+order, the missing articles and the "stop": a shift of domain, not of vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+HOURS = ("dawn", "noon", "dusk", "midnight")
+WINDS = ("calm", "fresh", "bitter", "wild", "warm")
+QUARTERS = ("north", "south", "east", "west")
+NUMBERS = ("two", "three", "four", "seven", "nine")
+VISITORS = ("boats", "seals", "gulls", "whales", "trawlers")
+PLACES = ("pier", "reef", "bay", "cave", "island")
+DEEDS = ("mends", "paints", "oils", "polishes", "forgets")
+COLOURS = ("red", "green", "grey", "silver", "black")
+THINGS = ("lamp", "kettle", "door", "bell", "ladder")
+PEOPLE = ("keeper", "captain", "cook", "doctor", "sister")
+MEALS = ("soup", "bread", "tea", "pie", "porridge")
+
+Draw = Callable[[Sequence[str]], str]
+
+
+def diary(seed: int, n_lines: int) -> str:
+    """Return `n_lines` lines of the keeper's diary, the text the base model is trained on."""
+    draw = random.Random(f"diary {seed}").choice
+    return "".join(f"{_diary_line(draw)}\n" for _ in range(n_lines))
+
+
+def telegrams(seed: int, n_lines: int) -> str:
+    """Return `n_lines` telegrams of the same station, the text to adapt to."""
+    draw = random.Random(f"telegrams {seed}").choice
+    return "".join(f"{_telegram(draw)}\n" for _ in range(n_lines))
+
+
+def _diary_line(draw: Draw) -> str:
+    sentences = (
+        f"On {draw(DAYS)} at {draw(HOURS)} the wind is {draw(WINDS)} and comes from the {draw(QUARTERS)}.",
+        f"We see {draw(NUMBERS)} {draw(VISITORS)} that stop near the {draw(PLACES)}.",
+        f"The {draw(PEOPLE)} {draw(DEEDS)} the {draw(COLOURS)} {draw(THINGS)}.",
+        f"Then I send {draw(MEALS)} to the {draw(PEOPLE)} on the {draw(PLACES)}.",
+    )
+    return " ".join(sentences)
+
+
+def _telegram(draw: Draw) -> str:
+    phrases = (
+        f"{draw(QUARTERS)} wind {draw(WINDS)} {draw(DAYS)} {draw(HOURS)}",
+        f"{draw(VISITORS)} near {draw(PLACES)} {draw(NUMBERS)}",
+        f"{draw(THINGS)} {draw(COLOURS)} {draw(PEOPLE)} {draw(DEEDS)}",
+        f"send {draw(PLACES)} {draw(MEALS)}",
+    )
+    return " stop ".join(phrases) + " stop"

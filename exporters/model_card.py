@@ -1,0 +1,161 @@
+"""README.md of an exported LoRA: the Hub's front matter, the account, the result, how to load it.
+
+The text depends on the frozen adapter only, so the same adapter gets the same card everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+
+from qpa import __version__
+from qpa.documents import BaseModelReference, FrozenAdapter
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+VLLM_DEFAULT_RANK = 16
+VLLM_HEAD_ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM", "GPTNeoXForCausalLM")
+HEAD_NAMES = ("lm_head", "embed_out", "output_layer")
+"""Last component of the output head's path in transformers' causal language models."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*(\.\d[\w-]*)*", re.ASCII)
+
+
+def model_card(frozen: FrozenAdapter) -> str:
+    """Return the README.md of an adapter exported as LoRA.
+
+    Args:    frozen: what is exported.
+    Returns: Markdown with YAML front matter valid for the Hub.
+    Source:  ours; front matter as in the Hub's model card specification.
+    """
+    parts = (
+        _front_matter(frozen.base),
+        _introduction(frozen),
+        _account(frozen),
+        _result(frozen),
+        _loading(frozen),
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def is_hub_id(name_or_path: str) -> bool:
+    """Return whether a base model's name is a Hub id and not a local path.
+
+    A local path that is written like an id ("models/base") cannot be told from one by its text.
+    """
+    return len(name_or_path) <= 96 and _HUB_ID.fullmatch(name_or_path) is not None
+
+
+def vllm_rank_option(rank: int) -> int | None:
+    """Return the smallest `--max-lora-rank` that vLLM accepts for a rank, None when there is none."""
+    return next((choice for choice in VLLM_RANKS if choice >= max(rank, VLLM_DEFAULT_RANK)), None)
+
+
+def targets_head(frozen: FrozenAdapter) -> bool:
+    """Return whether the adapter changes the output head."""
+    modules = (tensor.path.rpartition(".lora_")[0] for tensor in frozen.tensors)
+    return any(module.rpartition(".")[2] in HEAD_NAMES for module in modules)
+
+
+def _front_matter(base: BaseModelReference) -> str:
+    lines = ["---"]
+    if is_hub_id(base.name_or_path):
+        lines += [f"base_model: {json.dumps(base.name_or_path)}", "base_model_relation: adapter"]
+    lines += ["library_name: peft", "pipeline_tag: text-generation"]
+    return "\n".join([*lines, "tags:", "- lora", "- peft", "- qpa", "---"])
+
+
+def _introduction(frozen: FrozenAdapter) -> str:
+    base = frozen.base
+    revision = f" at revision `{base.revision}`" if base.revision else ""
+    return f"""# LoRA adapter made by qpa {__version__}
+
+A plain rank-{frozen.rank} LoRA for `{base.name_or_path}`{revision} ({base.architecture}). During training its
+weights were produced by a small generator around a parameterised quantum circuit, which was then evaluated
+once and left behind. **Nothing quantum is needed to serve it**: no quantum hardware, no simulator, no qpa,
+only the tensors of `adapter_model.safetensors`.
+
+Adapted modules: {", ".join(f"`{name}`" for name in sorted(frozen.target_modules))}. The scaling is folded
+into `lora_B`, so `lora_alpha` equals `r`."""
+
+
+def _account(frozen: FrozenAdapter) -> str:
+    account = frozen.account
+    return f"""## Trained parameters
+
+| | numbers |
+|---|---:|
+| circuit angles | {account.n_angles:,} |
+| decoder | {account.n_decoder:,} |
+| generator in total | {account.n_generator:,} |
+| the same LoRA without a generator | {account.n_adapter:,} |
+| generator in percent of LoRA | {account.percent:.2f} % |"""
+
+
+def _result(frozen: FrozenAdapter) -> str:
+    result = frozen.result
+    return f"""## Result
+
+| on {result.n_eval_tokens:,} evaluation tokens | loss (nats per token) | perplexity |
+|---|---:|---:|
+| base model | {result.base_loss:.4f} | {_perplexity(result.base_loss)} |
+| with this adapter | {result.eval_loss:.4f} | {_perplexity(result.eval_loss)} |
+
+{result.n_steps:,} optimizer steps on {result.n_train_tokens:,} tokens. Only real tokens count, padding does
+not."""
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):.3f}" if loss < 50.0 else f"e^{loss:.1f}"
+
+
+def _loading(frozen: FrozenAdapter) -> str:
+    arguments = json.dumps(frozen.base.name_or_path)
+    if frozen.base.revision:
+        arguments += f", revision={json.dumps(frozen.base.revision)}"
+    if frozen.base.trust_remote_code:
+        arguments += ", trust_remote_code=True"
+    return f"""## Loading
+
+PEFT:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({arguments})
+model = PeftModel.from_pretrained(base, "path/to/this/directory")
+```
+
+transformers:
+
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained({arguments})
+model.load_adapter("path/to/this/directory")
+```
+
+{_loading_in_vllm(frozen)}"""
+
+
+def _loading_in_vllm(frozen: FrozenAdapter) -> str:
+    option = vllm_rank_option(frozen.rank)
+    if frozen.fan_in_fan_out:
+        return (
+            "vLLM: it has no LoRA for models built from Conv1D layers such as GPT-2; merge the adapter first."
+        )
+    if option is None:
+        return f"vLLM: it serves ranks up to {VLLM_RANKS[-1]}; merge the adapter first."
+    if targets_head(frozen) and frozen.base.architecture not in VLLM_HEAD_ARCHITECTURES:
+        return "vLLM: it has no LoRA on this model's output head; merge the adapter first."
+    base = frozen.base
+    command = f"vllm serve {shlex.quote(base.name_or_path)} --enable-lora"
+    if base.revision:
+        command += f" --revision {shlex.quote(base.revision)}"
+    if base.trust_remote_code:
+        command += " --trust-remote-code"
+    if option > VLLM_DEFAULT_RANK:
+        command += f" --max-lora-rank {option}"
+    return f"vLLM:\n\n```sh\n{command} --lora-modules adapter=path/to/this/directory\n```"

@@ -1,0 +1,670 @@
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from qpa.documents import (
+    MAX_QUBITS,
+    AdapterSpec,
+    AdapterTensor,
+    Attachment,
+    BaseModelReference,
+    Checkpoint,
+    Document,
+    EngineCheck,
+    FrozenAdapter,
+    GateCount,
+    LogicalCircuit,
+    Manifest,
+    NativeCircuit,
+    PassOption,
+    Provenance,
+    TrainedGenerator,
+    TrainingResult,
+    Verification,
+)
+from qpa.documents.base import digest_of
+from qpa.errors import DocumentError
+from qpa.passes.plan_layout import PlanLayout
+from qpa.pipeline import PassContext
+from qpa.run_directory import STAGES, DirectoryStore
+
+GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_FILES = sorted(GOLDEN.rglob("*.json"))
+KINDS = {kind.kind: kind for kind in (*STAGES, Manifest, Checkpoint, Verification)}
+NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
+
+
+def kind_of(file):
+    return KINDS[file.parent.name.rpartition("-")[0]]
+
+
+def seal(content):
+    """Write a JSON object as a document file with the digest its content has."""
+    content = {key: value for key, value in content.items() if key != "digest"}
+    return json.dumps(content | {"digest": digest_of(content)}).encode()
+
+
+def golden(name):
+    file = GOLDEN / f"{name}.json"
+    return kind_of(file), json.loads(file.read_bytes())
+
+
+# Golden documents
+
+
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_a_golden_document_is_read_and_written_to_the_same_bytes(file):
+    document = kind_of(file).from_json(file.read_bytes(), file.name)
+    assert document.to_json() == file.read_bytes()
+    assert document.digest == json.loads(file.read_bytes())["digest"]
+
+
+def test_every_kind_of_document_has_a_golden_one_of_every_schema():
+    expected = {
+        f"{kind.kind}-{version}" for kind in KINDS.values() for version in range(1, kind.schema_version() + 1)
+    }
+    assert {file.parent.name for file in GOLDEN_FILES} == expected
+
+
+def test_the_golden_llama_run_is_one_chain_of_parents():
+    names = (
+        "adapter-spec-1/llama weight-layout-1/aligned logical-circuit-1/three-qubits "
+        "native-circuit-1/generic trained-generator-1/twenty-steps frozen-adapter-1/llama manifest-1/lora"
+    )
+    contents = [golden(name)[1] for name in names.split()]
+    assert [content["provenance"]["parent"] for content in contents] == [
+        None,
+        *(content["digest"] for content in contents[:-1]),
+    ]
+
+
+# Valid documents, drawn
+
+TEXT = st.text(max_size=12)
+NAME = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
+FLOAT = st.floats(allow_nan=False, allow_infinity=False)
+COUNT = st.integers(0, 2**70)
+POSITIVE = st.integers(1, 2**40)
+DIGEST = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
+ATTACHMENT = st.builds(Attachment, file=TEXT, sha256=DIGEST.map(lambda digest: digest[7:]), n_bytes=COUNT)
+OPTION_VALUE = st.one_of(
+    st.booleans(), st.integers(), FLOAT, TEXT, st.none(), st.lists(TEXT, max_size=3).map(tuple)
+)
+PROVENANCE = st.builds(
+    Provenance,
+    pass_name=NAME,
+    options=st.lists(st.builds(PassOption, name=NAME, value=OPTION_VALUE), max_size=4).map(tuple),
+    seed=st.integers(),
+    qpa_version=TEXT,
+    parent=st.none() | DIGEST,
+)
+BASE = st.builds(
+    BaseModelReference,
+    name_or_path=TEXT,
+    revision=st.none() | TEXT,
+    config_digest=DIGEST,
+    model_type=TEXT,
+    architecture=TEXT,
+    ties_lm_head=st.booleans(),
+    trust_remote_code=st.booleans(),
+)
+RESULT = st.builds(
+    TrainingResult,
+    n_steps=COUNT,
+    n_train_tokens=POSITIVE,
+    n_eval_tokens=POSITIVE,
+    base_loss=FLOAT,
+    eval_loss=FLOAT,
+    data_digest=DIGEST,
+)
+
+
+def tensor_pair(module, rank, n_in, n_out):
+    module_type = module.rpartition(".")[2]
+    return (
+        AdapterTensor(
+            module=module,
+            module_type=module_type,
+            role="lora_A",
+            shape=(rank, n_in),
+            initial="kaiming_uniform",
+        ),
+        AdapterTensor(
+            module=module, module_type=module_type, role="lora_B", shape=(n_out, rank), initial="zeros"
+        ),
+    )
+
+
+@st.composite
+def adapter_specs(draw):
+    rank = draw(st.integers(1, 4))
+    side = st.integers(rank, 9)
+    modules = draw(st.lists(st.sampled_from(["0.q", "1.q", "0.up", "1.up", "head"]), min_size=1, unique=True))
+    return AdapterSpec(
+        provenance=draw(PROVENANCE),
+        base=draw(BASE),
+        method="lora",
+        rank=rank,
+        alpha=draw(FLOAT),
+        target_modules=tuple(modules),
+        fan_in_fan_out=draw(st.booleans()),
+        tensors=tuple(t for name in modules for t in tensor_pair(name, rank, draw(side), draw(side))),
+    )
+
+
+@st.composite
+def weight_layouts(draw):
+    plan = draw(
+        st.one_of(
+            st.builds(PlanLayout, heads=st.integers(1, 3), layers=st.integers(1, 3)),
+            st.builds(PlanLayout, generator=st.just("paper"), chunk_size=st.integers(1, 60)),
+        )
+    )
+    return plan.run(draw(adapter_specs()), NOWHERE)
+
+
+@st.composite
+def native_circuits(draw):
+    n_qubits = draw(st.integers(1, 6))
+    gates = draw(st.lists(st.builds(GateCount, gate=NAME, count=st.integers(0, 99)), max_size=3))
+    return NativeCircuit(
+        provenance=draw(PROVENANCE),
+        target=draw(TEXT),
+        n_target_qubits=n_qubits,
+        physical_qubits=tuple(draw(st.permutations(range(n_qubits)))),
+        gates=tuple(gates),
+        depth=draw(COUNT),
+        n_two_qubit_gates=draw(st.integers(0, sum(gate.count for gate in gates))),
+        estimated_success_probability=draw(st.none() | st.floats(0, 1)),
+        qpy=draw(ATTACHMENT),
+    )
+
+
+@st.composite
+def frozen_adapters(draw):
+    layout, spec = draw(weight_layouts()), draw(adapter_specs())
+    rank = draw(st.sampled_from(sorted({min(tensor.shape) for tensor in layout.tensors})))
+    tensors = tuple(tensor for tensor in layout.tensors if rank in tensor.shape)
+    n_adapter = sum(tensor.n_numbers for tensor in tensors)
+    return FrozenAdapter(
+        provenance=draw(PROVENANCE),
+        base=spec.base,
+        method="lora",
+        rank=rank,
+        alpha=spec.alpha,
+        target_modules=spec.target_modules,
+        fan_in_fan_out=spec.fan_in_fan_out,
+        tensors=tensors,
+        arrays=draw(ATTACHMENT),
+        probe=draw(ATTACHMENT),
+        source="exact",
+        account=layout.account.model_copy(update={"n_adapter": n_adapter}),
+        result=draw(RESULT),
+    )
+
+
+@st.composite
+def manifests(draw):
+    names = sorted(draw(st.lists(NAME, min_size=1, max_size=4, unique=True)))
+    return Manifest(
+        provenance=draw(PROVENANCE),
+        format="lora",
+        base=draw(BASE),
+        rank=draw(POSITIVE),
+        files=tuple(draw(ATTACHMENT).model_copy(update={"file": name}) for name in names),
+        probe=draw(st.sampled_from(names)),
+        account=draw(weight_layouts()).account,
+        result=draw(RESULT),
+    )
+
+
+LOGICAL_CIRCUIT = st.builds(
+    LogicalCircuit,
+    provenance=PROVENANCE,
+    ansatz=st.just("ry-cnot-chain"),
+    n_circuits=POSITIVE,
+    n_layers=POSITIVE,
+    n_qubits=st.integers(1, MAX_QUBITS),
+    qubit_order=st.just("qubit 0 is the most significant bit"),
+    openqasm=ATTACHMENT,
+)
+TRAINED_GENERATOR = st.builds(
+    TrainedGenerator,
+    provenance=PROVENANCE,
+    arrays=ATTACHMENT,
+    adapter=ATTACHMENT,
+    probe=ATTACHMENT,
+    result=RESULT,
+)
+CHECKPOINT = st.builds(
+    Checkpoint,
+    provenance=PROVENANCE,
+    step=COUNT,
+    lr=FLOAT,
+    data_digest=DIGEST,
+    files=st.lists(ATTACHMENT, max_size=3).map(tuple),
+)
+VERIFICATION = st.builds(
+    Verification,
+    provenance=PROVENANCE,
+    tolerance=FLOAT,
+    engines=st.lists(
+        st.builds(
+            EngineCheck,
+            engine=TEXT,
+            max_logit_difference=FLOAT,
+            max_base_difference=FLOAT,
+            greedy_tokens=st.lists(COUNT, max_size=4).map(tuple),
+            greedy_tokens_equal=st.booleans(),
+            missing_keys=st.lists(TEXT, max_size=2).map(tuple),
+            unexpected_keys=st.lists(TEXT, max_size=2).map(tuple),
+        ),
+        max_size=2,
+    ).map(tuple),
+)
+DOCUMENTS = {
+    "adapter-spec": adapter_specs(),
+    "weight-layout": weight_layouts(),
+    "logical-circuit": LOGICAL_CIRCUIT,
+    "native-circuit": native_circuits(),
+    "trained-generator": TRAINED_GENERATOR,
+    "frozen-adapter": frozen_adapters(),
+    "manifest": manifests(),
+    "checkpoint": CHECKPOINT,
+    "verification": VERIFICATION,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_a_document_survives_being_written_and_read(kind, data):
+    document = data.draw(DOCUMENTS[kind])
+    again = KINDS[kind].from_json(document.to_json(), "file")
+    assert again == document
+    assert again.to_json() == document.to_json()
+    assert again.digest == document.digest
+
+
+def shuffled(value, random):
+    if isinstance(value, list):
+        return [shuffled(item, random) for item in value]
+    if not isinstance(value, dict):
+        return value
+    keys = list(value)
+    random.shuffle(keys)
+    return {key: shuffled(value[key], random) for key in keys}
+
+
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@given(random=st.randoms(use_true_random=False), indent=st.sampled_from([None, 0, 3]))
+@settings(max_examples=5, deadline=None)
+def test_key_order_and_white_space_do_not_change_a_document(file, random, indent):
+    text = json.dumps(shuffled(json.loads(file.read_bytes()), random), indent=indent)
+    assert kind_of(file).from_json(text.encode(), "file").to_json() == file.read_bytes()
+
+
+def test_the_digest_is_of_everything_but_itself():
+    _, content = golden("adapter-spec-1/llama")
+    claimed = content.pop("digest")
+    assert claimed == digest_of(content)
+    assert digest_of(content | {"alpha": 5.0}) != claimed
+
+
+# Damaged and foreign files
+
+
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_a_document_edited_by_hand_is_refused_with_its_name(file):
+    edited = file.read_bytes().replace(b'"seed": 7', b'"seed": 8')
+    assert edited != file.read_bytes()
+    with pytest.raises(DocumentError, match=r"^runs/bard/it\.json: expected digest sha256:.*edited or damag"):
+        kind_of(file).from_json(edited, "runs/bard/it.json")
+
+
+def test_a_document_without_a_digest_is_refused():
+    kind, content = golden("checkpoint-1/step-10")
+    del content["digest"]
+    with pytest.raises(DocumentError, match="expected digest None"):
+        kind.from_json(json.dumps(content).encode(), "file")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_newer_schema_asks_for_a_newer_qpa(kind):
+    newer = seal({"schema": f"qpa.{kind}/{KINDS[kind].schema_version() + 1}"})
+    with pytest.raises(DocumentError, match=rf"^file: expected schema qpa\.{kind}/.* upgrade this one"):
+        KINDS[kind].from_json(newer, "file")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "qpa.weight-layout/1",
+        "adapter-spec/1",
+        "qpa.adapter-spec",
+        "qpa.adapter-spec/",
+        "qpa.adapter-spec/0",
+        "qpa.adapter-spec/-1",
+        "qpa.adapter-spec/1.0",
+        "qpa.adapter-spec/" + "9" * 5000,
+        1,
+        None,
+        ["a"],
+        "²",
+    ],
+)
+def test_another_kind_or_no_schema_is_refused(schema):
+    with pytest.raises(DocumentError, match=r"^file: expected schema qpa\.adapter-spec/1"):
+        AdapterSpec.from_json(seal({"schema": schema}), "file")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"no json", b"\xff\xfe\xfd", b'{"a": 1,}', b"[" * 100_000, b"1" * 5000, b'"\xc3"', b"\x00"],
+    ids=lambda text: repr(text[:10]),
+)
+def test_broken_json_is_refused(text):
+    with pytest.raises(DocumentError, match=r"^file: expected a JSON document"):
+        AdapterSpec.from_json(text, "file")
+
+
+@pytest.mark.parametrize("text", [b"[]", b"null", b"3", b'"text"', b"NaN"])
+def test_json_that_is_no_object_is_refused(text):
+    with pytest.raises(DocumentError, match=r"^file: expected a JSON object"):
+        AdapterSpec.from_json(text, "file")
+
+
+@pytest.mark.parametrize("surrogate", [b'"\\ud800"', b'"\xed\xa0\x80"'], ids=["escaped", "encoded"])
+def test_half_a_surrogate_pair_is_refused(surrogate):
+    text = b'{"schema": "qpa.adapter-spec/1", "digest": "", "rank": ' + surrogate + b"}"
+    with pytest.raises(DocumentError, match=r"^file: "):
+        AdapterSpec.from_json(text, "file")
+
+
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_an_unknown_field_is_refused_by_name(file):
+    content = json.loads(file.read_bytes()) | {"surprise": 1}
+    with pytest.raises(DocumentError, match=f"valid {kind_of(file).kind} document, found surprise: Extra"):
+        kind_of(file).from_json(seal(content), "file")
+
+
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_field_is_required(file):
+    content = json.loads(file.read_bytes())
+    for key in content.keys() - {"schema", "digest"}:
+        less = {name: value for name, value in content.items() if name != key}
+        with pytest.raises(DocumentError, match=f"found {key}: Field required"):
+            kind_of(file).from_json(seal(less), "file")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rank", "2"),
+        ("rank", 2.0),
+        ("rank", True),
+        ("alpha", "4"),
+        ("alpha", float("nan")),
+        ("alpha", float("inf")),
+        ("fan_in_fan_out", 0),
+        ("target_modules", "q_proj"),
+        ("method", "dora"),
+    ],
+)
+def test_types_are_strict(field, value):
+    kind, content = golden("adapter-spec-1/llama")
+    with pytest.raises(DocumentError, match=f"found {field}"):
+        kind.from_json(seal(content | {field: value}), "file")
+
+
+def mutate(text, changes):
+    mutated = bytearray(text)
+    for position, action, byte in changes:
+        at = position % max(1, len(mutated))
+        if action == "replace":
+            mutated[at : at + 1] = bytes([byte])
+        elif action == "insert":
+            mutated.insert(at, byte)
+        elif action == "delete":
+            del mutated[at : at + byte]
+        else:
+            del mutated[at:]
+    return bytes(mutated)
+
+
+CHANGE = st.tuples(
+    st.integers(0, 2**20),
+    st.sampled_from(["replace", "insert", "delete", "replace", "insert", "cut"]),
+    st.integers(0, 255),
+)
+
+
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@given(changes=st.lists(CHANGE, min_size=1, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_mutated_bytes_are_refused_or_change_nothing(file, changes):
+    mutated = mutate(file.read_bytes(), changes)
+    try:
+        document = kind_of(file).from_json(mutated, "file")
+    except DocumentError as error:
+        assert error.subject == "file"
+        assert "\n" not in str(error)
+    else:
+        assert document.to_json() == file.read_bytes()
+
+
+JSON_VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(TEXT, children, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@given(data=st.data(), value=JSON_VALUE)
+@settings(max_examples=30, deadline=None)
+def test_a_sealed_field_of_any_value_is_refused_or_accepted_as_it_is(file, data, value):
+    content = json.loads(file.read_bytes())
+    key = data.draw(st.sampled_from(sorted(content.keys() - {"schema", "digest"})))
+    text = seal(content | {key: value})
+    try:
+        document = kind_of(file).from_json(text, "file")
+    except DocumentError as error:
+        assert error.subject == "file"
+    else:
+        assert json.loads(document.to_json())[key] == value
+
+
+# Schema upgrades
+
+
+class Ticket(Document):
+    kind: ClassVar[str] = "ticket"
+    upgrades: ClassVar = (
+        lambda content: content | {"n_seats": content.pop("seats")},
+        lambda content: content | {"is_return": False},
+    )
+
+    n_seats: int
+    is_return: bool
+
+
+def test_every_older_schema_is_upgraded_and_the_newest_is_written():
+    provenance = golden("adapter-spec-1/llama")[1]["provenance"]
+    old = {
+        1: {"seats": 2},
+        2: {"n_seats": 2},
+        3: {"n_seats": 2, "is_return": False},
+    }
+    for version, fields in old.items():
+        text = seal({"schema": f"qpa.ticket/{version}", "provenance": provenance, **fields})
+        ticket = Ticket.from_json(text, "file")
+        assert (ticket.n_seats, ticket.is_return) == (2, False)
+        assert json.loads(ticket.to_json())["schema"] == "qpa.ticket/3"
+    with pytest.raises(DocumentError, match="upgrade this one"):
+        Ticket.from_json(seal({"schema": "qpa.ticket/4"}), "file")
+
+
+def test_an_upgrade_applies_to_its_own_version_only():
+    provenance = golden("adapter-spec-1/llama")[1]["provenance"]
+    text = seal({"schema": "qpa.ticket/3", "provenance": provenance, "seats": 2, "is_return": True})
+    with pytest.raises(DocumentError, match="ticket document"):
+        Ticket.from_json(text, "file")
+
+
+# Invariants
+
+
+def put(content, path, value):
+    *parents, last = path
+    for key in parents:
+        content = content[key]
+    content[last] = value
+
+
+def swap_first_two_tensors(content):
+    content["tensors"][:2] = content["tensors"][1::-1]
+
+
+def repeat_first_pair(content):
+    content["tensors"] += content["tensors"][:2]
+
+
+BROKEN = {
+    "no tensors": ("adapter-spec-1/llama", (("tensors",), []), "in pairs"),
+    "half a pair": ("adapter-spec-1/llama", lambda c: c["tensors"].pop(), "in pairs"),
+    "B before A": ("adapter-spec-1/llama", swap_first_two_tensors, "lora_A must be followed by lora_B"),
+    "one module twice": ("adapter-spec-1/llama", repeat_first_pair, "paths must be unique"),
+    "B of another module": (
+        "adapter-spec-1/llama",
+        (("tensors", 1, "module"), "model.layers.9.q_proj"),
+        "lora_A must be followed by lora_B",
+    ),
+    "A of another rank": ("adapter-spec-1/llama", (("tensors", 0, "shape"), [3, 4]), "do not have rank 2"),
+    "B of another rank": ("adapter-spec-1/llama", (("tensors", 1, "shape"), [4, 3]), "do not have rank 2"),
+    "rank above a side": ("adapter-spec-1/llama", (("tensors", 0, "shape"), [2, 1]), "not within 1 and min"),
+    "three sides": ("adapter-spec-1/llama", (("tensors", 0, "shape"), [2, 4, 1]), "tensors.0.shape"),
+    "unknown role": ("adapter-spec-1/llama", (("tensors", 0, "role"), "lora_C"), "tensors.0.role"),
+    "unknown initial": ("adapter-spec-1/llama", (("tensors", 0, "initial"), "ones"), "tensors.0.initial"),
+    "no groups": ("weight-layout-1/aligned", (("groups",), []), "at least one group"),
+    "gap between chunks": ("weight-layout-1/aligned", (("groups", 1, "first_chunk"), 3), "must be 2"),
+    "chunks do not cover": ("weight-layout-1/paper", (("groups", 0, "n_chunks"), 7), "do not cover 36"),
+    "chunk of size 0": ("weight-layout-1/paper", (("groups", 0, "chunk_size"), 0), "do not cover 36"),
+    "row of another length": (
+        "weight-layout-1/aligned",
+        (("groups", 0, "tensors", 0, "shape"), [4, 2]),
+        "row",
+    ),
+    "column of another length": (
+        "weight-layout-1/aligned",
+        (("groups", 1, "tensors", 0, "shape"), [2, 4]),
+        "col",
+    ),
+    "decoder ends elsewhere": (
+        "weight-layout-1/aligned",
+        (("groups", 0, "decoder_widths"), [2, 5]),
+        "must end in chunk_size",
+    ),
+    "decoder of one width": (
+        "weight-layout-1/aligned",
+        (("groups", 0, "decoder_widths"), [4]),
+        "must end in",
+    ),
+    "decoder takes others": (
+        "weight-layout-1/aligned",
+        (("groups", 0, "decoder_widths"), [3, 4]),
+        "must take 2 features",
+    ),
+    "tensor in two groups": (
+        "weight-layout-1/aligned",
+        (("groups", 1, "tensors", 0, "path"), "model.layers.0.self_attn.q_proj.lora_A.weight"),
+        "one group only",
+    ),
+    "too few qubits": ("weight-layout-1/aligned", (("n_qubits",), 2), "8 chunks do not fit 2**2"),
+    "no layers": ("weight-layout-1/aligned", (("n_layers",), 0), "at least 1"),
+    "too many qubits": ("weight-layout-1/aligned", (("n_qubits",), MAX_QUBITS + 1), "qubits within 1"),
+    "account of angles": ("weight-layout-1/aligned", (("account", "n_angles"), 17), "the account"),
+    "account of decoders": ("weight-layout-1/paper", (("account", "n_decoder"), 1), "the account"),
+    "account of the adapter": ("weight-layout-1/paper", (("account", "n_adapter"), 35), "the account"),
+    "no circuits": ("logical-circuit-1/three-qubits", (("n_circuits",), 0), "at least 1"),
+    "no circuit layers": ("logical-circuit-1/three-qubits", (("n_layers",), 0), "at least 1"),
+    "no qubits": ("logical-circuit-1/three-qubits", (("n_qubits",), 0), "qubits within 1"),
+    "25 qubits": ("logical-circuit-1/three-qubits", (("n_qubits",), 25), "qubits within 1"),
+    "other bit order": ("logical-circuit-1/three-qubits", (("qubit_order",), "little-endian"), "qubit_order"),
+    "one qubit twice": ("native-circuit-1/generic", (("physical_qubits",), [0, 1, 0]), "distinct"),
+    "qubit off the device": ("native-circuit-1/generic", (("physical_qubits",), [0, 1, 5]), "target's 5"),
+    "negative qubit": ("native-circuit-1/generic", (("physical_qubits",), [0, 1, -1]), "target's 5"),
+    "two-qubit gates": ("native-circuit-1/generic", (("n_two_qubit_gates",), 43), "more two-qubit gates"),
+    "probability above 1": (
+        "native-circuit-1/generic",
+        (("estimated_success_probability",), 1.5),
+        "within 0 and 1",
+    ),
+    "probability below 0": (
+        "native-circuit-1/generic",
+        (("estimated_success_probability",), -0.1),
+        "within 0 and 1",
+    ),
+    "trained on nothing": (
+        "trained-generator-1/twenty-steps",
+        (("result", "n_train_tokens"), 0),
+        "at least one token",
+    ),
+    "evaluated on nothing": (
+        "trained-generator-1/twenty-steps",
+        (("result", "n_eval_tokens"), 0),
+        "at least one token",
+    ),
+    "other number of weights": ("frozen-adapter-1/llama", (("account", "n_adapter"), 35), "account's number"),
+    "tensor of another rank": ("frozen-adapter-1/llama", (("rank",), 3), "must have rank 3"),
+    "files not sorted": ("manifest-1/lora", lambda c: c["files"].reverse(), "must be sorted"),
+    "one file twice": ("manifest-1/lora", lambda c: c["files"].insert(0, c["files"][0]), "unique"),
+    "no probe": ("manifest-1/lora", (("probe",), "probe.safetensors"), "contain the probe"),
+    "file outside": ("manifest-1/lora", (("files", 0, "file"), "../README.md"), "inside the directory"),
+    "absolute file": ("manifest-1/lora", (("files", 0, "file"), "/etc/passwd"), "inside the directory"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_invariant_is_refused(case):
+    name, change, message = BROKEN[case]
+    kind, content = golden(name)
+    if callable(change):
+        change(content)
+    else:
+        put(content, *change)
+    with pytest.raises(DocumentError) as caught:
+        kind.from_json(seal(content), "file")
+    assert caught.value.expected == f"a valid {kind.kind} document"
+    assert message in caught.value.found
+
+
+def test_a_document_cannot_be_changed():
+    kind, content = golden("adapter-spec-1/llama")
+    spec = kind.from_json(seal(content), "file")
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.rank = 3
+
+
+def test_names_and_numbers_that_a_spec_derives():
+    kind, content = golden("adapter-spec-1/llama")
+    spec = kind.from_json(seal(content), "file")
+    assert [tensor.path for tensor in spec.tensors[:2]] == [
+        "model.layers.0.self_attn.q_proj.lora_A.weight",
+        "model.layers.0.self_attn.q_proj.lora_B.weight",
+    ]
+    assert spec.n_numbers == 2 * 4 + 4 * 2 + 2 * 6 + 4 * 2
+    assert spec.module_types == ("q_proj", "down_proj")
+
+
+def test_the_account_of_a_layout_adds_up():
+    kind, content = golden("weight-layout-1/aligned")
+    layout = kind.from_json(seal(content), "file")
+    assert layout.account.n_generator == 2 * 3 * 3 + 2 * (4 + 4 + 6 + 4)
+    assert layout.account.percent == 100 * 54 / 36
+    assert (layout.n_chunks, layout.n_features) == (8, 2)
