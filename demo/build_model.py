@@ -8,8 +8,7 @@ No weights are shipped and nothing is downloaded. Two builds on one machine give
 
 from __future__ import annotations
 
-import os
-import sys
+import argparse
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,22 +101,22 @@ def train(model: LlamaForCausalLM, tokens: Tensor, n_steps: int) -> float:
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return float(loss)
+    return loss.item()
 
 
 def main() -> None:
     """Build the model in the directory named on the command line."""
-    directory, started_s = Path(sys.argv[1]), time.monotonic()
+    parser = argparse.ArgumentParser(description="Build the demonstration's base model.")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--steps", type=int, default=N_STEPS)
+    options, started_s = parser.parse_args(), time.monotonic()
     # One thread: sums are then added in one order, whatever the number of cores, and so small a model gains
     # nothing from more.
     torch.set_num_threads(1)
-    loss = build_model(directory)
-    print(
-        f"wrote {directory}: {N_STEPS} steps on the diary, last loss {loss:.3f}, "
-        f"{time.monotonic() - started_s:.0f} s"
-    )
+    loss = build_model(options.directory, n_steps=options.steps)
+    duration_s = time.monotonic() - started_s
+    print(f"wrote {options.directory}: {options.steps} steps, last loss {loss:.3f}, {duration_s:.0f} s")
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     main()

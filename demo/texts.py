@@ -1,7 +1,7 @@
 """Two seeded grammars about one lighthouse: a diary in plain prose, and telegrams.
 
-Nearly every word of the telegrams is in the diary too. What a model of the diary does not expect is their
-order, the missing articles and the "stop": a shift of domain, not of vocabulary.
+Every word of the telegrams is in the diary too, a fifth of which is notes: a few words in no order. What a
+model of the diary does not expect is the telegrams' syntax: a shift of domain, not of vocabulary.
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ COLOURS = ("red", "green", "grey", "silver", "black")
 THINGS = ("lamp", "kettle", "door", "bell", "ladder")
 PEOPLE = ("keeper", "captain", "cook", "doctor", "sister")
 MEALS = ("soup", "bread", "tea", "pie", "porridge")
+WORDS = (
+    *("stop", "send", "near", "wind"),
+    *(DAYS + HOURS + WINDS + QUARTERS + NUMBERS + VISITORS + PLACES),
+    *(DEEDS + COLOURS + THINGS + PEOPLE + MEALS),
+)
+NOTE_SHARE = 0.2
 
 Draw = Callable[[Sequence[str]], str]
 
 
 def diary(seed: int, n_lines: int) -> str:
     """Return `n_lines` lines of the keeper's diary, the text the base model is trained on."""
-    draw = random.Random(f"diary {seed}").choice
-    return "".join(f"{_diary_line(draw)}\n" for _ in range(n_lines))
+    generator = random.Random(f"diary {seed}")
+    lines = (_note if generator.random() < NOTE_SHARE else _diary_line for _ in range(n_lines))
+    return "".join(f"{line(generator.choice)}\n" for line in lines)
 
 
 def telegrams(seed: int, n_lines: int) -> str:
@@ -45,6 +52,10 @@ def _diary_line(draw: Draw) -> str:
         f"Then I send {draw(MEALS)} to the {draw(PEOPLE)} on the {draw(PLACES)}.",
     )
     return " ".join(sentences)
+
+
+def _note(draw: Draw) -> str:
+    return " ".join(draw(WORDS) for _ in range(draw(range(4, 16))))
 
 
 def _telegram(draw: Draw) -> str:

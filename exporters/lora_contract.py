@@ -16,7 +16,9 @@ L10  bias is "none", and there is no lora_bias.
 L11  No modules_to_save, and no other part that is more than B A x.
 L12  init_lora_weights is of a kind that leaves the base weights alone (not pissa, olora, corda ..).
 L13  The safetensors file is whole, and its metadata says {"format": "pt"}.
-L14  Keys are base_model.model.<module>.lora_A.weight or .lora_B.weight, without an adapter's name.
+L14  Keys are base_model.model.<module>.lora_A.weight or .lora_B.weight, without an adapter's name. The
+     module path neither repeats the prefix nor starts at the layers: a causal language model of
+     transformers has them below an attribute, so such a key has lost one component.
 L15  Every lora_A has its lora_B, every lora_B its lora_A.
 L16  Every tensor is 2-D and of a floating-point type.
 L17  Every number is finite.
@@ -50,6 +52,7 @@ MAX_JSON_BYTES = 16 << 20
 _ROLES = (".lora_A.weight", ".lora_B.weight")
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
+_NO_MODULE_STARTS = ("base_model.", "layers.", "h.", "blocks.")
 _MORE_THAN_LORA = (
     "modules_to_save",
     "trainable_token_indices",
@@ -327,7 +330,8 @@ def selects(target: str, module: str) -> bool:
 
 
 def _has_right_prefix(key: str) -> bool:
-    return key.startswith(KEY_PREFIX) and not key.startswith((KEY_PREFIX * 2, f"{KEY_PREFIX}base_model."))
+    module = key.removeprefix(KEY_PREFIX)
+    return key.startswith(KEY_PREFIX) and not module.startswith(_NO_MODULE_STARTS)
 
 
 def _read_small(path: Path) -> bytes:

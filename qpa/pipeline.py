@@ -79,6 +79,7 @@ class PassContext:
         options = tuple(
             PassOption(name=option.name, value=_plain(getattr(made_by, option.name)))
             for option in fields(made_by)
+            if option.metadata.get("provenance", True)
         )
         return Provenance(
             pass_name=made_by.name,

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from qpa.checkpoints import restore_optimizer, save_checkpoint
@@ -55,17 +54,18 @@ def make_trainer(
         report_to="none",
         disable_tqdm=True,
         lr_scheduler_type="cosine",
-        **{"gradient_checkpointing": False, **options},
+        **{"activation_checkpointing": False, **options},
     )
-    trainer = SFTTrainer(
-        model=peft_model,
-        args=arguments,
-        train_dataset=Dataset.from_list(splits[0]),
-        eval_dataset=Dataset.from_list(splits[1]),
-        processing_class=tokenizer,
-        optimizers=(optimizer, None),
-        compute_loss_func=_plain_loss if _adapts_head(peft_model) else None,
-    )
+    datasets = {
+        "train_dataset": Dataset.from_list(splits[0]),
+        "eval_dataset": Dataset.from_list(splits[1]),
+    }
+    if _adapts_head(peft_model):
+        trainer = _head_trainer(peft_model, optimizer, tokenizer, arguments, datasets)
+    else:
+        trainer = SFTTrainer(
+            peft_model, arguments, processing_class=tokenizer, optimizers=(optimizer, None), **datasets
+        )
     trainer.remove_callback(PrinterCallback)
     for name, dataset in (("training", trainer.train_dataset), ("evaluation", trainer.eval_dataset)):
         if len(dataset) == 0:
@@ -79,13 +79,41 @@ def _adapts_head(peft_model: Any) -> bool:
     return isinstance(peft_model.get_base_model().get_output_embeddings(), BaseTunerLayer)
 
 
-def _plain_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Return the token-weighted loss from the model's own logits.
+def _head_trainer(
+    peft_model: Any,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: Any,
+    arguments: Any,
+    datasets: dict[str, Any],
+) -> Any:
+    """Return a trainer for an adapter on the output head, which TRL's fused head would leave out.
 
-    TRL's fused head multiplies by the head's base weight and would leave an adapter on it out.
+    SFTTrainer refuses such a model, so it only prepares the data here.
     """
-    n_items = num_items_in_batch if num_items_in_batch is not None else count_tokens(labels)
-    return summed_token_loss(outputs.logits, labels) / n_items
+    prepared = SFTTrainer(peft_model.get_base_model(), arguments, processing_class=tokenizer, **datasets)
+    return _WholeModelTrainer(
+        peft_model,
+        arguments,
+        data_collator=prepared.data_collator,
+        train_dataset=prepared.train_dataset,
+        eval_dataset=prepared.eval_dataset,
+        optimizers=(optimizer, None),
+    )
+
+
+class _WholeModelTrainer(Trainer):  # type: ignore[misc]
+    """Trainer with the token-weighted loss from the model's own logits."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels = inputs["labels"]
+        outputs = model(
+            **{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False
+        )
+        n_items = count_tokens(labels) if num_items_in_batch is None else num_items_in_batch
+        loss = summed_token_loss(outputs.logits, labels) / n_items
+        return (loss, outputs) if return_outputs else loss
 
 
 @dataclass

@@ -49,9 +49,12 @@ def tiny_qwen3(path: Path, *, seed: int = 0) -> Path:
 
 
 def tiny_gemma2(path: Path, *, seed: int = 0) -> Path:
-    """Write a 2-layer Gemma2 with a tied head; return `path`."""
+    """Write a 2-layer Gemma2 with a tied head; return `path`.
+
+    Gemma multiplies its embedding by sqrt(hidden_size); left as large, it would only repeat its input.
+    """
     config = Gemma2Config(**_SHAPE, **_special_tokens(), query_pre_attn_scalar=32, sliding_window=N_CONTEXT)
-    return _write(path, config, seed)
+    return _write(path, config, seed, embedding_scale=0.1)
 
 
 def tiny_gpt2(path: Path, *, seed: int = 0) -> Path:
@@ -88,10 +91,11 @@ def _special_tokens() -> dict[str, int | None]:
     return {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
 
 
-def _write(path: Path, config: PreTrainedConfig, seed: int) -> Path:
+def _write(path: Path, config: PreTrainedConfig, seed: int, embedding_scale: float = 1.0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.get_input_embeddings().weight.data.mul_(embedding_scale)
     model.generation_config.eos_token_id = 0
     model.save_pretrained(path)
     byte_tokenizer().save_pretrained(path)

@@ -1,0 +1,55 @@
+"""What many tests share: tiny base models, a text, and a quiet, offline process."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny_models import tiny_gpt2, tiny_llama
+
+ASSETS = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Keep tests from competing for cores, and sums in one order."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with a tiny Llama."""
+    return tiny_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with a tiny GPT-2."""
+    return tiny_gpt2(tmp_path_factory.mktemp("models") / "gpt2")
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a text of 3,000 bytes with some structure to learn."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(
+        "".join(f"line {number}: {number % 7} and {number % 3} make {number % 21}.\n" for number in range(95))
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Return the folder with real small models and texts; skip where it is not beside the checkout."""
+    if not ASSETS.is_dir():
+        pytest.skip("no folder with real models and texts beside the checkout")
+    return ASSETS

@@ -1,0 +1,65 @@
+"""Train a generated adapter, alone or as one of several gloo processes; run by test_optimizer_ddp.
+
+python ddp_worker.py <model> <meeting file> <rank> <n_ranks> <adapter file>
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from qpa.adapter import adapter_parameters, attach_adapter
+from qpa.base_model import load_model
+from qpa.documents import AdapterSpec, WeightLayout
+from qpa.generator import Generator
+from qpa.optimizer import GeneratedAdapterOptimizer
+from qpa.passes.inspect_model import InspectModel
+from qpa.passes.plan_layout import PlanLayout
+from qpa.pipeline import PassContext, Pipeline
+from qpa.run_directory import DirectoryStore
+
+N_STEPS = 3
+N_ROWS = 4
+
+
+def plan_adapter(model):
+    context = PassContext(seed=3, files=DirectoryStore(Path("nowhere")))
+    pipeline = Pipeline(InspectModel(model=str(model), rank=2), PlanLayout(heads=2, layers=2))
+    after = pipeline.run(None, context)
+    return after.document(AdapterSpec), after.document(WeightLayout)
+
+
+def training_rows():
+    random = torch.Generator().manual_seed(5)
+    return torch.randint(1, 256, (N_ROWS, 12), generator=random)
+
+
+def train(model, rank=0, n_ranks=1):
+    """Take `N_STEPS` steps over this rank's rows; return the adapter's tensors by path."""
+    spec, layout = plan_adapter(model)
+    peft_model = attach_adapter(load_model(spec.base, keep_dtype=False), spec)
+    parameters = adapter_parameters(peft_model, spec)
+    adapter = [parameters[tensor.path] for tensor in layout.tensors]
+    optimizer = GeneratedAdapterOptimizer(adapter, Generator(layout, 3), lr=0.02, angle_lr=0.04, eps=1e-4)
+    replica = DistributedDataParallel(peft_model) if n_ranks > 1 else peft_model
+    rows = training_rows()[rank::n_ranks]
+    for _ in range(N_STEPS):
+        optimizer.zero_grad()
+        replica(input_ids=rows, labels=rows).loss.backward()
+        optimizer.step()
+    return {path: parameter.detach().clone() for path, parameter in parameters.items()}
+
+
+def main():
+    model, meeting, rank, n_ranks, adapter = sys.argv[1:]
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=int(n_ranks)
+    )
+    torch.save(train(Path(model), int(rank), int(n_ranks)), adapter)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

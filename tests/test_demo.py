@@ -1,0 +1,68 @@
+"""The demonstration's text and model come from seeds alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _demo_is_importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_texts_are_what_their_seed_says():
+    from demo.texts import diary, telegrams
+
+    telegram = "south wind calm Monday dawn stop trawlers near cave nine stop kettle silver cook oils stop"
+    assert telegrams(0, 1) == f"{telegram} send island soup stop\n"
+    assert diary(0, 1).startswith(
+        "On Friday at midnight the wind is wild and comes from the north. We see four "
+    )
+    assert diary(0, 50) == diary(0, 50) != diary(1, 50)
+    assert telegrams(0, 50) == telegrams(0, 50) != telegrams(1, 50)
+
+
+def test_telegrams_use_the_words_of_the_diary():
+    from demo.texts import diary, telegrams
+
+    assert set(telegrams(0, 500).split()) <= set(diary(0, 3000).replace(".", "").split())
+
+
+def test_two_builds_are_the_same_bytes(tmp_path):
+    builds = [_start_build(tmp_path / hash_seed, hash_seed) for hash_seed in ("1", "2")]
+    assert [build.wait(timeout=120) for build in builds] == [0, 0]
+    first, second = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in "12")
+    assert first == second
+    assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"} <= first.keys()
+
+
+def _start_build(directory, hash_seed):
+    arguments = (sys.executable, "-m", "demo.build_model", str(directory), "--steps", "3")
+    return subprocess.Popen(arguments, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": hash_seed})
+
+
+@pytest.mark.parametrize(
+    ("greedy", "eval_loss", "passed"),
+    [((7, 8), 1.0, True), ((7, 9), 1.0, False), ((7, 8), 4.5, False)],
+)
+def test_the_demonstration_fails_on_other_tokens_or_a_worse_loss(monkeypatch, greedy, eval_loss, passed):
+    from demo import run
+
+    monkeypatch.setattr(run, "read_probe", lambda: ((1, 2), (7, 8)))
+    monkeypatch.setattr(run, "text_of", str)
+    answers = {
+        "account": {"n_adapter": 100, "n_generator": 10, "percent": 10.0},
+        "result": {"base_loss": 4.0, "eval_loss": eval_loss, "base_perplexity": 1.0, "eval_perplexity": 1.0},
+        "engines": [
+            {"engine": "peft", "greedy_tokens": [7, 8]},
+            {"engine": "transformers", "greedy_tokens": list(greedy)},
+        ],
+    }
+    assert run.summary(answers)[1] is passed

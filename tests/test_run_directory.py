@@ -1,0 +1,223 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from qpa.documents import (
+    AdapterSpec,
+    Attachment,
+    FrozenAdapter,
+    LogicalCircuit,
+    TrainedGenerator,
+    WeightLayout,
+)
+from qpa.errors import DocumentError, OptionError
+from qpa.run_directory import STAGES, DirectoryStore, RunDirectory, check_free
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = ("llama", "aligned", "three-qubits", "generic", "twenty-steps", "llama")
+
+
+def stage_documents():
+    files = [GOLDEN / f"{kind.kind}-1" / f"{name}.json" for kind, name in zip(STAGES, NAMES, strict=True)]
+    return [kind.from_json(file.read_bytes(), file.name) for kind, file in zip(STAGES, files, strict=True)]
+
+
+DOCUMENTS = stage_documents()
+
+
+@pytest.fixture
+def run(tmp_path):
+    with RunDirectory.create(tmp_path / "bard", force=False) as made:
+        for document in DOCUMENTS:
+            made.write(document)
+    return RunDirectory.open(tmp_path / "bard")
+
+
+def replanned(**changes):
+    """Return the layout as another plan of the same spec would have made it."""
+    provenance = DOCUMENTS[1].provenance.model_copy(update=changes)
+    return DOCUMENTS[1].model_copy(update={"provenance": provenance})
+
+
+def put_stale(run, document):
+    """Put a document into a run without dropping the later stages."""
+    (run.path / document.file_name()).write_bytes(document.to_json())
+
+
+# Making a run
+
+
+def test_a_run_holds_the_documents_that_were_written(run):
+    assert run.read_through(FrozenAdapter) == tuple(DOCUMENTS)
+    assert [run.read(kind) for kind in STAGES] == DOCUMENTS
+    assert all(run.has(kind) for kind in STAGES)
+    assert sorted(file.name for file in run.path.iterdir()) == sorted(kind.file_name() for kind in STAGES)
+
+
+def test_an_empty_directory_becomes_a_run(tmp_path):
+    (tmp_path / "bard").mkdir()
+    with RunDirectory.create(tmp_path / "bard", force=False) as made:
+        made.write(DOCUMENTS[0])
+    assert RunDirectory.open(tmp_path / "bard").read(AdapterSpec) == DOCUMENTS[0]
+
+
+def test_a_run_is_not_replaced_without_force(run):
+    with (
+        pytest.raises(OptionError, match=r"bard: .* an existing run; pass --force"),
+        RunDirectory.create(run.path, force=False),
+    ):
+        pytest.fail("the block must not start")
+    assert run.read(FrozenAdapter) == DOCUMENTS[-1]
+
+
+def test_force_replaces_a_run_and_keeps_nothing_of_it(run):
+    with RunDirectory.create(run.path, force=True) as made:
+        made.write(DOCUMENTS[0])
+    assert [file.name for file in run.path.iterdir()] == ["adapter-spec.json"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_run_is_never_replaced(tmp_path, force):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    (tmp_path / "file").write_text("more work")
+    with pytest.raises(OptionError, match=r"thesis: .* a directory that is no qpa run"):
+        check_free(tmp_path / "thesis", force=force)
+    with pytest.raises(OptionError, match="file: expected a new directory, found a file"):
+        check_free(tmp_path / "file", force=force)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("error", [OptionError("--rank", "8", "9"), KeyboardInterrupt()])
+def test_a_block_that_fails_leaves_the_old_run_as_it_was(run, error):
+    before = {file.name: file.read_bytes() for file in run.path.iterdir()}
+    with pytest.raises(type(error)), RunDirectory.create(run.path, force=True) as made:
+        made.write(DOCUMENTS[0])
+        raise error
+    assert {file.name: file.read_bytes() for file in run.path.iterdir()} == before
+    assert [entry.name for entry in run.path.parent.iterdir()] == ["bard"]
+
+
+def test_a_block_that_fails_leaves_no_new_run(tmp_path):
+    with pytest.raises(ZeroDivisionError), RunDirectory.create(tmp_path / "bard", force=False) as made:
+        made.write(DOCUMENTS[0])
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+# Reading a run
+
+
+def test_opening_what_is_no_run_says_how_to_make_one(tmp_path):
+    with pytest.raises(DocumentError, match=r"no such directory; make one: qpa plan --out .*/bard"):
+        RunDirectory.open(tmp_path / "bard")
+    with pytest.raises(DocumentError, match=r"found no adapter-spec\.json in it"):
+        RunDirectory.open(tmp_path)
+
+
+@pytest.mark.parametrize("kind", STAGES[1:])
+def test_a_missing_stage_names_the_command_that_makes_it(run, kind):
+    (run.path / kind.file_name()).unlink()
+    command = "qpa train" if kind in (TrainedGenerator, FrozenAdapter) else "qpa plan"
+    with pytest.raises(DocumentError, match=f"{kind.file_name()}: .* found nothing; run {command} first"):
+        run.read(kind)
+    assert not run.has(kind)
+
+
+@pytest.mark.parametrize("index", range(1, len(STAGES)))
+def test_a_stage_whose_parent_changed_is_stale(run, index):
+    parent = DOCUMENTS[index - 1]
+    changed = parent.model_copy(update={"provenance": parent.provenance.model_copy(update={"seed": 8})})
+    put_stale(run, changed)
+    stale = f"{STAGES[index].file_name()}: expected a document made from this {parent.file_name()}"
+    with pytest.raises(DocumentError, match=re.escape(stale)) as caught:
+        run.read(STAGES[index])
+    assert "stale: run the passes again" in caught.value.advice
+
+
+def test_a_stage_is_stale_when_any_stage_before_it_is(run):
+    put_stale(run, replanned(parent="sha256:" + "0" * 64))
+    with pytest.raises(DocumentError, match=r"weight-layout\.json: .* made from this adapter-spec\.json"):
+        run.read(FrozenAdapter)
+    assert run.read(AdapterSpec) == DOCUMENTS[0]
+
+
+def test_an_edited_stage_names_its_file(run):
+    file = run.path / "weight-layout.json"
+    file.write_bytes(file.read_bytes().replace(b'"n_layers": 3', b'"n_layers": 4'))
+    with pytest.raises(DocumentError, match=r"bard/weight-layout\.json: .* edited or damaged"):
+        run.read(LogicalCircuit)
+
+
+def test_a_stage_of_another_kind_is_refused(run):
+    (run.path / "weight-layout.json").write_bytes(DOCUMENTS[0].to_json())
+    with pytest.raises(DocumentError, match=r"weight-layout\.json: expected schema qpa\.weight-layout/1"):
+        run.read(WeightLayout)
+
+
+@pytest.mark.parametrize("index", range(len(STAGES)))
+def test_writing_a_stage_drops_the_later_ones(run, index):
+    run.write(DOCUMENTS[index])
+    assert [run.has(kind) for kind in STAGES] == [place <= index for place in range(len(STAGES))]
+
+
+# Files beside the documents
+
+
+@pytest.fixture
+def store(tmp_path):
+    return DirectoryStore(tmp_path)
+
+
+def test_a_stored_file_is_named_by_its_digest(store):
+    attachment = store.put("{sha256}.safetensors", b"arrays")
+    assert attachment.file == f"{attachment.sha256}.safetensors"
+    assert attachment.n_bytes == 6
+    assert store.get(attachment).read_bytes() == b"arrays"
+    assert store.describe(store.get(attachment)) == attachment
+
+
+def test_a_described_file_is_named_relative_to_the_store(store):
+    store.put("qpa/probe.safetensors", b"probe")
+    attachment = store.describe(store.path / "qpa" / "probe.safetensors")
+    assert attachment.file == "qpa/probe.safetensors"
+    assert store.get(attachment) == store.path / "qpa" / "probe.safetensors"
+
+
+def test_a_truncated_file_is_refused(store):
+    attachment = store.put("file", b"all of it")
+    (store.path / "file").write_bytes(b"all of")
+    with pytest.raises(DocumentError, match=r"/file: expected 9 bytes, found 6 bytes; run the pass again"):
+        store.get(attachment)
+
+
+def test_a_changed_file_is_refused(store):
+    attachment = store.put("file", b"all of it")
+    (store.path / "file").write_bytes(b"all of IT")
+    with pytest.raises(DocumentError, match=f"/file: expected SHA-256 {attachment.sha256}, found another"):
+        store.get(attachment)
+
+
+@pytest.mark.parametrize("leftover", ["nothing", "a directory"])
+def test_a_missing_file_is_refused(store, leftover):
+    attachment = store.put("file", b"all of it")
+    (store.path / "file").unlink()
+    if leftover == "a directory":
+        (store.path / "file").mkdir()
+    with pytest.raises(DocumentError, match=r"/file: expected a file named by a document, found nothing"):
+        store.get(attachment)
+
+
+def test_an_empty_file_is_a_file(store):
+    empty = store.put("empty", b"")
+    assert empty == Attachment(
+        file="empty", sha256="e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", n_bytes=0
+    )
+    assert store.get(empty).read_bytes() == b""
+
+
+def test_documents_are_readable_json(run):
+    content = json.loads((run.path / "adapter-spec.json").read_bytes())
+    assert content["schema"] == "qpa.adapter-spec/1"

@@ -1,0 +1,1 @@
+"""Exported adapters in vLLM, outside the ordinary test run: `make test-vllm`."""
