@@ -9,7 +9,7 @@ demo: $(VENV)/ready
 	$(BIN)/python -m demo.run
 
 test: $(VENV)/ready
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -75,6 +75,8 @@ class InspectModel:
     def _check_options(self) -> None:
         if self.method != "lora":
             raise OptionError("--method", "lora", self.method)
+        if not self.targets:
+            raise OptionError("--targets", f"{ALL_LINEAR} or module names", "none")
         if self.rank < 1:
             raise OptionError("--rank", "a whole number of at least 1", str(self.rank))
         if self.alpha is not None and not 0 < self.alpha < float("inf"):

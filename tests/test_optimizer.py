@@ -221,10 +221,8 @@ def test_clipping_the_adapters_gradient_reaches_the_generator(adapt):
     assert float(norm) > 1e-3
     before = [p.detach().clone() for p in adapter]
     adapted.optimizer.step()
-    moved = math.sqrt(
-        sum(float((p.detach() - b).square().sum()) for p, b in zip(adapter, before, strict=True))
-    )
-    assert 0 < moved < 1e-3
+    moved = max(float((p.detach() - b).abs().max()) for p, b in zip(adapter, before, strict=True))
+    assert 0 < moved < 1e-5
 
 
 def test_a_gradient_scaler_gives_the_same_adapter(adapt):

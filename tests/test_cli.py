@@ -1,0 +1,334 @@
+"""The commands as a user types them: output, exit codes, one line for every bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qpa.cli.main import main
+
+PLAN = ["--rank", "2", "--heads", "3", "--layers", "2"]
+TRAIN = ["--max-steps", "3", "--max-length", "32", "--batch-size", "2", "--device", "cpu"]
+
+
+class Cli:
+    """Run `qpa` in this process and keep what it printed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["qpa", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = self._capsys.readouterr()
+        return code, printed.out, printed.err
+
+    def refuses(self, *arguments: str | Path) -> str:
+        """Check exit code 1 and a single line on stderr; return it."""
+        code, out, err = self(*arguments)
+        assert (code, out) == (1, ""), err
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        return err
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(monkeypatch, capsys)
+
+
+def files_under(path: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+
+
+@pytest.fixture(scope="module")
+def planned(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("planned") / "run"
+    _main("plan", "--model", llama, "--out", out, *PLAN)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(planned: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    shutil.copytree(planned, out)
+    _main("train", out, "--data", text_file, *TRAIN, "--save-steps", "2")
+    return out
+
+
+def _main(*arguments: str | Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["qpa", *map(str, arguments)])
+        main_code: Any = None
+        try:
+            main()
+        except SystemExit as stop:
+            main_code = stop.code
+        assert not main_code
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """Return a trained run that a test may damage."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_five_commands_end_in_a_verified_adapter(
+    cli: Cli, llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    run, adapter = tmp_path / "run", tmp_path / "adapter"
+    code, out, _ = cli("plan", "--model", llama, "--out", run, *PLAN, "--json")
+    account = json.loads(out)["account"]
+    assert code == 0
+    assert account["n_generator"] == account["n_angles"] + account["n_decoder"] < account["n_adapter"]
+    code, out, err = cli("train", run, "--data", text_file, *TRAIN, "--json")
+    result = json.loads(out)["result"]
+    assert (code, err) == (0, "")
+    assert result["eval_loss"] < result["base_loss"]
+    assert cli("export", run, "--format", "lora", "--out", adapter)[0] == 0
+    code, out, _ = cli("inspect", adapter, "--json")
+    assert json.loads(out)["n_numbers"] == account["n_adapter"]
+    assert json.loads(out)["findings"] == []
+    code, out, _ = cli("verify", adapter, "--model", llama, "--json")
+    assert code == 0
+    engines = json.loads(out)["engines"]
+    assert [engine["engine"] for engine in engines] == ["peft", "transformers"]
+    assert all(engine["greedy_tokens_equal"] and engine["max_logit_difference"] <= 1e-5 for engine in engines)
+    assert all(engine["max_base_difference"] > 1e-3 for engine in engines)
+
+
+@pytest.mark.parametrize("command", ["plan", "train", "export", "inspect", "verify"])
+def test_every_command_has_help_with_examples(cli: Cli, command: str) -> None:
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert "Examples" in out and f"qpa {command}" in out and "--json" in out
+
+
+def test_tables_show_the_account(cli: Cli, trained: Path) -> None:
+    code, out, err = cli("inspect", trained)
+    assert (code, err) == (0, "")
+    assert all(words in out for words in ("circuit angles", "LoRA's own (m)", "frozen-adapter", "perplexity"))
+
+
+def test_help_imports_no_torch() -> None:
+    script = "import sys; sys.argv = ['qpa', '--help']\nfrom qpa.cli.main import main\n"
+    script += "try: main()\nexcept SystemExit: pass\n"
+    check = "sys.exit(bool({'torch', 'transformers', 'qiskit', 'numpy', 'pydantic'} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", script + check], capture_output=True, check=False).returncode
+        == 0
+    )
+
+
+@pytest.mark.parametrize("arguments", [["plan"], ["train"], ["frobnicate"], ["plan", "--rank", "many"]])
+def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
+    assert cli(*arguments)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rank", "0"], "--rank: expected a whole number of at least 1, found 0"),
+        (["--rank", "-3"], "--rank"),
+        (["--rank", "40"], "--rank: expected at most 32"),
+        (["--alpha", "0"], "--alpha"),
+        (["--alpha", "nan"], "--alpha"),
+        (["--method", "dora"], "--method: expected lora"),
+        (["--generator", "oracle"], "--generator"),
+        (
+            ["--generator", "paper", "--chunk-size", "0"],
+            "--chunk-size: expected a whole number of at least 1",
+        ),
+        (["--chunk-size", "64"], "--generator aligned"),
+        (["--qubits", "25"], "--qubits: expected at most 24, found 25"),
+        (["--qubits", "2"], "--qubits: expected at least"),
+        (["--heads", "0"], "--heads"),
+        (["--layers", "0"], "--layers"),
+        (["--targets", "q_prok"], "the nearest names are q_proj"),
+        (["--targets", ","], "--targets"),
+        (["--target", "generic:2"], "found 2"),
+        (["--target", "fake_turin"], "fake_torino"),
+    ],
+)
+def test_plan_refuses_and_leaves_nothing(
+    cli: Cli, llama: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    assert words in cli.refuses("plan", "--model", llama, "--out", tmp_path / "runs" / "x", *options)
+    assert not list((tmp_path / "runs").glob("*")) if (tmp_path / "runs").exists() else True
+
+
+def test_plan_refuses_what_is_no_model(cli: Cli, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    unknown = tmp_path / "unknown"
+    unknown.mkdir()
+    (unknown / "config.json").write_text('{"model_type": "perpetuum_mobile"}')
+    vision = tmp_path / "vision"
+    vision.mkdir()
+    (vision / "config.json").write_text('{"model_type": "vit"}')
+    words = {
+        tmp_path / "none": "no such directory",
+        empty: "no config.json",
+        broken: "",
+        unknown: "perpetuum_mobile",
+    }
+    for path, expected in (words | {vision: "causal language model"}).items():
+        assert expected in cli.refuses("plan", "--model", path, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_refuses_a_hub_id_that_cannot_be_reached(cli: Cli, tmp_path: Path) -> None:
+    assert "nobody/nothing" in cli.refuses("plan", "--model", "nobody/nothing", "--out", tmp_path / "run")
+
+
+def test_an_existing_run_needs_force(cli: Cli, llama: Path, run: Path) -> None:
+    before = files_under(run)
+    assert "--force" in cli.refuses("plan", "--model", llama, "--out", run, *PLAN)
+    assert "--rank" in cli.refuses("plan", "--model", llama, "--out", run, "--force", "--rank", "0")
+    assert files_under(run) == before
+    assert cli("plan", "--model", llama, "--out", run, *PLAN, "--force")[0] == 0
+    assert "frozen-adapter.json" not in files_under(run)
+
+
+def test_a_directory_that_is_no_run_is_never_replaced(cli: Cli, llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert "no qpa run" in cli.refuses("plan", "--model", llama, "--out", tmp_path, "--force")
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+BAD_DATA = {
+    "empty.txt": (b"", "an empty file"),
+    "binary.txt": (b"abc\x00def" * 50, "binary data"),
+    "latin.txt": ("é".encode("latin-1") * 50, "UTF-8"),
+    "short.txt": (b"a", "too short"),
+    "broken.jsonl": (b'{"text": "a"}\n{"text": "b"\n', "line 2"),
+    "list.jsonl": (b'{"text": "a"}\n[1]\n', "line 2"),
+    "keys.jsonl": (b'{"text": "a"}\n{"prompt": "a", "completion": "b"}\n', "line 2"),
+    "type.jsonl": (b'{"text": 3}\n', "line 1"),
+    "nothing.jsonl": (b'{"words": "a"}\n', "line 1"),
+    "one.jsonl": (b'{"text": "a"}\n', "at least 2 rows"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_train_refuses_bad_data_and_leaves_the_run_alone(
+    cli: Cli, planned: Path, tmp_path: Path, name: str
+) -> None:
+    content, words = BAD_DATA[name]
+    (tmp_path / name).write_bytes(content)
+    before = files_under(planned)
+    assert words in cli.refuses("train", planned, "--data", tmp_path / name, *TRAIN)
+    assert files_under(planned) == before
+
+
+def test_train_refuses_missing_data_and_missing_runs(
+    cli: Cli, planned: Path, text_file: Path, tmp_path: Path
+) -> None:
+    assert "no such file" in cli.refuses("train", planned, "--data", tmp_path / "none.txt")
+    assert "a directory" in cli.refuses("train", planned, "--data", tmp_path)
+    assert "no such directory" in cli.refuses("train", tmp_path / "none", "--data", text_file)
+    assert "qpa plan" in cli.refuses("train", tmp_path, "--data", text_file)
+
+
+def test_a_trained_run_is_not_trained_again_by_accident(cli: Cli, run: Path, text_file: Path) -> None:
+    before = files_under(run)
+    assert "--resume or --force" in cli.refuses("train", run, "--data", text_file, *TRAIN)
+    assert files_under(run) == before
+    assert cli("train", run, "--data", text_file, *TRAIN, "--save-steps", "2", "--resume")[0] == 0
+    assert files_under(run)["frozen-adapter.json"] == before["frozen-adapter.json"]
+
+
+def test_documents_edited_by_hand_are_refused(cli: Cli, run: Path, text_file: Path, tmp_path: Path) -> None:
+    layout = run / "weight-layout.json"
+    layout.write_text(layout.read_text().replace('"n_layers": 2', '"n_layers": 4'))
+    for arguments in (
+        ["train", run, "--data", text_file],
+        ["export", run, "--out", tmp_path / "a"],
+        ["inspect", run],
+    ):
+        assert "edited or damaged" in cli.refuses(*arguments)
+    assert not (tmp_path / "a").exists()
+
+
+def test_documents_of_a_newer_schema_are_refused(cli: Cli, run: Path, text_file: Path) -> None:
+    spec = run / "adapter-spec.json"
+    spec.write_text(spec.read_text().replace("qpa.adapter-spec/1", "qpa.adapter-spec/9"))
+    assert "newer qpa" in cli.refuses("train", run, "--data", text_file)
+
+
+def test_a_stage_made_from_another_plan_is_stale(cli: Cli, llama: Path, run: Path, tmp_path: Path) -> None:
+    cli("plan", "--model", llama, "--out", tmp_path / "other", *PLAN, "--seed", "5")
+    shutil.copy(tmp_path / "other" / "weight-layout.json", run / "weight-layout.json")
+    assert "stale" in cli.refuses("export", run, "--out", tmp_path / "adapter")
+
+
+def test_export_before_training_is_refused(cli: Cli, planned: Path, tmp_path: Path) -> None:
+    assert "run qpa train first" in cli.refuses("export", planned, "--out", tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_export_refuses_unknown_formats_and_existing_directories(cli: Cli, run: Path, tmp_path: Path) -> None:
+    assert "--format: expected lora" in cli.refuses(
+        "export", run, "--format", "tarot", "--out", tmp_path / "a"
+    )
+    assert cli("export", run, "--out", tmp_path / "a")[0] == 0
+    assert "--force" in cli.refuses("export", run, "--out", tmp_path / "a")
+    assert cli("export", run, "--out", tmp_path / "a", "--force")[0] == 0
+
+
+def test_a_truncated_array_file_is_refused(cli: Cli, run: Path, tmp_path: Path) -> None:
+    for file in run.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-8])
+    assert "bytes, found" in cli.refuses("export", run, "--out", tmp_path / "adapter")
+
+
+def test_verify_says_what_is_wrong_with_an_adapter(cli: Cli, run: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    cli("export", run, "--out", adapter)
+    assert cli("verify", adapter, "--static")[0] == 0
+    config = adapter / "adapter_config.json"
+    config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
+    code, out, err = cli("verify", adapter, "--static")
+    assert code == 1 and "L08" in out + err
+    assert "no such directory" in cli.refuses("verify", tmp_path / "none")
+    assert "neither" in cli.refuses("inspect", tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small or read-only disk needs root")
+@pytest.mark.parametrize("options", ["size=64k", "size=1m,ro"])
+def test_a_full_or_read_only_disk_is_one_line_and_nothing_half_written(
+    run: Path, llama: Path, tmp_path: Path, options: str
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    commands = (
+        f'qpa() {{ "{sys.executable}" -m qpa.cli "$@"; }}',
+        f"mount -t tmpfs -o {options} none {disk} || exit 77",
+        f"qpa plan --model {llama} --out {disk}/run --rank 16 2>plan.err; echo $? >plan.rc",
+        f"qpa export {run} --out {disk}/adapter 2>export.err; echo $? >export.rc",
+        f"ls -A {disk} >left",
+    )
+    done = subprocess.run(["unshare", "-m", "bash", "-c", "\n".join(commands)], cwd=tmp_path, check=False)
+    if done.returncode == 77:
+        pytest.skip("this machine does not allow mounting")
+    read = {name: (tmp_path / name).read_text() for name in ("plan.err", "export.err", "left")}
+    assert (tmp_path / "export.rc").read_text() == "1\n", read
+    assert read["export.err"].startswith("error: ") and read["export.err"].count("\n") == 1
+    assert (tmp_path / "plan.rc").read_text() == (
+        "1\n" if "ro" in options else (tmp_path / "plan.rc").read_text()
+    )
+    assert set(read["left"].split()) <= {"run"}

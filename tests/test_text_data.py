@@ -1,0 +1,243 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpa.errors import DataError, OptionError
+from qpa.text_data import EVAL_SHARE, cut_blocks, read_splits
+from tests.tiny_models import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that writes a file and returns its path."""
+
+    def write_file(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write_file
+
+
+def jsonl(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def split(data, eval_data=None, max_length=8, seed=0):
+    return read_splits(data, eval_data, TOKENIZER, max_length, seed)
+
+
+def tokens_of(rows):
+    return [token for row in rows for token in row["input_ids"]]
+
+
+# Text
+
+
+def test_a_text_becomes_blocks_that_cover_every_token(write):
+    text = "The quick brown fox jumps over the lazy dog, and the dog sleeps on."
+    train, evaluation = split(write("text.txt", text))
+    assert tokens_of(train) + tokens_of(evaluation) == TOKENIZER(text)["input_ids"]
+    assert len(tokens_of(evaluation)) == round(EVAL_SHARE * len(text))
+    assert all(len(row["input_ids"]) == 8 for row in train[:-1])
+    assert 2 <= len(train[-1]["input_ids"]) <= 8
+
+
+@given(st.lists(st.integers(0, 99), min_size=2, max_size=60), st.integers(2, 20))
+@settings(max_examples=60, deadline=None)
+def test_blocks_cover_every_token_that_is_ever_predicted(tokens, max_length):
+    blocks = [row["input_ids"] for row in cut_blocks(tokens, max_length)]
+    covered = [token for block in blocks for token in block]
+    # A last token alone in its block has nothing before it to be predicted from.
+    n_alone = 1 if len(tokens) % max_length == 1 else 0
+    assert covered == tokens[: len(tokens) - n_alone]
+    assert all(2 <= len(block) <= max_length for block in blocks)
+
+
+@given(st.text(alphabet="abc \né漢", min_size=4, max_size=80).filter(str.strip), st.integers(2, 10))
+@settings(max_examples=40, deadline=None)
+def test_the_eval_split_of_a_text_is_its_end(tmp_path_factory, text, max_length):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(text, newline="")
+    tokens = TOKENIZER(text)["input_ids"]
+    train, evaluation = split(path, max_length=max_length)
+    n_eval = max(2, round(EVAL_SHARE * len(tokens)))
+    assert tokens_of(evaluation) == tokens[-n_eval:][: len(tokens_of(evaluation))]
+    assert tokens_of(train) == tokens[:-n_eval][: len(tokens_of(train))]
+    assert n_eval - len(tokens_of(evaluation)) <= 1
+    assert len(tokens) - n_eval - len(tokens_of(train)) <= 1
+
+
+def test_the_seed_does_not_change_the_split_of_a_text(write):
+    path = write("text.txt", "words " * 50)
+    assert split(path, seed=0) == split(path, seed=1)
+
+
+def test_a_given_eval_file_is_used_whole(write):
+    data, evaluation = write("train.txt", "a" * 30), write("eval.txt", "b" * 20)
+    rows = split(data, evaluation)
+    assert tokens_of(rows[0]) == TOKENIZER("a" * 30)["input_ids"]
+    assert tokens_of(rows[1]) == TOKENIZER("b" * 20)["input_ids"]
+
+
+# jsonl
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_rows_are_split_into_disjoint_parts_in_their_order(write, name):
+    rows = [{"text": f"row {index}"} for index in range(40)]
+    train, evaluation = split(write(name, jsonl(rows)), seed=5)
+    assert len(evaluation) == 4
+    assert sorted([*train, *evaluation], key=rows.index) == rows
+    assert train == [row for row in rows if row not in evaluation]
+
+
+def test_the_split_of_rows_depends_on_the_seed_only(write):
+    path = write("rows.jsonl", jsonl([{"text": f"row {index}"} for index in range(40)]))
+    assert split(path, seed=5) == split(path, seed=5)
+    assert len({split(path, seed=seed)[1][0]["text"] for seed in range(8)}) > 1
+
+
+def test_two_rows_are_one_to_train_and_one_to_evaluate(write):
+    train, evaluation = split(write("rows.jsonl", jsonl([{"text": "a"}, {"text": "b"}])))
+    assert sorted(row["text"] for row in train + evaluation) == ["a", "b"]
+    assert len(train) == 1
+
+
+def test_blank_lines_other_keys_and_windows_line_ends_are_ignored(write):
+    text = '\n{"text": "a", "id": 1}\r\n\n  \n{"id": [2], "text": "b\\u2028c"}\n\n'
+    train, evaluation = split(write("rows.jsonl", text))
+    assert sorted(row["text"] for row in train + evaluation) == ["a", "b\u2028c"]
+    assert all(set(row) == {"text"} for row in train + evaluation)
+
+
+def test_a_line_separator_within_a_string_is_no_new_line(write):
+    text = '{"text": "a\u2028b\x85c"}\n{"text": "d"}\n'
+    train, evaluation = split(write("rows.jsonl", text))
+    assert sorted(row["text"] for row in train + evaluation) == ["a\u2028b\x85c", "d"]
+
+
+def test_prompt_and_completion_are_kept(write):
+    rows = [{"prompt": "", "completion": "all"}, {"prompt": "one", "completion": "two"}]
+    train, evaluation = split(write("rows.jsonl", jsonl(rows)))
+    assert sorted(train + evaluation, key=rows.index) == rows
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", ["absent.txt", "absent.jsonl"])
+def test_a_missing_file_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match=rf"{name}: expected a text or jsonl file, found no such file"):
+        split(tmp_path / name)
+
+
+def test_a_directory_is_refused(tmp_path):
+    with pytest.raises(DataError, match="expected a text or jsonl file, found a directory"):
+        split(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", " \t\r\n"])
+@pytest.mark.parametrize("name", ["data.txt", "data.jsonl"])
+def test_an_empty_file_is_refused(write, name, content):
+    with pytest.raises(DataError, match=rf"{name}: expected text, found an empty file"):
+        split(write(name, content))
+
+
+@pytest.mark.parametrize("name", ["data.txt", "data.jsonl"])
+def test_a_binary_file_is_refused_with_the_offset(write, name):
+    with pytest.raises(DataError, match=r"found binary data \(byte 0 at offset 7\)"):
+        split(write(name, b"\x89PNG ok\x00\x00\x01"))
+
+
+@pytest.mark.parametrize("name", ["data.txt", "data.jsonl"])
+def test_a_file_in_another_encoding_is_refused_with_the_offset(write, name):
+    with pytest.raises(DataError, match=r"expected UTF-8 text, found byte 0xe9 at offset 3; convert it"):
+        split(write(name, "café au lait".encode("latin-1")))
+
+
+@pytest.mark.parametrize("text", ["a", "ab", "abc"])
+def test_a_text_too_short_to_split_is_refused(write, text):
+    with pytest.raises(DataError, match=f"found {len(text)}: too short"):
+        split(write("text.txt", text))
+
+
+def test_an_eval_text_too_short_is_refused_by_its_name(write):
+    with pytest.raises(DataError, match=r"eval\.txt: expected at least 2 tokens, found 1: too short"):
+        split(write("train.txt", "long enough"), write("eval.txt", "a"))
+
+
+@pytest.mark.parametrize("max_length", [1, 0, -5])
+def test_a_max_length_below_two_is_refused(write, max_length):
+    with pytest.raises(OptionError, match=f"--max-length: expected at least 2 tokens, found {max_length}"):
+        split(write("text.txt", "long enough"), max_length=max_length)
+
+
+def test_one_row_is_too_few_to_split(write):
+    with pytest.raises(DataError, match=r"rows\.jsonl: expected at least 2 rows, .* found 1"):
+        split(write("rows.jsonl", '{"text": "alone"}\n'))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "cut', r"broken JSON \(Unterminated string"),
+        ("{'text': 'python'}", "broken JSON"),
+        ("no json", "broken JSON"),
+        ("[" * 100_000, "broken JSON"),
+        ('["text"]', "found list"),
+        ('"text"', "found str"),
+        ("null", "found NoneType"),
+        ("{}", "found an empty object"),
+        ('{"content": "a", "id": 1}', 'found keys "content", "id"'),
+        ('{"prompt": "a"}', 'found keys "prompt"'),
+        ('{"text": 3}', '"text" is int'),
+        ('{"text": null}', '"text" is NoneType'),
+        ('{"text": ["a"]}', '"text" is list'),
+        ('{"text": "  "}', '"text" is empty'),
+        ('{"prompt": "a", "completion": 4}', '"completion" is int'),
+        ('{"prompt": {}, "completion": "b"}', '"prompt" is dict'),
+        ('{"prompt": "a", "completion": ""}', '"completion" is empty'),
+        ('{"prompt": "a", "completion": "b"}', 'found keys "completion", "prompt"'),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_bad_line_is_refused_with_its_number(write, line, message):
+    path = write("rows.jsonl", f'{{"text": "fine"}}\n\n{line}\n{{"text": "fine"}}\n')
+    with pytest.raises(DataError, match=message) as caught:
+        split(path)
+    assert caught.value.subject == f"{path}, line 3"
+    assert "\n" not in str(caught.value)
+
+
+def test_mixed_keys_are_refused_with_both_sets(write):
+    rows = [{"prompt": "a", "completion": "b"}, {"text": "c"}]
+    with pytest.raises(
+        DataError, match=r'line 2: expected keys "completion", "prompt", as in the lines before'
+    ):
+        split(write("rows.jsonl", jsonl(rows)))
+
+
+@pytest.mark.parametrize("other", ["eval.txt", "eval.jsonl"])
+def test_an_eval_file_of_other_rows_is_refused(write, other):
+    data = write("train.jsonl", jsonl([{"prompt": "a", "completion": "b"}]))
+    with pytest.raises(DataError, match=r"eval\..*: expected rows with \['completion', 'prompt'\], as in"):
+        split(data, write(other, jsonl([{"text": "c"}])))
+
+
+def test_a_jsonl_file_of_unicode_blanks_is_refused(write):
+    blank = write("rows.jsonl", "\u00a0\n\u2003\n")
+    rows = write("train.jsonl", jsonl([{"text": "a"}]))
+    for data, evaluation in ((blank, None), (blank, rows), (rows, blank)):
+        with pytest.raises(DataError, match=r"rows\.jsonl: "):
+            split(data, evaluation)
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_line(write):
+    path = write("rows.jsonl", '{"text": "fine"}\n{"text": "half \\ud83d"}\n')
+    with pytest.raises(DataError, match="line 2"):
+        split(path)
