@@ -54,24 +54,15 @@ def _verify_static(directory: Path, as_json: bool) -> None:
 
 
 def _verify_engines(directory: Path, model: str | None, as_json: bool) -> None:
-    from qpa.documents import MANIFEST_PATH, Manifest
-    from qpa.errors import DocumentError
-    from qpa.passes.verify_adapter import VerifyAdapter
+    from qpa.cli.output import progress_bar
+    from qpa.passes.verify_adapter import VerifyAdapter, read_manifest
     from qpa.pipeline import PassContext
     from qpa.run_directory import DirectoryStore
 
-    path = directory / MANIFEST_PATH
-    if not path.is_file():
-        found = "none" if directory.is_dir() else "no such directory"
-        raise DocumentError(
-            str(directory),
-            f"an export of qpa with {MANIFEST_PATH}",
-            found,
-            "--static checks adapters of any origin",
-        )
-    manifest = Manifest.from_json(path.read_bytes(), str(path))
-    context = PassContext(manifest.provenance.seed, DirectoryStore(directory))
-    document = VerifyAdapter(directory=str(directory), model=model).run(manifest, context)
+    manifest = read_manifest(directory)
+    with progress_bar() as progress:
+        context = PassContext(manifest.provenance.seed, DirectoryStore(directory), (), progress)
+        document = VerifyAdapter(directory=str(directory), model=model).run(manifest, context)
     if as_json:
         print_json(
             {"adapter": str(directory), **document.model_dump(mode="json", include={"engines", "tolerance"})}
