@@ -1,7 +1,8 @@
 """How long `qpa --help` and `qpa plan` take from a cold process, and what they import.
 
-Measured: wall time of the command as a user types it, in a process of its own, median and quartiles of
-`--repeats` runs after one that warms the disk cache; peak resident memory of that process (ru_maxrss). The
+Measured: wall time of the command as a user types it, in a process of its own, and the CPU time of that
+process, which other programs disturb less; median and quartiles of `--repeats` runs after one that warms the
+disk cache. Peak resident memory is that process's ru_maxrss, the largest of the runs. The
 plan is for the shape of a 70B Llama (80 layers, hidden 8192, vocabulary 128256), of which there is a
 config.json and nothing else. The imports are those of one more run under `python -X importtime`, which
 slows it down: read the shares, not the sums.
@@ -44,9 +45,10 @@ LLAMA_70B = {
 
 
 class Run(NamedTuple):
-    """One process: wall time, peak resident memory, and what it wrote to stderr."""
+    """One process: wall and CPU time, peak resident memory, and what it wrote to stderr."""
 
     duration_s: float
+    cpu_s: float
     peak_bytes: int
     stderr: str
 
@@ -70,11 +72,13 @@ def main() -> None:
 
 def _times(commands: dict[str, tuple[str, ...]], repeats: int) -> str:
     rows = []
-    for name, arguments in commands.items():
+    for command, arguments in commands.items():
         runs = [_run(QPA, *arguments) for _ in range(repeats + 1)][1:]
-        wall_s = spread([run.duration_s for run in runs]).text()
-        rows.append((name, wall_s, f"{max(run.peak_bytes for run in runs) / 1e6:.0f} MB"))
-    return markdown(("command", "wall time, s", "peak memory"), rows)
+        wall_s, cpu_s = (
+            spread([getattr(run, name) for run in runs]).text() for name in ("duration_s", "cpu_s")
+        )
+        rows.append((command, wall_s, cpu_s, f"{max(run.peak_bytes for run in runs) / 1e6:.0f} MB"))
+    return markdown(("command", "wall time, s", "CPU time, s", "peak memory"), rows)
 
 
 def _imports(arguments: tuple[str, ...]) -> str:
@@ -114,7 +118,8 @@ def _run(*command: str) -> Run:
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, command, stderr=output)
     bytes_per_unit = 1 if sys.platform == "darwin" else 1024
-    return Run(duration_s, usage.ru_maxrss * bytes_per_unit, output)
+    peak_bytes = usage.ru_maxrss * bytes_per_unit
+    return Run(duration_s, usage.ru_utime + usage.ru_stime, peak_bytes, output)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def read_manifest(directory: Path) -> Manifest | None:
     path = directory / MANIFEST_PATH
     try:
         return Manifest.from_json(path.read_bytes(), str(path))
-    except (DocumentError, OSError):
+    except (DocumentError, OSError, ValueError, RecursionError):
         return None
 
 

@@ -163,7 +163,10 @@ def _check_manifest(directory: Path, files: list[Path]) -> Iterator[Finding]:
     try:
         manifest = Manifest.from_json(_read_small(path), MANIFEST_PATH)
     except DocumentError as error:
-        yield Finding("L20", error.subject, error.expected, _short(error.found))
+        yield Finding("L20", error.subject, _short(error.expected), _short(error.found))
+        return
+    except (ValueError, RecursionError) as error:
+        yield Finding("L20", MANIFEST_PATH, "a manifest", _short(error))
         return
     listed = {entry.file: entry for entry in manifest.files}
     present = {entry.relative_to(directory).as_posix(): entry for entry in files}

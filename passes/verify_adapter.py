@@ -185,6 +185,8 @@ def read_manifest(directory: Path) -> Manifest:
         ) from error
     except DocumentError as error:
         raise VerificationError(error.subject, error.expected, error.found, error.advice) from error
+    except (ValueError, RecursionError) as error:
+        raise VerificationError(str(path), "a manifest", str(error)[:120]) from error
 
 
 def _engine_check(answer: dict[str, Any]) -> EngineCheck:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save, save_file
 
+from qpa.documents import MANIFEST_PATH
 from qpa.exporters.lora_contract import (
     CONFIG_FILE,
     KEY_PREFIX,
@@ -284,6 +285,26 @@ def test_a_huge_config_is_not_read(adapter):
         stream.truncate(1 << 33)
     (finding,) = check_lora_contract(adapter)
     assert finding.rule == "L04" and "bytes" in finding.found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"schema": "qpa.manifest/1", "digest": "\\u001b[31m", "x": 1}',
+        '{"schema": "qpa.manifest/1", "digest": "", "x": "\\ud800"}',
+        '{"schema": "qpa.manifest/1", "x": ' + "[" * 900 + "]" * 900 + "}",
+        "[" * 100_000,
+    ],
+    ids=["empty", "no schema", "control characters", "lone surrogate", "deep", "too deep"],
+)
+def test_a_hostile_manifest_is_a_finding(adapter, text):
+    (adapter / "qpa").mkdir()
+    (adapter / MANIFEST_PATH).write_text(text)
+    findings = check_lora_contract(adapter)
+    assert {finding.rule for finding in findings} == {"L20"}
+    assert all(str(finding).isprintable() for finding in findings)
 
 
 def test_control_characters_do_not_reach_the_terminal(adapter):
