@@ -80,11 +80,12 @@ def _swap(work: Path, path: Path) -> None:
         work.rename(path)
         return
     old = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY_PREFIX))
-    path.rename(old / path.name)
     try:
-        work.rename(path)
-    except BaseException:
-        (old / path.name).rename(path)
-        raise
+        path.rename(old / path.name)
+        try:
+            work.rename(path)
+        except BaseException:
+            (old / path.name).rename(path)
+            raise
     finally:
         shutil.rmtree(old, ignore_errors=True)

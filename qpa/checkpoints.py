@@ -135,7 +135,9 @@ def _check_same_training(path: Path, written: Provenance, wanted: Provenance) ->
         )
     if written.seed != wanted.seed:
         raise CheckpointError(str(path), f"--seed {written.seed}, as before", str(wanted.seed))
-    for before, now in zip(written.options, wanted.options, strict=True):
-        if before != now:
-            option = "--" + before.name.replace("_", "-")
-            raise CheckpointError(str(path), f"{option} {before.value}, as before", str(now.value))
+    before = {option.name: option.value for option in written.options}
+    now = {option.name: option.value for option in wanted.options}
+    for name in now | before:
+        if before.get(name) != now.get(name):
+            option = "--" + name.replace("_", "-")
+            raise CheckpointError(str(path), f"{option} {before.get(name)}, as before", str(now.get(name)))

@@ -17,8 +17,8 @@ class QpaError(Exception):
     """
 
     def __init__(self, subject: str, expected: str, found: str, advice: str = "") -> None:
-        message = f"{subject}: expected {expected}, found {found}"
-        super().__init__(" ".join(f"{message}; {advice}".split()) if advice else " ".join(message.split()))
+        message = f"{subject}: expected {expected}, found {found}" + (f"; {advice}" if advice else "")
+        super().__init__(" ".join("".join(c if c.isprintable() else " " for c in message).split()))
         self.subject = subject
         self.expected = expected
         self.found = found

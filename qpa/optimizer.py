@@ -96,16 +96,16 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         return loss
 
     def _pull_back(self) -> None:
-        pairs = [(o, p.grad) for o, p in zip(self._outputs, self._adapter, strict=True) if p.grad is not None]
-        if not pairs:
-            return
-        outputs, gradients = [output for output, _ in pairs], [gradient for _, gradient in pairs]
-        norms = torch.stack(torch._foreach_norm(gradients))
-        if not bool(torch.isfinite(norms).all()):
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._adapter]
+        torch.autograd.backward(self._outputs, gradients)
+        # Every number of the adapter reaches a decoder's gradient, so these norms see all that is not finite.
+        norms = torch._foreach_norm([p.grad for p in self.generator.parameters() if p.grad is not None])
+        if not bool(torch.isfinite(torch.stack(norms)).all()):
+            self.inner.zero_grad(set_to_none=True)
+            self.push_forward()
             raise DivergedError(
                 f"step {self.n_steps + 1}", "a finite gradient", "NaN or infinity", "lower --lr or --angle-lr"
             )
-        torch.autograd.backward(outputs, gradients)
 
     def _copy_learning_rate(self) -> None:
         lr = self.param_groups[0]["lr"]

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from qpa.simulator import ExactSimulator
 
@@ -45,6 +46,7 @@ class _ThroughSource(torch.autograd.Function):
         return source.probabilities(angles.detach())
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
         (angles,) = ctx.saved_tensors
         return ctx.source.vjp(angles, cotangent), None

@@ -34,6 +34,7 @@ def make_trainer(
     *,
     output: Path,
     seed: int,
+    bf16: bool,
     **options: Any,
 ) -> Any:
     """Return an SFTTrainer that logs and saves nothing by itself.
@@ -41,6 +42,7 @@ def make_trainer(
     Args:    peft_model: on the device to train on.
              splits: training and evaluation rows, as `qpa.text_data.read_splits` returns them.
              output: a directory the trainer may create.
+             bf16: bfloat16 autocast; TRL's own default is on.
              options: further fields of `trl.SFTConfig`.
     Raises:  DataError: truncation to max_length leaves a split without a token to learn from.
     """
@@ -50,6 +52,7 @@ def make_trainer(
         data_seed=seed % 2**32,
         use_cpu=next(peft_model.parameters()).device.type == "cpu",
         dataloader_pin_memory=next(peft_model.parameters()).device.type != "cpu",
+        bf16=bf16,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from qpa.errors import ShapeError
 
@@ -78,6 +79,7 @@ class _RyChain(torch.autograd.Function):
         return state.square()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> Tensor:
         state, rotated, *rotations = ctx.saved_tensors
         n_layers, n_qubits = rotated.shape[1], state.shape[1].bit_length() - 1

@@ -119,6 +119,8 @@ def _read_jsonl(path: Path) -> list[Row]:
                 f"{path}, line {number}", f"{_names(rows[0])}, as in the lines before", _names(row)
             )
         rows.append(row)
+    if not rows:
+        raise DataError(str(path), "text", "an empty file")
     return rows
 
 
@@ -126,6 +128,7 @@ def _parse_line(subject: str, line: str) -> Row:
     expected = 'an object with "text", or with "prompt" and "completion"'
     try:
         content = json.loads(line)
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise DataError(subject, expected, f"broken JSON ({error})") from error
     if not isinstance(content, dict):

@@ -304,7 +304,7 @@ def test_verify_says_what_is_wrong_with_an_adapter(cli: Cli, run: Path, tmp_path
     config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
     code, out, err = cli("verify", adapter, "--static")
     assert code == 1 and "L08" in out + err
-    assert "no such directory" in cli.refuses("verify", tmp_path / "none")
+    assert "No such file or directory" in cli.refuses("verify", tmp_path / "none")
     assert "neither" in cli.refuses("inspect", tmp_path)
 
 

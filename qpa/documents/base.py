@@ -113,7 +113,7 @@ class Document(Record):
         if claimed != digest_of(content):
             raise DocumentError(
                 subject,
-                f"digest {claimed}",
+                f"digest {str(claimed)[:80]}",
                 f"{digest_of(content)}: the file was edited or damaged",
                 "run the pass again instead of editing its result",
             )
@@ -144,6 +144,7 @@ def digest_of(content: JsonObject) -> str:
 def _parse(text: bytes, subject: str) -> JsonObject:
     try:
         content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair has no UTF-8
     except (ValueError, RecursionError) as error:
         raise DocumentError(subject, "a JSON document", f"{type(error).__name__}: {error}") from error
     if not isinstance(content, dict):

@@ -1,0 +1,269 @@
+"""Step time and peak memory of a generated adapter against plain LoRA.
+
+Measured: one training step = forward, backward, optimizer step, zero_grad. Plain LoRA steps with torch's
+fused AdamW, the Trainer's default; QPA with `GeneratedAdapterOptimizer`. Both train the same PEFT adapter
+(rank 8, every linear layer but the head) of the same model on the same batch, and take turns on it step by
+step in one process: all that differs is the optimizer's step. One model, because two would differ in where
+their memory lies. Neither clips gradients nor runs a schedule, which cost both the same.
+
+"QPA / LoRA" is the median of paired ratios of whole steps, with quartiles. "of parts" is steadier on a noisy
+machine: 1 + (QPA's optimizer step - LoRA's) / LoRA's whole step, from medians of optimizer steps timed in
+turns by themselves. Targets: at most 1.05 for a model of 6 million parameters at 8 x 256 tokens, at most 1.02
+for GPT-2-small at 4 x 256.
+
+Peak memory is that of two steps in a child process of its own. On CPU it is the peak of what torch allocates
+from before the optimizer is made, summed from its profiler's records, which is exact; the whole process's
+ru_maxrss without the profiler, which is not, stands beside it. On CUDA it is torch's own counter,
+max_memory_allocated. "generator" is the generator's trainable parameters, 4 bytes each, the unit to judge the
+difference by. In the difference are also the generator's gradients and moments (three units), a copy of the
+initial adapter, the generator's outputs and the circuits' saved states, less LoRA's two moments.
+
+    python -m benchmarks.step_time --model <directory of the 6M model> [--dtype bf16] [--device cuda]
+    python -m benchmarks.step_time --cases gpt2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from benchmarks.paired import markdown, spread, spread_of_ratios, time_in_turns
+from qpa.adapter import adapter_parameters, attach_adapter
+from qpa.base_model import load_model
+from qpa.documents import AdapterSpec, WeightLayout
+from qpa.generator import Generator
+from qpa.optimizer import GeneratedAdapterOptimizer
+from qpa.passes.inspect_model import InspectModel
+from qpa.passes.plan_layout import PlanLayout
+from qpa.pipeline import PassContext, Pipeline
+from qpa.run_directory import DirectoryStore
+
+LORA, QPA = "LoRA", "QPA"
+BATCHES = {"model": (8, 256), "gpt2": (4, 256)}
+N_PEAK_STEPS = 2
+
+
+class Setup(NamedTuple):
+    """A PEFT model with its adapter, a batch, and the layout that can generate the adapter."""
+
+    model: Any
+    adapter: list[Parameter]
+    layout: WeightLayout
+    batch: Tensor
+    bf16: bool
+
+    def optimizer(self, kind: str) -> torch.optim.Optimizer:
+        """Return a new optimizer of the adapter: LoRA's, or ours with a new generator."""
+        if kind == LORA:
+            return torch.optim.AdamW(self.adapter, lr=1e-4, weight_decay=0.0, fused=True)
+        return GeneratedAdapterOptimizer(self.adapter, Generator(self.layout, 0), lr=1e-4, angle_lr=1e-4)
+
+    def gradients(self) -> None:
+        """Run forward and backward on the batch."""
+        with torch.autocast(self.batch.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = self.model(input_ids=self.batch, labels=self.batch, use_cache=False).loss
+        loss.backward()
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was asked to."""
+        if self.batch.is_cuda:
+            torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Print a table of step times and one of peak memory."""
+    options = _options()
+    warnings.simplefilter("ignore")
+    os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "KINETO_LOG_LEVEL": "5"}
+    torch.set_num_threads(options.threads)
+    if options.peak_of:
+        print(json.dumps(_peak(options.cases[0], options.peak_of, options)))
+        return
+    print(f"torch {torch.__version__}, {options.device}, {options.dtype}, {options.threads} threads\n")
+    print(_step_times(options))
+    print(f"\nPeak memory, MB of 10^6 bytes\n\n{_peaks(options)}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Step time and peak memory of QPA against LoRA.")
+    parser.add_argument("--model", help="Directory for the case 'model', 8 x 256 tokens.")
+    parser.add_argument("--cases", nargs="+", choices=tuple(BATCHES), help="Default: those there are.")
+    parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--budget-s", type=float, default=120.0, help="Per case, beyond three rounds.")
+    parser.add_argument("--peak-of", choices=(LORA, QPA), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.cases = options.cases or (["model", "gpt2"] if options.model else ["gpt2"])
+    if "model" in options.cases and not options.model:
+        parser.error("the case 'model' needs --model")
+    return options
+
+
+def _step_times(options: argparse.Namespace) -> str:
+    header = (
+        "case",
+        "LoRA step, ms",
+        "QPA / LoRA",
+        "of parts",
+        "LoRA's optimizer, ms",
+        "QPA's optimizer, ms",
+    )
+    return markdown(header, [_step_time(case, options) for case in options.cases])
+
+
+def _step_time(case: str, options: argparse.Namespace) -> tuple[str, ...]:
+    setup = _set_up(case, options)
+    optimizers = {kind: setup.optimizer(kind) for kind in (LORA, QPA)}
+    whole_s = time_in_turns(
+        {kind: _step(setup, optimizer) for kind, optimizer in optimizers.items()},
+        n_rounds=options.rounds,
+        budget_s=options.budget_s,
+    )
+    setup.gradients()
+    own_s = time_in_turns(
+        {kind: _optimizer_step(setup, optimizer) for kind, optimizer in optimizers.items()},
+        n_rounds=options.rounds,
+        budget_s=options.budget_s,
+    )
+    whole, lora, qpa = (
+        spread([1e3 * s for s in times]) for times in (whole_s[LORA], own_s[LORA], own_s[QPA])
+    )
+    ratio = spread_of_ratios(whole_s[QPA], whole_s[LORA]).text(4)
+    of_parts = f"{1 + (qpa.median - lora.median) / whole.median:.3f}"
+    return (_case_name(case, setup.batch), whole.text(), ratio, of_parts, lora.text(), qpa.text())
+
+
+def _step(setup: Setup, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    def step() -> None:
+        setup.gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+        setup.wait()
+
+    return step
+
+
+def _optimizer_step(setup: Setup, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    def step() -> None:
+        optimizer.step()
+        setup.wait()
+
+    return step
+
+
+def _peaks(options: argparse.Namespace) -> str:
+    header = ("case", "LoRA", "QPA", "difference", "generator", "difference / generator")
+    return markdown(header, [row for case in options.cases for row in _peak_rows(case, options)])
+
+
+def _peak_rows(case: str, options: argparse.Namespace) -> list[tuple[str, ...]]:
+    peaks = {kind: _peak_in_child(case, kind, options) for kind in (LORA, QPA)}
+    generator = peaks[QPA]["generator"]
+    rows = []
+    for counter in peaks[LORA].keys() - {"generator"}:
+        lora, qpa = peaks[LORA][counter], peaks[QPA][counter]
+        numbers = [f"{value / 1e6:.2f}" for value in (lora, qpa, qpa - lora, generator)]
+        rows.append((f"{case}, {counter}", *numbers, f"{(qpa - lora) / generator:.2f}"))
+    return sorted(rows)
+
+
+def _peak_in_child(case: str, kind: str, options: argparse.Namespace) -> dict[str, int]:
+    arguments = ["--cases", case, "--peak-of", kind, "--threads", str(options.threads)]
+    arguments += ["--dtype", options.dtype, "--device", options.device]
+    arguments += ["--model", options.model] if options.model else []
+    child = subprocess.run(
+        (sys.executable, "-m", "benchmarks.step_time", *arguments),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    peaks: dict[str, int] = json.loads(child.stdout)
+    return peaks
+
+
+def _peak(case: str, kind: str, options: argparse.Namespace) -> dict[str, int]:
+    """Return peaks in bytes, by the name of what counted them, and the generator's size."""
+    setup = _set_up(case, options)
+    generator = {"generator": 4 * setup.layout.account.n_generator}
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        _run_steps(setup, kind)
+        return {"max_memory_allocated": torch.cuda.max_memory_allocated(), **generator}
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        _run_steps(setup, kind)
+    return {"torch allocations": _peak_of_allocations(profile), "ru_maxrss": resident, **generator}
+
+
+def _run_steps(setup: Setup, kind: str) -> None:
+    step = _step(setup, setup.optimizer(kind))
+    for _ in range(N_PEAK_STEPS):
+        step()
+
+
+def _peak_of_allocations(profile: torch.profiler.profile) -> int:
+    """Return the largest sum of what was allocated and not yet freed, in bytes, from the records' start."""
+    records = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for record in sorted(records, key=lambda event: event.start_ns()):
+        now += record.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def _set_up(case: str, options: argparse.Namespace) -> Setup:
+    bf16 = options.dtype == "bf16"
+    with tempfile.TemporaryDirectory() as folder:
+        directory = _gpt2_config(Path(folder)) if case == "gpt2" else options.model
+        context = _plan(directory, Path(folder))
+        spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
+        base = _random_gpt2(directory, bf16) if case == "gpt2" else load_model(spec.base, keep_dtype=bf16)
+    model = attach_adapter(base.to(options.device), spec).train()
+    named = adapter_parameters(model, spec)
+    torch.manual_seed(0)
+    batch = torch.randint(model.config.vocab_size, BATCHES[case]).to(options.device)
+    return Setup(model, [named[tensor.path] for tensor in layout.tensors], layout, batch, bf16)
+
+
+def _plan(directory: str, folder: Path) -> PassContext:
+    passes = Pipeline(InspectModel(model=directory, rank=8), PlanLayout())
+    return passes.run(None, PassContext(seed=0, files=DirectoryStore(folder)))
+
+
+def _gpt2_config(folder: Path) -> str:
+    from transformers import GPT2Config
+
+    GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(folder)  # its defaults are GPT-2-small
+    return str(folder)
+
+
+def _random_gpt2(directory: str, bf16: bool) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(directory)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if bf16 else torch.float32)
+
+
+def _case_name(case: str, batch: Tensor) -> str:
+    return f"{case}, {batch.shape[0]} x {batch.shape[1]}"
+
+
+if __name__ == "__main__":
+    main()
