@@ -2,7 +2,9 @@
 
 Measured: wall time of the command as a user types it, in a process of its own, and the CPU time of that
 process, which other programs disturb less; median and quartiles of `--repeats` runs after one that warms the
-disk cache. Peak resident memory is that process's ru_maxrss, the largest of the runs. The
+disk cache. Peak resident memory is that process's ru_maxrss, the largest of the runs. A child's
+ru_maxrss is at least its parent's, so this script imports nothing large, and refuses a figure that could be
+its own. The
 plan is for the shape of a 70B Llama (80 layers, hidden 8192, vocabulary 128256), of which there is a
 config.json and nothing else. The imports are those of one more run under `python -X importtime`, which
 slows it down: read the shares, not the sums.
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -105,6 +108,7 @@ def _run(*command: str) -> Run:
     """Run a command to its end.
 
     Raises:  CalledProcessError: it fails.
+             RuntimeError: its peak memory cannot be told from this process's.
     """
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile("w+") as stderr:
@@ -117,8 +121,12 @@ def _run(*command: str) -> Run:
         output = stderr.read()
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, command, stderr=output)
-    bytes_per_unit = 1 if sys.platform == "darwin" else 1024
-    peak_bytes = usage.ru_maxrss * bytes_per_unit
+    own_units = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if usage.ru_maxrss <= own_units:
+        raise RuntimeError(
+            f"peak memory of {command[0]}: not above this process's own, so it may be inherited"
+        )
+    peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Run(duration_s, usage.ru_utime + usage.ru_stime, peak_bytes, output)
 
 

@@ -13,8 +13,9 @@ for GPT-2-small at 4 x 256.
 
 Peak memory is that of two steps in a child process of its own. On CPU it is the peak of what torch allocates
 from before the optimizer is made, summed from its profiler's records, which is exact; the whole process's
-ru_maxrss without the profiler, which is not, stands beside it. On CUDA it is torch's own counter,
-max_memory_allocated. "generator" is the generator's trainable parameters, 4 bytes each, the unit to judge the
+peak resident memory without the profiler, which varies by megabytes, stands beside it (Linux only). That is
+VmHWM and not ru_maxrss, which a child inherits from its parent through fork and exec. On CUDA it is torch's
+own counter, max_memory_allocated. "generator" is the generator's trainable parameters, 4 bytes each, the unit to judge the
 difference by. In the difference are also the generator's gradients and moments (three units), a copy of the
 initial adapter, the generator's outputs and the circuits' saved states, less LoRA's two moments.
 
@@ -27,7 +28,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -87,7 +87,7 @@ def main() -> None:
     """Print a table of step times and one of peak memory."""
     options = _options()
     warnings.simplefilter("ignore")
-    os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "KINETO_LOG_LEVEL": "5"}
+    os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     torch.set_num_threads(options.threads)
     if options.peak_of:
         print(json.dumps(_peak(options.cases[0], options.peak_of, options)))
@@ -204,11 +204,20 @@ def _peak(case: str, kind: str, options: argparse.Namespace) -> dict[str, int]:
         torch.cuda.reset_peak_memory_stats()
         _run_steps(setup, kind)
         return {"max_memory_allocated": torch.cuda.max_memory_allocated(), **generator}
+    _run_steps(setup, kind)
+    resident = _peak_resident()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
         _run_steps(setup, kind)
-    return {"torch allocations": _peak_of_allocations(profile), "ru_maxrss": resident, **generator}
+    return {"torch allocations": _peak_of_allocations(profile), **resident, **generator}
+
+
+def _peak_resident() -> dict[str, int]:
+    """Return this process's peak resident memory in bytes, nothing where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return {"VmHWM": 1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")}
 
 
 def _run_steps(setup: Setup, kind: str) -> None:

@@ -90,12 +90,12 @@ def _stage(document: Document) -> str:
 
 def _inspect_adapter(path: Path, as_json: bool) -> None:
     from qpa.cli import summary
-    from qpa.exporters.lora import read_manifest
+    from qpa.documents import MANIFEST_PATH, read_manifest
     from qpa.exporters.lora_contract import check_lora_contract
 
     findings = check_lora_contract(path)
     config, tensors = _read_adapter(path)
-    manifest = read_manifest(path)
+    manifest = read_manifest(path) if (path / MANIFEST_PATH).is_file() else None
     n_numbers = sum(math.prod(shape) for shape, _ in tensors.values())
     if as_json:
         print_json(

@@ -55,7 +55,8 @@ def _verify_static(directory: Path, as_json: bool) -> None:
 
 def _verify_engines(directory: Path, model: str | None, as_json: bool) -> None:
     from qpa.cli.output import progress_bar
-    from qpa.passes.verify_adapter import VerifyAdapter, read_manifest
+    from qpa.documents import read_manifest
+    from qpa.passes.verify_adapter import VerifyAdapter
     from qpa.pipeline import PassContext
     from qpa.run_directory import DirectoryStore
 

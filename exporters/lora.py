@@ -27,7 +27,16 @@ from safetensors.numpy import load, save
 
 from qpa import __version__
 from qpa.atomic_files import new_directory
-from qpa.documents import MANIFEST_PATH, Attachment, Document, FrozenAdapter, Manifest, PassOption, Provenance
+from qpa.documents import (
+    MANIFEST_PATH,
+    Attachment,
+    Document,
+    FrozenAdapter,
+    Manifest,
+    PassOption,
+    Provenance,
+    read_manifest,
+)
 from qpa.errors import DocumentError, ExportError
 from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
 from qpa.exporters.model_card import model_card, targets_head
@@ -134,24 +143,18 @@ def check_output(out: Path, *, force: bool) -> None:
         raise ExportError(str(out), "a new directory", "a file")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    manifest = read_manifest(out)
-    if manifest is None:
-        raise ExportError(str(out), "a new or empty directory", "a directory that is no qpa export")
+    try:
+        manifest = read_manifest(out)
+    except DocumentError as error:
+        raise ExportError(
+            str(out), "a new or empty directory", "a directory that is no qpa export"
+        ) from error
     own = {entry.file for entry in manifest.files} | {MANIFEST_PATH}
     present = {entry.relative_to(out).as_posix() for entry in out.rglob("*") if not entry.is_dir()}
     if foreign := sorted(present - own):
         raise ExportError(str(out), "a directory with nothing but a qpa export", f"{foreign[0]} in it")
     if not force:
         raise ExportError(str(out), "a new directory", "an existing export", "pass --force to replace it")
-
-
-def read_manifest(directory: Path) -> Manifest | None:
-    """Return the manifest of an exported directory; None when there is no valid one."""
-    path = directory / MANIFEST_PATH
-    try:
-        return Manifest.from_json(path.read_bytes(), str(path))
-    except (DocumentError, OSError, ValueError, RecursionError):
-        return None
 
 
 def adapter_config(frozen: FrozenAdapter) -> dict[str, object]:

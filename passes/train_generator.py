@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,10 @@ class TrainGenerator:
         return _Training(self, source, context).run()
 
     def _check_options(self) -> None:
+        n_processes = os.environ.get("WORLD_SIZE", "1")
+        if n_processes != "1":
+            advice = "for several, use qpa.optimizer.GeneratedAdapterOptimizer in a script of your own"
+            raise OptionError("qpa train", "one process", f"WORLD_SIZE={n_processes}", advice)
         whole = {"batch-size": self.batch_size, "grad-accum": self.grad_accum, "save-steps": self.save_steps}
         if self.max_steps is not None:
             whole["max-steps"] = self.max_steps

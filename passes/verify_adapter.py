@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from qpa.documents import MANIFEST_PATH, Document, EngineCheck, Manifest, Verification
-from qpa.errors import DocumentError, ModelError, OptionError, VerificationError
+from qpa.documents import Document, EngineCheck, Manifest, Verification, read_manifest
+from qpa.errors import ModelError, OptionError, VerificationError
 from qpa.exporters.lora_contract import check_lora_contract
 from qpa.pipeline import PassContext
 
@@ -166,27 +166,6 @@ class VerifyAdapter:
 
     def _revision(self, source: Manifest) -> str | None:
         return source.base.revision if self.model is None else None
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """Return the manifest of an exported directory.
-
-    Raises:  VerificationError: there is none, or it is damaged.
-    """
-    path = directory / MANIFEST_PATH
-    try:
-        return Manifest.from_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise VerificationError(
-            str(path),
-            "the manifest of an export",
-            error.strerror or "nothing",
-            "a directory of another origin can be checked with --static",
-        ) from error
-    except DocumentError as error:
-        raise VerificationError(error.subject, error.expected, error.found, error.advice) from error
-    except (ValueError, RecursionError) as error:
-        raise VerificationError(str(path), "a manifest", str(error)[:120]) from error
 
 
 def _engine_check(answer: dict[str, Any]) -> EngineCheck:

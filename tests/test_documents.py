@@ -91,7 +91,8 @@ FLOAT = st.floats(allow_nan=False, allow_infinity=False)
 COUNT = st.integers(0, 2**70)
 POSITIVE = st.integers(1, 2**40)
 DIGEST = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
-ATTACHMENT = st.builds(Attachment, file=TEXT, sha256=DIGEST.map(lambda digest: digest[7:]), n_bytes=COUNT)
+FILE = st.from_regex(r"[a-z0-9]{1,8}(/[a-z0-9]{1,8})?(\.safetensors)?", fullmatch=True)
+ATTACHMENT = st.builds(Attachment, file=FILE, sha256=DIGEST.map(lambda digest: digest[7:]), n_bytes=COUNT)
 OPTION_VALUE = st.one_of(
     st.booleans(), st.integers(), FLOAT, TEXT, st.none(), st.lists(TEXT, max_size=3).map(tuple)
 )
@@ -625,8 +626,8 @@ BROKEN = {
     "files not sorted": ("manifest-1/lora", lambda c: c["files"].reverse(), "must be sorted"),
     "one file twice": ("manifest-1/lora", lambda c: c["files"].insert(0, c["files"][0]), "unique"),
     "no probe": ("manifest-1/lora", (("probe",), "probe.safetensors"), "contain the probe"),
-    "file outside": ("manifest-1/lora", (("files", 0, "file"), "../README.md"), "inside the directory"),
-    "absolute file": ("manifest-1/lora", (("files", 0, "file"), "/etc/passwd"), "inside the directory"),
+    "file outside": ("manifest-1/lora", (("files", 0, "file"), "../README.md"), "inside the document"),
+    "absolute file": ("manifest-1/lora", (("files", 0, "file"), "/etc/passwd"), "inside the document"),
 }
 
 

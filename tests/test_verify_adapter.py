@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qpa.documents import Manifest, Verification
-from qpa.errors import OptionError, VerificationError
+from qpa.documents import Manifest, Verification, read_manifest
+from qpa.errors import DocumentError, OptionError, VerificationError
 from qpa.exporters.lora import ExportLora
 from qpa.exporters.lora_contract import WEIGHTS_FILE
 from qpa.passes import verify_adapter, verify_worker
-from qpa.passes.verify_adapter import ENGINES, WORKER, VerifyAdapter, read_manifest
+from qpa.passes.verify_adapter import ENGINES, WORKER, VerifyAdapter
 from qpa.pipeline import Pipeline
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_llama
@@ -183,7 +183,7 @@ def test_a_missing_base_is_refused(out, made, tmp_path):
 
 
 def test_a_directory_without_a_manifest_is_refused(tmp_path):
-    with pytest.raises(VerificationError, match="--static"):
+    with pytest.raises(DocumentError, match="--static"):
         read_manifest(tmp_path)
 
 

@@ -5,7 +5,7 @@ from qpa.documents.base import Attachment, Document, PassOption, Provenance, Rec
 from qpa.documents.checkpoint import Checkpoint
 from qpa.documents.frozen_adapter import FrozenAdapter
 from qpa.documents.logical_circuit import LogicalCircuit
-from qpa.documents.manifest import MANIFEST_PATH, Manifest
+from qpa.documents.manifest import MANIFEST_PATH, Manifest, read_manifest
 from qpa.documents.native_circuit import GateCount, NativeCircuit
 from qpa.documents.trained_generator import TrainedGenerator, TrainingResult
 from qpa.documents.verification import EngineCheck, Verification
@@ -42,4 +42,5 @@ __all__ = [
     "TrainingResult",
     "Verification",
     "WeightLayout",
+    "read_manifest",
 ]

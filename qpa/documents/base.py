@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from qpa.errors import DocumentError
 
@@ -37,6 +37,18 @@ class Attachment(Record):
     file: str
     sha256: str
     n_bytes: int
+
+    @model_validator(mode="after")
+    def _verify(self) -> Self:
+        parts = self.file.split("/")
+        if (
+            not self.file
+            or any(part in ("", ".", "..") for part in parts)
+            or "\\" in self.file
+            or "\0" in self.file
+        ):
+            raise ValueError("an attachment's file must lie inside the document's directory")
+        return self
 
 
 class PassOption(Record):

