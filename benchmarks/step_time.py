@@ -12,12 +12,13 @@ turns by themselves. Targets: at most 1.05 for a model of 6 million parameters a
 for GPT-2-small at 4 x 256.
 
 Peak memory is that of two steps in a child process of its own. On CPU it is the peak of what torch allocates
-from before the optimizer is made, summed from its profiler's records, which is exact; the whole process's
-peak resident memory without the profiler, which varies by megabytes, stands beside it (Linux only). That is
-VmHWM and not ru_maxrss, which a child inherits from its parent through fork and exec. On CUDA it is torch's
-own counter, max_memory_allocated. "generator" is the generator's trainable parameters, 4 bytes each, the unit to judge the
-difference by. In the difference are also the generator's gradients and moments (three units), a copy of the
-initial adapter, the generator's outputs and the circuits' saved states, less LoRA's two moments.
+from before the optimizer is made, summed from its profiler's records: exact, and the same in every run. The
+process's peak resident memory without the profiler stands beside it (Linux only); it varies by a hundred
+megabytes between equal runs, so nothing is concluded from it. It is VmHWM and not ru_maxrss, which a child
+inherits from its parent through fork and exec. On CUDA it is torch's own counter, max_memory_allocated.
+"generator" is the generator's trainable parameters, 4 bytes each, the unit to judge the difference by. In the
+difference are these, their two moments, a copy of the initial adapter, the generator's outputs and the states
+the circuits save for the backward pass, less the two moments of LoRA's own optimizer.
 
     python -m benchmarks.step_time --model <directory of the 6M model> [--dtype bf16] [--device cuda]
     python -m benchmarks.step_time --cases gpt2
@@ -54,6 +55,7 @@ from qpa.run_directory import DirectoryStore
 LORA, QPA = "LoRA", "QPA"
 BATCHES = {"model": (8, 256), "gpt2": (4, 256)}
 N_PEAK_STEPS = 2
+RESIDENT = "VmHWM"
 
 
 class Setup(NamedTuple):
@@ -178,7 +180,8 @@ def _peak_rows(case: str, options: argparse.Namespace) -> list[tuple[str, ...]]:
     for counter in peaks[LORA].keys() - {"generator"}:
         lora, qpa = peaks[LORA][counter], peaks[QPA][counter]
         numbers = [f"{value / 1e6:.2f}" for value in (lora, qpa, qpa - lora, generator)]
-        rows.append((f"{case}, {counter}", *numbers, f"{(qpa - lora) / generator:.2f}"))
+        ratio = "not exact enough" if counter == RESIDENT else f"{(qpa - lora) / generator:.2f}"
+        rows.append((f"{case}, {counter}", *numbers, ratio))
     return sorted(rows)
 
 
@@ -216,8 +219,8 @@ def _peak(case: str, kind: str, options: argparse.Namespace) -> dict[str, int]:
 def _peak_resident() -> dict[str, int]:
     """Return this process's peak resident memory in bytes, nothing where the system does not tell."""
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return {"VmHWM": 1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")}
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.is_file() else {}
+    return {RESIDENT: 1024 * int(fields[RESIDENT].split()[0])} if RESIDENT in fields else {}
 
 
 def _run_steps(setup: Setup, kind: str) -> None:
