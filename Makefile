@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint test-vllm bench clean
+.PHONY: demo test lint test-vllm clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo.run

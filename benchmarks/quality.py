@@ -31,6 +31,7 @@ STEPS = 200
 BATCH_SIZE = 8
 MAX_LENGTH = 256
 SEEDS = (0, 1, 2)
+MAX_RATES = 6
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,10 @@ class Arm:
 
 
 ARMS = (
-    # A decoder's step adds up over its heads, so the best rate falls as the heads grow.
     Arm("LoRA r=1", 1, 0, (1e-2, 3e-2, 9e-2)),
     Arm("LoRA r=4", 4, 0, (1e-2, 3e-2, 9e-2)),
-    Arm("QPA 4 heads", 8, 4, (4e-3, 8e-3, 1.6e-2)),
-    Arm("QPA 16 heads", 8, 16, (1e-3, 2e-3, 4e-3)),
+    Arm("QPA 4 heads", 8, 4, (1e-2, 3e-2, 9e-2)),
+    Arm("QPA 16 heads", 8, 16, (1e-2, 3e-2, 9e-2)),
 )
 
 
@@ -205,7 +205,7 @@ def _search(
             )
             losses[rate] = line["loss"] if math.isfinite(line["loss"]) else math.inf
         best = min(losses, key=lambda rate: losses[rate])
-        if min(rates) < best < max(rates):
+        if min(rates) < best < max(rates) or len(rates) == MAX_RATES:
             return best
         rates = sorted([*rates, _rounded(best * factor if best == max(rates) else best / factor)])
 

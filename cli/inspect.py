@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,12 +90,12 @@ def _stage(document: Document) -> str:
 def _inspect_adapter(path: Path, as_json: bool) -> None:
     from qpa.cli import summary
     from qpa.documents import MANIFEST_PATH, read_manifest
-    from qpa.exporters.lora_contract import check_lora_contract
+    from qpa.exporters.lora_contract import check_lora_contract, read_config, read_tensor_entries, short
 
     findings = check_lora_contract(path)
-    config, tensors = _read_adapter(path)
+    config, tensors = read_config(path), read_tensor_entries(path)
     manifest = read_manifest(path) if (path / MANIFEST_PATH).is_file() else None
-    n_numbers = sum(math.prod(shape) for shape, _ in tensors.values())
+    n_numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
     if as_json:
         print_json(
             {
@@ -110,49 +109,36 @@ def _inspect_adapter(path: Path, as_json: bool) -> None:
             }
         )
         return
-    dtypes = ", ".join(sorted({dtype for _, dtype in tensors.values()}))
+    dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
     rows = [
         *_config_rows(config),
         ("tensors", f"{len(tensors)}, {number(n_numbers)} numbers, {dtypes}"),
         ("contract", "kept" if not findings else f"{len(findings)} findings, first: {findings[0]}"),
     ]
-    print_table(f"{path}: {config.get('peft_type', 'adapter')}", rows + _manifest_rows(manifest))
-
-
-def _read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, tuple[list[int], str]]]:
-    from safetensors import SafetensorError, safe_open
-
-    from qpa.errors import DocumentError
-    from qpa.exporters.lora_contract import CONFIG_FILE, WEIGHTS_FILE
-
-    try:
-        config = json.loads((path / CONFIG_FILE).read_bytes())
-        with safe_open(path / WEIGHTS_FILE, framework="numpy") as reader:
-            slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
-            tensors = {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
-    except (ValueError, SafetensorError, FileNotFoundError) as error:
-        raise DocumentError(
-            str(path), "a whole adapter directory", str(error), f"see qpa verify {path} --static"
-        ) from error
-    if not isinstance(config, dict):
-        raise DocumentError(str(path / CONFIG_FILE), "a JSON object", type(config).__name__)
-    return config, tensors
+    print_table(f"{path}: {short(config.get('peft_type', 'adapter'))}", rows + _manifest_rows(manifest))
 
 
 def _config_rows(config: dict[str, object]) -> list[tuple[str, ...]]:
+    from qpa.exporters.lora_contract import short
+
     targets = config.get("target_modules")
-    names = ", ".join(str(name) for name in targets) if isinstance(targets, list) else str(targets)
+    names = ", ".join(short(name) for name in targets) if isinstance(targets, list) else short(targets)
     return [
-        ("base model", str(config.get("base_model_name_or_path"))),
-        ("rank, alpha", f"{config.get('r')}, {config.get('lora_alpha')}"),
+        ("base model", short(config.get("base_model_name_or_path"))),
+        ("rank, alpha", f"{short(config.get('r'))}, {short(config.get('lora_alpha'))}"),
         ("target modules", names),
     ]
 
 
 def _manifest_rows(manifest: Manifest | None) -> list[tuple[str, ...]]:
     from qpa.cli import summary
+    from qpa.exporters.lora_contract import short
 
     if manifest is None:
         return [("made by", "unknown: no qpa/manifest.json")]
-    made_by = ("made by", f"qpa {manifest.provenance.qpa_version}, from {manifest.provenance.parent}")
-    return [made_by, *summary.account_rows(manifest.account), *summary.result_rows(manifest.result)]
+    made_by = f"qpa {manifest.provenance.qpa_version}, from {manifest.provenance.parent}"
+    return [
+        ("made by", short(made_by)),
+        *summary.account_rows(manifest.account),
+        *summary.result_rows(manifest.result),
+    ]

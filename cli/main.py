@@ -71,9 +71,9 @@ def main() -> None:
         _fail(error, str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(error, f"{where}{error.strerror or error}; nothing was left half-written")
+        _fail(error, f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
-        print("interrupted; `qpa train --resume` continues from the newest checkpoint", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 

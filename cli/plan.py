@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qpa.cli.output import JsonOption, print_json, print_line, print_table
+from qpa.cli.output import JsonOption, print_json, print_line, print_table, progress_bar
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -84,8 +84,8 @@ def plan(
         PlanLayout(generator=generator, chunk_size=chunk_size, qubits=qubits, layers=layers, heads=heads),
         TranspileCircuit(target=target),
     )
-    with RunDirectory.create(out, force=force) as run:
-        context = pipeline.run(None, PassContext(seed=seed, files=run.files), run.write)
+    with RunDirectory.create(out, force=force) as run, progress_bar() as progress:
+        context = pipeline.run(None, PassContext(seed, run.files, (), progress), run.write)
     _report(out, context, json_)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from qpa.cli.output import number
 from qpa.documents import NativeCircuit, ParameterAccount, TrainingResult, WeightLayout
+from qpa.documents.trained_generator import perplexity_text
 
 Rows = list[tuple[str, ...]]
 
@@ -79,7 +80,7 @@ def result_json(result: TrainingResult) -> dict[str, Any]:
 
 def loss_text(loss: float) -> str:
     """Write a loss in nats per token and its perplexity."""
-    return f"{loss:.4f}  {perplexity(loss):.2f}"
+    return f"{loss:.4f}  {perplexity_text(loss)}"
 
 
 def perplexity(loss: float) -> float:

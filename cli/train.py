@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qpa.cli.output import JsonOption, print_json, print_line, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from qpa.run_directory import RunDirectory
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -31,8 +34,8 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Rows per micro-batch.")] = 8,
     grad_accum: Annotated[int, typer.Option(help="Micro-batches per optimizer step.")] = 1,
     max_length: Annotated[int, typer.Option(help="Tokens per row.")] = 256,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of the decoder.")] = 3e-3,
-    angle_lr: Annotated[float, typer.Option(help="Peak learning rate of the circuit's angles.")] = 3e-3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of the decoder.")] = 1e-2,
+    angle_lr: Annotated[float, typer.Option(help="Peak learning rate of the circuit's angles.")] = 1e-2,
     warmup: Annotated[
         float, typer.Option(help="Steps of linear warm-up; below 1, the share of all steps.")
     ] = 0.05,
@@ -44,6 +47,9 @@ def train(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Train a run again that is already trained.")
@@ -51,8 +57,7 @@ def train(
     json_: JsonOption = False,
 ) -> None:
     """Train the generator through the base model's loss, then freeze the adapter it generates."""
-    from qpa.documents import FrozenAdapter, NativeCircuit, TrainedGenerator
-    from qpa.errors import OptionError
+    from qpa.documents import FrozenAdapter, NativeCircuit
     from qpa.passes import training_pipeline
     from qpa.passes.train_generator import TrainGenerator
     from qpa.pipeline import PassContext
@@ -60,10 +65,8 @@ def train(
 
     directory = RunDirectory.open(run)
     documents = directory.read_through(NativeCircuit)
-    if directory.has(TrainedGenerator) and not (resume or force):
-        raise OptionError(
-            str(run), "a run that is not trained yet", "a trained one", "pass --resume or --force"
-        )
+    if not (resume or force):
+        _check_untrained(directory)
     step = TrainGenerator(
         data=str(data),
         eval_data=None if eval_data is None else str(eval_data),
@@ -79,12 +82,25 @@ def train(
         device=device,
         save_steps=save_steps,
         resume=resume,
+        trust_remote_code=trust_remote_code,
     )
     used_seed = documents[0].provenance.seed if seed is None else seed
-    with progress_bar() as progress:
+    with directory.locked(), progress_bar() as progress:
         context = PassContext(used_seed, directory.files, documents, progress)
         context = training_pipeline(step).run(documents[-1], context, directory.write)
     _report(run, context.document(FrozenAdapter), json_)
+
+
+def _check_untrained(run: RunDirectory) -> None:
+    from qpa.documents import TrainedGenerator
+    from qpa.errors import OptionError
+    from qpa.run_directory import CHECKPOINTS, list_checkpoints
+
+    expected, advice = "a run that is not trained yet", "pass --resume or --force"
+    if run.has(TrainedGenerator):
+        raise OptionError(str(run.path), expected, "a trained one", advice)
+    if list_checkpoints(run.path / CHECKPOINTS):
+        raise OptionError(str(run.path), expected, "checkpoints of an interrupted training", advice)
 
 
 def _report(run: Path, frozen: object, as_json: bool) -> None:

@@ -23,16 +23,19 @@ def verify(
     model: Annotated[
         str | None, typer.Option(help="Base model to verify with.  [default: the one it was trained on]")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
     static: Annotated[
         bool, typer.Option("--static", help="Only check the files against the LoRA contract; any origin.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Load an adapter with PEFT and with transformers in fresh processes and compare with the live model."""
+    """Load an adapter with PEFT and with transformers in a fresh process and compare with the live model."""
     if static:
         _verify_static(directory, json_)
     else:
-        _verify_engines(directory, model, json_)
+        _verify_engines(directory, model, trust_remote_code, json_)
 
 
 def _verify_static(directory: Path, as_json: bool) -> None:
@@ -53,9 +56,10 @@ def _verify_static(directory: Path, as_json: bool) -> None:
         print_line(f"{directory}: keeps the LoRA contract")
 
 
-def _verify_engines(directory: Path, model: str | None, as_json: bool) -> None:
+def _verify_engines(directory: Path, model: str | None, trust_remote_code: bool, as_json: bool) -> None:
     from qpa.cli.output import progress_bar
-    from qpa.documents import read_manifest
+    from qpa.documents import Verification, read_manifest
+    from qpa.passes import verification_pipeline
     from qpa.passes.verify_adapter import VerifyAdapter
     from qpa.pipeline import PassContext
     from qpa.run_directory import DirectoryStore
@@ -63,7 +67,8 @@ def _verify_engines(directory: Path, model: str | None, as_json: bool) -> None:
     manifest = read_manifest(directory)
     with progress_bar() as progress:
         context = PassContext(manifest.provenance.seed, DirectoryStore(directory), (), progress)
-        document = VerifyAdapter(directory=str(directory), model=model).run(manifest, context)
+        step = VerifyAdapter(directory=str(directory), model=model, trust_remote_code=trust_remote_code)
+        document = verification_pipeline(step).run(manifest, context).document(Verification)
     if as_json:
         print_json(
             {"adapter": str(directory), **document.model_dump(mode="json", include={"engines", "tolerance"})}

@@ -75,7 +75,7 @@ class ExportLora:
                  force: replace an export of qpa that is already there. A directory that is anything
                  else, or holds anything else, is never removed.
         Returns: the manifest, as it stands in the directory.
-        Raises:  ExportError: the method is not LoRA, a tied head, numbers that are not finite, arrays
+        Raises:  ExportError: a tied head, numbers that are not finite, arrays
                  that are not the document's, an output that is in the way or cannot be written.
                  DocumentError: the arrays or the probe are missing or damaged.
         """
@@ -101,8 +101,6 @@ class ExportLora:
         return manifest
 
     def _check(self, frozen: FrozenAdapter) -> None:
-        if frozen.method != "lora":
-            raise ExportError("--format lora", "an adapter of method lora", str(frozen.method))
         if targets_head(frozen) and frozen.base.ties_lm_head and not self.allow_tied_head:
             raise ExportError(
                 f"the output head of {frozen.base.name_or_path}",

@@ -6,14 +6,17 @@ scale. Rules, each checked without torch and without the base model:
 L01  adapter_config.json and adapter_model.safetensors are there, as files.
 L02  Every file is readable by everyone (safetensors writes mode 0600 whatever the umask).
 L03  No pickle file, and no other safetensors file at the top level.
-L04  The config is a JSON object with peft_type LORA, task_type CAUSAL_LM and an integer r >= 1.
+L04  The config is a JSON object with peft_type LORA, task_type CAUSAL_LM, an integer r >= 1, the base's
+     name as base_model_name_or_path, inference_mode true and fan_in_fan_out true or false. A
+     lora_dropout, where there is one, is a number within 0 and 1.
 L05  target_modules is an explicit list of names (SGLang refuses a regular expression).
 L06  lora_alpha == r, so that the scaling is 1 even where it is ignored.
 L07  No rsLoRA (the GGUF converter and SGLang ignore its scaling).
 L08  No DoRA (transformers computes something else, vLLM refuses).
 L09  No rank_pattern and no alpha_pattern.
 L10  bias is "none", and there is no lora_bias.
-L11  No modules_to_save, and no other part that is more than B A x.
+L11  No modules_to_save, no other part that is more than B A x, and no other choice of modules than
+     target_modules makes.
 L12  init_lora_weights is of a kind that leaves the base weights alone (not pissa, olora, corda ..).
 L13  The safetensors file is whole, and its metadata says {"format": "pt"}.
 L14  Keys are base_model.model.<module>.lora_A.weight or .lora_B.weight, without an adapter's name. The
@@ -32,22 +35,24 @@ Source: ours; each rule was seen to matter in PEFT, transformers, vLLM, SGLang o
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from qpa.atomic_files import sha256_of
-from qpa.documents import MANIFEST_PATH, Manifest
+from qpa.documents import MANIFEST_PATH, read_manifest
 from qpa.errors import DocumentError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
 MAX_JSON_BYTES = 16 << 20
+MAX_JSON_DEPTH = 32
 
 _ROLES = (".lora_A.weight", ".lora_B.weight")
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
@@ -63,11 +68,14 @@ _MORE_THAN_LORA = (
     "use_bdlora",
     "arrow_config",
     "monteclora_config",
+    "megatron_config",
 )
+_OTHER_CHOICES = ("exclude_modules", "layers_to_transform", "layers_pattern")
 _FLOAT_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _BF16_EXPONENT = 0x7F80
 
 JsonObject = dict[str, object]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
+class TensorEntry:
     """A tensor as the safetensors header describes it; start and end are positions in the file."""
 
     dtype: str
@@ -108,28 +116,29 @@ def check_lora_contract(directory: Path) -> tuple[Finding, ...]:
     try:
         return tuple(sorted(_check(directory), key=lambda finding: finding.rule))
     except OSError as error:
-        return (Finding("L01", _short(directory), "a readable directory", _short(error.strerror or error)),)
+        return (Finding("L01", short(directory), "a readable directory", short(error.strerror or error)),)
 
 
 def _check(directory: Path) -> Iterator[Finding]:
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (directory / name).is_file()]
     for name in missing:
         found = "nothing" if directory.is_dir() else "no such directory"
-        yield Finding("L01", _short(directory / name), "a file", found)
+        yield Finding("L01", short(directory / name), "a file", found)
     if len(missing) == 2:
         return
     files = sorted(entry for entry in directory.rglob("*") if entry.is_file())
     yield from _check_files(directory, files)
     yield from _check_manifest(directory, files)
     config: JsonObject | None = None
-    tensors: dict[str, _Tensor] | None = None
+    tensors: dict[str, TensorEntry] | None = None
     if CONFIG_FILE not in missing:
-        config = yield from _read_config(directory / CONFIG_FILE)
+        config = yield from _tried("L04", read_config, directory)
     if WEIGHTS_FILE not in missing:
-        tensors = yield from _read_header(directory / WEIGHTS_FILE)
+        tensors = yield from _tried("L13", read_tensor_entries, directory)
     if config is not None:
         yield from _check_config(config)
     if tensors is not None:
+        yield from _check_metadata(directory / WEIGHTS_FILE)
         yield from _check_keys(tensors)
         yield from _check_numbers(directory / WEIGHTS_FILE, tensors)
     if config is not None and tensors is not None:
@@ -157,90 +166,84 @@ def _check_files(directory: Path, files: list[Path]) -> Iterator[Finding]:
 
 
 def _check_manifest(directory: Path, files: list[Path]) -> Iterator[Finding]:
-    path = directory / MANIFEST_PATH
-    if not path.is_file():
+    if not (directory / MANIFEST_PATH).is_file():
         return
     try:
-        manifest = Manifest.from_json(_read_small(path), MANIFEST_PATH)
+        manifest = read_manifest(directory)
     except DocumentError as error:
-        yield Finding("L20", error.subject, _short(error.expected), _short(error.found))
-        return
-    except (ValueError, RecursionError) as error:
-        yield Finding("L20", MANIFEST_PATH, "a manifest", _short(error))
+        yield Finding("L20", MANIFEST_PATH, short(error.expected), short(error.found))
         return
     listed = {entry.file: entry for entry in manifest.files}
     present = {entry.relative_to(directory).as_posix(): entry for entry in files}
     for name, entry in listed.items():
         if name not in present:
-            yield Finding("L20", _short(name), "a file, as the manifest lists it", "nothing")
+            yield Finding("L20", short(name), "a file, as the manifest lists it", "nothing")
         elif present[name].stat().st_size != entry.n_bytes:
             n_bytes = present[name].stat().st_size
-            yield Finding("L20", _short(name), f"{entry.n_bytes} bytes", f"{n_bytes} bytes")
+            yield Finding("L20", short(name), f"{entry.n_bytes} bytes", f"{n_bytes} bytes")
         elif (sha256 := sha256_of(present[name])) != entry.sha256:
-            yield Finding("L20", _short(name), f"SHA-256 {entry.sha256[:16]}..", f"{sha256[:16]}..")
+            yield Finding("L20", short(name), f"SHA-256 {entry.sha256[:16]}..", f"{sha256[:16]}..")
     # The Hub and its client add hidden files (.gitattributes, .cache), which no engine reads.
     visible = {name for name in present if not name.startswith(".")}
     for name in sorted(visible - {*listed, MANIFEST_PATH}):
-        yield Finding("L20", _short(name), "only files the manifest lists", "another file")
+        yield Finding("L20", short(name), "only files the manifest lists", "another file")
 
 
-def _read_config(path: Path) -> Generator[Finding, None, JsonObject | None]:
-    """Yield findings; the generator's return value is the config, or None."""
+def _tried(rule: str, read: Callable[[Path], T], directory: Path) -> Generator[Finding, None, T | None]:
+    """Yield what keeps a file from being read; the generator's return value is what was read, or None."""
     try:
-        config = json.loads(_read_small(path))
-    except (DocumentError, ValueError, RecursionError) as error:
-        found = error.found if isinstance(error, DocumentError) else f"{type(error).__name__}: {error}"
-        yield Finding("L04", CONFIG_FILE, "a JSON object", _short(found))
+        return read(directory)
+    except DocumentError as error:
+        yield Finding(rule, error.subject, error.expected, error.found)
         return None
+
+
+def read_config(directory: Path) -> JsonObject:
+    """Return the adapter_config.json of a directory of any origin.
+
+    Raises:  DocumentError: it is too long, too deep, or no JSON object.
+    """
+    path = directory / CONFIG_FILE
+    n_bytes = path.stat().st_size
+    if n_bytes > MAX_JSON_BYTES:
+        raise DocumentError(CONFIG_FILE, f"at most {MAX_JSON_BYTES} bytes", f"{n_bytes} bytes")
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        found = short(f"{type(error).__name__}: {error}")
+        raise DocumentError(CONFIG_FILE, "a JSON object", found) from error
     if not isinstance(config, dict):
-        yield Finding("L04", CONFIG_FILE, "a JSON object", f"a {type(config).__name__}")
-        return None
+        raise DocumentError(CONFIG_FILE, "a JSON object", f"a {type(config).__name__}")
+    if not _is_shallow(config):
+        raise DocumentError(CONFIG_FILE, f"at most {MAX_JSON_DEPTH} levels of JSON", "more")
     return config
 
 
-def _check_config(config: JsonObject) -> Iterator[Finding]:
-    for name, value in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
-        if config.get(name) != value:
-            yield _field(config, "L04", name, f'"{value}"')
-    if not _is_integer(config.get("r")):
-        yield _field(config, "L04", "r", "an integer of at least 1")
-    elif not _is_number(config.get("lora_alpha")) or config["lora_alpha"] != config["r"]:
-        yield _field(config, "L06", "lora_alpha", f"r, {_short(config['r'])}")
-    if not _is_list_of_names(config.get("target_modules")):
-        yield _field(config, "L05", "target_modules", "an explicit list of module names")
-    if config.get("bias", "none") != "none":
-        yield _field(config, "L10", "bias", '"none"')
-    for rule, name in (("L07", "use_rslora"), ("L08", "use_dora"), ("L10", "lora_bias")):
-        if config.get(name):
-            yield _field(config, rule, name, "false")
-    for rule, name in (
-        ("L09", "rank_pattern"),
-        ("L09", "alpha_pattern"),
-        *(("L11", name) for name in _MORE_THAN_LORA),
-    ):
-        if config.get(name):
-            yield _field(config, rule, name, "nothing")
-    initial = config.get("init_lora_weights")
-    if not any(initial is kind or (isinstance(kind, str) and initial == kind) for kind in _HARMLESS_INITS):
-        yield _field(config, "L12", "init_lora_weights", "true or a kind that leaves the base weights alone")
+def _is_shallow(content: object) -> bool:
+    level = [content]
+    for _ in range(MAX_JSON_DEPTH):
+        inner = [list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
+        level = [value for values in inner for value in values]
+    return not level
 
 
-def _read_header(path: Path) -> Generator[Finding, None, dict[str, _Tensor] | None]:
-    """Yield findings; the generator's return value is the tensors by name, or None."""
+def read_tensor_entries(directory: Path) -> dict[str, TensorEntry]:
+    """Return type, shape and place of every tensor in a directory of any origin.
+
+    Raises:  DocumentError: adapter_model.safetensors is missing, cut short, or no safetensors file.
+    """
+    path = directory / WEIGHTS_FILE
     try:
-        with safe_open(path, framework="numpy") as reader:
-            metadata = reader.metadata() or {}
+        with safe_open(path, framework="numpy"):
+            pass
     except (SafetensorError, OSError, ValueError) as error:
-        yield Finding("L13", WEIGHTS_FILE, "a whole safetensors file", _short(error))
-        return None
-    if metadata.get("format") != "pt":
-        yield Finding("L13", WEIGHTS_FILE, 'metadata {"format": "pt"}', _short(metadata))
+        raise DocumentError(WEIGHTS_FILE, "a whole safetensors file", short(error)) from error
     with path.open("rb") as stream:
         n_header = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(n_header))
     start = 8 + n_header
     return {
-        name: _Tensor(
+        name: TensorEntry(
             entry["dtype"],
             tuple(entry["shape"]),
             start + entry["data_offsets"][0],
@@ -251,7 +254,55 @@ def _read_header(path: Path) -> Generator[Finding, None, dict[str, _Tensor] | No
     }
 
 
-def _check_keys(tensors: dict[str, _Tensor]) -> Iterator[Finding]:
+def _check_config(config: JsonObject) -> Iterator[Finding]:
+    for name, value in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
+        if config.get(name) != value:
+            yield _field(config, "L04", name, f'"{value}"')
+    if not _is_integer(config.get("r")):
+        yield _field(config, "L04", "r", "an integer of at least 1")
+    elif not _is_number(config.get("lora_alpha")) or config["lora_alpha"] != config["r"]:
+        yield _field(config, "L06", "lora_alpha", f"r, {short(config['r'])}")
+    yield from _check_field_types(config)
+    if not _is_list_of_names(config.get("target_modules")):
+        yield _field(config, "L05", "target_modules", "an explicit list of module names")
+    if config.get("bias", "none") != "none":
+        yield _field(config, "L10", "bias", '"none"')
+    for rule, name in (("L07", "use_rslora"), ("L08", "use_dora"), ("L10", "lora_bias")):
+        if config.get(name):
+            yield _field(config, rule, name, "false")
+    for rule, name in (
+        ("L09", "rank_pattern"),
+        ("L09", "alpha_pattern"),
+        *(("L11", name) for name in _MORE_THAN_LORA + _OTHER_CHOICES),
+    ):
+        if _is_set(config.get(name)):
+            yield _field(config, rule, name, "nothing")
+    initial = config.get("init_lora_weights")
+    if not any(initial is kind or (isinstance(kind, str) and initial == kind) for kind in _HARMLESS_INITS):
+        yield _field(config, "L12", "init_lora_weights", "true or a kind that leaves the base weights alone")
+
+
+def _check_field_types(config: JsonObject) -> Iterator[Finding]:
+    name = config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        yield _field(config, "L04", "base_model_name_or_path", "the base model's name")
+    if config.get("inference_mode") is not True:
+        yield _field(config, "L04", "inference_mode", "true")
+    if not isinstance(config.get("fan_in_fan_out"), bool):
+        yield _field(config, "L04", "fan_in_fan_out", "true or false")
+    dropout = config.get("lora_dropout", 0.0)
+    if not isinstance(dropout, (int, float)) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+        yield _field(config, "L04", "lora_dropout", "a number within 0 and 1")
+
+
+def _check_metadata(path: Path) -> Iterator[Finding]:
+    with safe_open(path, framework="numpy") as reader:
+        metadata = reader.metadata() or {}
+    if metadata.get("format") != "pt":
+        yield Finding("L13", WEIGHTS_FILE, 'metadata {"format": "pt"}', short(metadata))
+
+
+def _check_keys(tensors: dict[str, TensorEntry]) -> Iterator[Finding]:
     if not tensors:
         yield Finding("L14", WEIGHTS_FILE, "lora_A and lora_B tensors", "no tensor")
     prefix = [name for name in tensors if not _has_right_prefix(name)]
@@ -270,10 +321,10 @@ def _check_keys(tensors: dict[str, _Tensor]) -> Iterator[Finding]:
             yield Finding("L15", _several(alone), f"a {other[1:7]} of the same module", "none")
 
 
-def _check_numbers(path: Path, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
+def _check_numbers(path: Path, tensors: dict[str, TensorEntry]) -> Iterator[Finding]:
     shapes = [name for name, tensor in tensors.items() if len(tensor.shape) != 2]
     if shapes:
-        yield Finding("L16", _several(shapes), "a 2-D tensor", f"shape {_short(tensors[shapes[0]].shape)}")
+        yield Finding("L16", _several(shapes), "a 2-D tensor", f"shape {short(tensors[shapes[0]].shape)}")
     types = [name for name, tensor in tensors.items() if tensor.dtype not in _FLOAT_TYPES]
     if types:
         yield Finding("L16", _several(types), "a floating-point type", tensors[types[0]].dtype)
@@ -285,7 +336,7 @@ def _check_numbers(path: Path, tensors: dict[str, _Tensor]) -> Iterator[Finding]
         yield Finding("L17", _several(broken), "finite numbers", "NaN or infinity")
 
 
-def _is_finite(content: npt.NDArray[np.uint8], tensor: _Tensor) -> bool:
+def _is_finite(content: npt.NDArray[np.uint8], tensor: TensorEntry) -> bool:
     if tensor.dtype not in _FLOAT_TYPES:
         return True
     numbers = np.frombuffer(content[tensor.start : tensor.end].tobytes(), dtype=_FLOAT_TYPES[tensor.dtype])
@@ -294,7 +345,7 @@ def _is_finite(content: npt.NDArray[np.uint8], tensor: _Tensor) -> bool:
     return bool(np.all(np.isfinite(numbers)))
 
 
-def _check_rank(config: JsonObject, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
+def _check_rank(config: JsonObject, tensors: dict[str, TensorEntry]) -> Iterator[Finding]:
     rank = config.get("r")
     if not _is_integer(rank):
         return
@@ -306,10 +357,10 @@ def _check_rank(config: JsonObject, tensors: dict[str, _Tensor]) -> Iterator[Fin
     wrong = [name for name in ranks if ranks[name] != rank]
     if wrong:
         found = ", ".join(str(value) for value in sorted({ranks[name] for name in wrong})[:4])
-        yield Finding("L18", _several(wrong), f"rank {_short(rank)}, as in {CONFIG_FILE}", f"rank {found}")
+        yield Finding("L18", _several(wrong), f"rank {short(rank)}, as in {CONFIG_FILE}", f"rank {found}")
 
 
-def _check_targets(config: JsonObject, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
+def _check_targets(config: JsonObject, tensors: dict[str, TensorEntry]) -> Iterator[Finding]:
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not _is_list_of_names(targets):
         return
@@ -337,11 +388,9 @@ def _has_right_prefix(key: str) -> bool:
     return key.startswith(KEY_PREFIX) and not module.startswith(_NO_MODULE_STARTS)
 
 
-def _read_small(path: Path) -> bytes:
-    n_bytes = path.stat().st_size
-    if n_bytes > MAX_JSON_BYTES:
-        raise DocumentError(path.name, f"at most {MAX_JSON_BYTES} bytes", f"{n_bytes} bytes")
-    return path.read_bytes()
+def _is_set(value: object) -> bool:
+    """Return whether a field says something; a layer's index may be 0."""
+    return value is not None and value is not False and value not in ([], {}, "")
 
 
 def _is_integer(value: object) -> bool:
@@ -357,14 +406,15 @@ def _is_list_of_names(value: object) -> bool:
 
 
 def _field(config: JsonObject, rule: str, name: str, expected: str) -> Finding:
-    return Finding(rule, f"{CONFIG_FILE} {name}", expected, _short(config.get(name, "nothing")))
+    return Finding(rule, f"{CONFIG_FILE} {name}", expected, short(config.get(name, "nothing")))
 
 
 def _several(names: Iterable[str]) -> str:
     first, *others = names
-    return _short(first) + (f" and {len(others)} more" if others else "")
+    return short(first) + (f" and {len(others)} more" if others else "")
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Return a value as at most 120 printable characters in one line, whatever it holds."""
     text = " ".join("".join(c if c.isprintable() else "?" for c in str(value)[:400]).split())
     return text if len(text) <= 120 else f"{text[:117]}..."

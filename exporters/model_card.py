@@ -6,20 +6,15 @@ The text depends on the frozen adapter only, so the same adapter gets the same c
 from __future__ import annotations
 
 import json
-import math
-import re
 import shlex
 
 from qpa import __version__
 from qpa.documents import BaseModelReference, FrozenAdapter
+from qpa.documents.trained_generator import perplexity_text
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 VLLM_DEFAULT_RANK = 16
 VLLM_HEAD_ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM", "GPTNeoXForCausalLM")
-HEAD_NAMES = ("lm_head", "embed_out", "output_layer")
-"""Last component of the output head's path in transformers' causal language models."""
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*(\.\d[\w-]*)*", re.ASCII)
 
 
 def model_card(frozen: FrozenAdapter) -> str:
@@ -39,14 +34,6 @@ def model_card(frozen: FrozenAdapter) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def is_hub_id(name_or_path: str) -> bool:
-    """Return whether a base model's name is a Hub id and not a local path.
-
-    A local path that is written like an id ("models/base") cannot be told from one by its text.
-    """
-    return len(name_or_path) <= 96 and _HUB_ID.fullmatch(name_or_path) is not None
-
-
 def vllm_rank_option(rank: int) -> int | None:
     """Return the smallest `--max-lora-rank` that vLLM accepts for a rank, None when there is none."""
     return next((choice for choice in VLLM_RANKS if choice >= max(rank, VLLM_DEFAULT_RANK)), None)
@@ -54,13 +41,12 @@ def vllm_rank_option(rank: int) -> int | None:
 
 def targets_head(frozen: FrozenAdapter) -> bool:
     """Return whether the adapter changes the output head."""
-    modules = (tensor.path.rpartition(".lora_")[0] for tensor in frozen.tensors)
-    return any(module.rpartition(".")[2] in HEAD_NAMES for module in modules)
+    return any(tensor.path.rpartition(".lora_")[0] == frozen.base.head for tensor in frozen.tensors)
 
 
 def _front_matter(base: BaseModelReference) -> str:
     lines = ["---"]
-    if is_hub_id(base.name_or_path):
+    if not base.local:
         lines += [f"base_model: {json.dumps(base.name_or_path)}", "base_model_relation: adapter"]
     lines += ["library_name: peft", "pipeline_tag: text-generation"]
     return "\n".join([*lines, "tags:", "- lora", "- peft", "- qpa", "---"])
@@ -99,15 +85,11 @@ def _result(frozen: FrozenAdapter) -> str:
 
 | on {result.n_eval_tokens:,} evaluation tokens | loss (nats per token) | perplexity |
 |---|---:|---:|
-| base model | {result.base_loss:.4f} | {_perplexity(result.base_loss)} |
-| with this adapter | {result.eval_loss:.4f} | {_perplexity(result.eval_loss)} |
+| base model | {result.base_loss:.4f} | {perplexity_text(result.base_loss)} |
+| with this adapter | {result.eval_loss:.4f} | {perplexity_text(result.eval_loss)} |
 
 {result.n_steps:,} optimizer steps on {result.n_train_tokens:,} tokens. Only real tokens count, padding does
 not."""
-
-
-def _perplexity(loss: float) -> str:
-    return f"{math.exp(loss):.3f}" if loss < 50.0 else f"e^{loss:.1f}"
 
 
 def _loading(frozen: FrozenAdapter) -> str:

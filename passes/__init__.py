@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qpa.documents import AdapterSpec, LogicalCircuit, NativeCircuit, WeightLayout
+from qpa.documents import AdapterSpec, LogicalCircuit, Manifest, NativeCircuit, WeightLayout
 from qpa.passes.freeze_adapter import FreezeAdapter
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
 from qpa.pipeline import Pipeline
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qpa.passes.plan_layout import PlanLayout
     from qpa.passes.train_generator import TrainGenerator
     from qpa.passes.transpile_circuit import TranspileCircuit
+    from qpa.passes.verify_adapter import VerifyAdapter
 
 PLANNED = (AdapterSpec, WeightLayout, LogicalCircuit, NativeCircuit)
 
@@ -31,3 +32,8 @@ def planning_pipeline(inspect: InspectModel, layout: PlanLayout, transpile: Tran
 def training_pipeline(train: TrainGenerator) -> Pipeline:
     """Return the passes of `qpa train`: from a plan to a frozen adapter."""
     return Pipeline(train, FreezeAdapter(), given=PLANNED)
+
+
+def verification_pipeline(verify: VerifyAdapter) -> Pipeline:
+    """Return the passes of `qpa verify`: from an export's manifest to what independent readers made of it."""
+    return Pipeline(verify, given=(Manifest,))

@@ -3,7 +3,9 @@
 Rules:
 1. Only the config is read; the model is built on the meta device.
 2. "all-linear" is every Linear and Conv1D except the output head; names select by the last
-   components of the module path, as PEFT does, and may select the head.
+   components of the module path, as PEFT does, and may select the head. Several targets add up.
+   Fused experts (one 3-D parameter for all of a layer) are no linear layers: "all-linear" does not
+   leave them out in silence but asks for names.
 3. target_modules of the result is the shortest list of names that selects exactly these modules in
    PEFT: module types where they are unambiguous, full paths where they are not.
 4. lora_A is [rank, in_features], lora_B [out_features, rank], whatever way the base stores its weight.
@@ -13,9 +15,10 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, final
 
-from qpa.base_model import build_on_meta, config_digest, load_config
+from qpa.base_model import build_on_meta, config_file_digest, load_config
 from qpa.documents import AdapterSpec, AdapterTensor, BaseModelReference, Document
 from qpa.errors import ModelError, OptionError
 from qpa.pipeline import PassContext
@@ -30,7 +33,8 @@ class InspectModel:
 
     Args:    model: local directory or Hub id.
              rank, alpha: of LoRA; alpha None means 2 * rank, as in arXiv 2410.09846.
-             targets: ("all-linear",) or module names.
+             targets: "all-linear", module names, or both.
+             trust_remote_code: the user allows the model's own Python code to run.
     Source:  ours.
     """
 
@@ -50,7 +54,8 @@ class InspectModel:
     def run(self, source: None, context: PassContext) -> AdapterSpec:
         """Build the model on the meta device and describe its adapter.
 
-        Raises:  OptionError: method, rank or alpha out of range, or a target that matches nothing.
+        Raises:  OptionError: method, rank or alpha out of range, a target that matches nothing, or
+                 all-linear on a model with fused experts.
                  ModelError: no config, an unknown architecture, or nothing to adapt.
         """
         self._check_options()
@@ -58,12 +63,13 @@ class InspectModel:
         model = build_on_meta(config, self.model, trust_remote_code=self.trust_remote_code)
         linears = _linears(model)
         head = _head_path(model)
-        chosen = self._choose(linears, head, [name for name, _ in model.named_modules()])
+        self._check_targets(model, linears, head)
+        chosen = self._choose(linears, head)
         for path, module in chosen.items():
             self._check_rank(path, module)
         return AdapterSpec(
             provenance=context.provenance(self, None),
-            base=self._reference(config, model),
+            base=self._reference(config, model, head),
             method="lora",
             rank=self.rank,
             alpha=float(2 * self.rank if self.alpha is None else self.alpha),
@@ -89,25 +95,42 @@ class InspectModel:
                 "--rank", f"at most {min(n_in, n_out)}, the smaller side of {path}", str(self.rank)
             )
 
-    def _choose(self, linears: dict[str, Any], head: str | None, paths: list[str]) -> dict[str, Any]:
-        if ALL_LINEAR in self.targets:
-            chosen = {path: module for path, module in linears.items() if path != head}
-        else:
-            for target in self.targets:
+    def _check_targets(self, model: Any, linears: dict[str, Any], head: str | None) -> None:
+        paths = [name for name, _ in model.named_modules()]
+        for target in self.targets:
+            if target != ALL_LINEAR:
                 _check_target(target, linears, paths)
-            chosen = {path: module for path, module in linears.items() if _matches(path, self.targets)}
+        fused = _fused_experts(model)
+        if ALL_LINEAR in self.targets and fused:
+            names = sorted({path.rpartition(".")[2] for path in linears if path != head})
+            raise OptionError(
+                f"--targets {ALL_LINEAR}",
+                "a model whose layers are all linear modules",
+                f"fused experts such as {fused[0]}, which would stay as they are",
+                "if that is meant, name the layers to adapt, of " + ", ".join(names[:12]),
+            )
+
+    def _choose(self, linears: dict[str, Any], head: str | None) -> dict[str, Any]:
+        everything = ALL_LINEAR in self.targets
+        chosen = {
+            path: module
+            for path, module in linears.items()
+            if (everything and path != head) or _matches(path, self.targets)
+        }
         if not chosen:
             raise ModelError(self.model, "at least one linear layer to adapt", "none")
         return chosen
 
-    def _reference(self, config: Any, model: Any) -> BaseModelReference:
+    def _reference(self, config: Any, model: Any, head: str | None) -> BaseModelReference:
         return BaseModelReference(
             name_or_path=self.model,
+            local=Path(self.model).is_dir(),
             revision=self.revision,
-            config_digest=config_digest(config),
+            config_digest=config_file_digest(self.model, revision=self.revision),
             model_type=config.model_type,
             architecture=type(model).__name__,
-            ties_lm_head=bool(config.get_text_config().tie_word_embeddings),
+            head=head,
+            ties_lm_head=_ties_head(model),
             trust_remote_code=self.trust_remote_code,
         )
 
@@ -136,7 +159,22 @@ def _in_out(module: Any) -> tuple[int, int]:
 
 def _head_path(model: Any) -> str | None:
     head = model.get_output_embeddings()
+    if head is None:
+        return None
     return next((path for path, module in model.named_modules() if module is head), None)
+
+
+def _ties_head(model: Any) -> bool:
+    """Return whether the head's weight is another module's too, on meta as after loading."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    owners = [path for path, value in model.named_parameters(remove_duplicate=False) if value is weight]
+    return len(owners) > 1 or any(path in tied for path in owners)
+
+
+def _fused_experts(model: Any) -> list[str]:
+    """Return the 3-D parameters [n_experts, out, in] that mixtures of experts hold instead of modules."""
+    return [path for path, value in model.named_parameters() if value.ndim == 3 and "expert" in path]
 
 
 def _matches(path: str, targets: tuple[str, ...]) -> bool:

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from qpa.documents import (
     AdapterSpec,
     Checkpoint,
     Document,
+    FrozenAdapter,
     NativeCircuit,
     TrainedGenerator,
     TrainingResult,
@@ -30,9 +30,13 @@ from qpa.documents import (
 )
 from qpa.errors import CheckpointError, DivergedError, OptionError
 from qpa.pipeline import PassContext
+from qpa.run_directory import CHECKPOINTS, METRICS
 
-CHECKPOINTS = "checkpoints"
-METRICS = "metrics.jsonl"
+if TYPE_CHECKING:
+    from qpa.training_log import TrainingLog
+
+MAX_NUMBER = 1e6
+"""Above any sensible learning rate, number of epochs or warm-up, and within float32."""
 
 
 @final
@@ -46,10 +50,9 @@ class TrainGenerator:
              max_length: tokens per row.
              lr, angle_lr: peak learning rates of decoders and angles; cosine decay to zero.
              warmup: steps of linear warm-up, or below 1 the share of all steps.
-             weight_decay: of the decoders.
-             max_grad_norm: the adapter's gradient is clipped to this norm; 0 means not at all.
              bf16: bfloat16 autocast, base weights in the checkpoint's own dtype.
              device: "auto", "cpu" or "cuda".
+             trust_remote_code: let the model's own Python code run.
              save_steps: steps between checkpoints.
              resume: continue from the newest checkpoint; the result is the same, to the bit.
     Source:  ours.
@@ -60,22 +63,22 @@ class TrainGenerator:
     requires: ClassVar[tuple[type[Document], ...]] = (AdapterSpec, WeightLayout)
     produces: ClassVar[type[Document]] = TrainedGenerator
 
-    data: str
-    eval_data: str | None = None
+    # What the files hold is pinned by a digest; where they are changes nothing.
+    data: str = field(metadata={"provenance": False})
+    eval_data: str | None = field(default=None, metadata={"provenance": False})
     max_steps: int | None = None
     epochs: float = 1.0
     batch_size: int = 8
     grad_accum: int = 1
     max_length: int = 256
-    lr: float = 3e-3
-    angle_lr: float = 3e-3
+    lr: float = 1e-2
+    angle_lr: float = 1e-2
     warmup: float = 0.05
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
     bf16: bool = False
     device: str = "auto"
     save_steps: int = field(default=100, metadata={"provenance": False})
     resume: bool = field(default=False, metadata={"provenance": False})
+    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
 
     def run(self, source: NativeCircuit, context: PassContext) -> TrainedGenerator:
         """Evaluate, train, evaluate; leave arrays, metrics.jsonl and checkpoints in the context's files.
@@ -99,12 +102,12 @@ class TrainGenerator:
             if value < 1:
                 raise OptionError(f"--{option}", "a whole number of at least 1", str(value))
         for option, number in {"lr": self.lr, "epochs": self.epochs}.items():
-            if not (math.isfinite(number) and number > 0):
-                raise OptionError(f"--{option}", "a finite number above 0", str(number))
-        not_negative = {"angle-lr": self.angle_lr, "warmup": self.warmup, "weight-decay": self.weight_decay}
+            if not 0 < number <= MAX_NUMBER:
+                raise OptionError(f"--{option}", f"a number above 0 and up to {MAX_NUMBER:g}", str(number))
+        not_negative = {"angle-lr": self.angle_lr, "warmup": self.warmup}
         for option, number in not_negative.items():
-            if not (math.isfinite(number) and number >= 0):
-                raise OptionError(f"--{option}", "a finite number of at least 0", str(number))
+            if not 0 <= number <= MAX_NUMBER:
+                raise OptionError(f"--{option}", f"a number from 0 to {MAX_NUMBER:g}", str(number))
 
     def torch_device(self) -> str:
         """Return "cpu" or "cuda".
@@ -134,9 +137,11 @@ class _Training:
         self.root = context.files.path / CHECKPOINTS
         spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
         device = options.torch_device()
-        tokenizer = load_tokenizer(spec.base)
+        trust = options.trust_remote_code
+        context.progress("loading the base model and the data", 0, 1)
+        tokenizer = load_tokenizer(spec.base, trust_remote_code=trust)
         splits = self._read_splits(tokenizer)
-        model = load_model(spec.base, keep_dtype=options.bf16).to(device)
+        model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust).to(device)
         _check_length(options.max_length, model.config)
         self.model = attach_adapter(model, spec)
         self.parameters = adapter_parameters(self.model, spec)
@@ -145,24 +150,28 @@ class _Training:
             Generator(layout, layout.provenance.seed),
             lr=options.lr,
             angle_lr=options.angle_lr,
-            weight_decay=options.weight_decay,
         )
         self.trainer = self._make_trainer(tokenizer, splits)
+        self.n_steps = self._count_steps()
 
     def run(self) -> TrainedGenerator:
-        from qpa.evaluation import digest_of_rows
+        from qpa.checkpoints import restore_optimizer
+        from qpa.evaluation import digest_of_rows, perplexity
 
         train_rows, eval_rows = self.trainer.train_dataset, self.trainer.eval_dataset
         data_digest = digest_of_rows(train_rows, eval_rows)
         checkpoint = self._checkpoint_to_resume(data_digest)
         with self.model.disable_adapter():
-            base_loss, n_eval_tokens = self._evaluate("evaluating the base model")
-        self._fit(checkpoint, data_digest, base_loss)
-        eval_loss, _ = self._evaluate("evaluating the adapted model")
-        n_steps = self.trainer.state.global_step
-        self.log.write(n_steps, {"eval_loss": eval_loss, "eval_tokens": n_eval_tokens})
+            base_loss, n_eval_tokens = self._evaluate("evaluating the base model", 0)
+        log = self._open_log(checkpoint, base_loss)
+        if checkpoint is None or checkpoint[1].step < self.n_steps:
+            self._fit(checkpoint, data_digest, log)
+        else:
+            restore_optimizer(checkpoint[0], self.optimizer, checkpoint[1])
+        eval_loss, _ = self._evaluate("evaluating the adapted model", self.n_steps)
+        log.write(self.n_steps, {"eval_loss": eval_loss, "eval_perplexity": perplexity(eval_loss)})
         result = TrainingResult(
-            n_steps=n_steps,
+            n_steps=self.n_steps,
             n_train_tokens=_count_rows(train_rows),
             n_eval_tokens=n_eval_tokens,
             base_loss=base_loss,
@@ -195,11 +204,21 @@ class _Training:
             gradient_accumulation_steps=options.grad_accum,
             max_length=options.max_length,
             learning_rate=options.lr,
-            warmup_steps=options.warmup,
-            max_grad_norm=options.max_grad_norm,
             bf16=options.bf16,
             logging_steps=10,
         )
+
+    def _count_steps(self) -> int:
+        """Return how many optimizer steps there will be, and set the warm-up by it.
+
+        A share of the steps is rounded down: the trainer would round it up, and train nothing in one step.
+        """
+        n_batches = math.ceil(len(self.trainer.train_dataset) / self.options.batch_size)
+        n_per_epoch = math.ceil(n_batches / self.options.grad_accum)
+        n_steps = self.options.max_steps or math.ceil(self.options.epochs * n_per_epoch)
+        warmup = self.options.warmup
+        self.trainer.args.warmup_steps = int(warmup * n_steps if warmup < 1 else warmup)
+        return n_steps
 
     def _checkpoint_to_resume(self, data_digest: str) -> tuple[Path, Checkpoint] | None:
         from qpa.checkpoints import newest_checkpoint
@@ -211,10 +230,10 @@ class _Training:
             raise CheckpointError(str(path), "the data it was trained on", "other data in the same files")
         return path, document
 
-    def _evaluate(self, description: str) -> Any:
+    def _evaluate(self, description: str, step: int) -> Any:
         from qpa.evaluation import evaluate
 
-        return evaluate(
+        score = evaluate(
             self.model,
             self.trainer.eval_dataset,
             self.trainer.data_collator,
@@ -223,19 +242,34 @@ class _Training:
             progress=self.context.progress,
             description=description,
         )
+        if not math.isfinite(score.loss):
+            advice = "lower --lr or --angle-lr" if step else "the base model itself gives it"
+            raise DivergedError(f"step {step}", "a finite evaluation loss", str(score.loss), advice)
+        return score
 
-    def _fit(self, checkpoint: tuple[Path, Checkpoint] | None, data_digest: str, base_loss: float) -> None:
-        from qpa.sft import GeneratorCallback
+    def _open_log(self, checkpoint: tuple[Path, Checkpoint] | None, base_loss: float) -> TrainingLog:
+        """Start metrics.jsonl over, together with checkpoints and results, or cut it at the checkpoint."""
+        from qpa.checkpoints import remove_checkpoints
+        from qpa.evaluation import perplexity
         from qpa.training_log import TrainingLog
 
-        self.log = TrainingLog(self.context.files.path / METRICS, checkpoint[1].step + 1 if checkpoint else 0)
-        if checkpoint is None:
-            shutil.rmtree(self.root, ignore_errors=True)
-            self.log.write(0, {"eval_loss": base_loss})
+        folder = self.context.files.path
+        if checkpoint is not None:
+            return TrainingLog(folder / METRICS, checkpoint[1].step + 1)
+        for kind in (TrainedGenerator, FrozenAdapter):
+            (folder / kind.file_name()).unlink(missing_ok=True)
+        remove_checkpoints(self.root)
+        log = TrainingLog(folder / METRICS)
+        log.write(0, {"eval_loss": base_loss, "eval_perplexity": perplexity(base_loss)})
+        return log
+
+    def _fit(self, checkpoint: tuple[Path, Checkpoint] | None, data_digest: str, log: TrainingLog) -> None:
+        from qpa.sft import GeneratorCallback
+
         callback = GeneratorCallback(
             peft_model=self.model,
             optimizer=self.optimizer,
-            log=self.log,
+            log=log,
             progress=self.context.progress,
             root=self.root,
             save_steps=self.options.save_steps,

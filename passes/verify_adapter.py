@@ -2,9 +2,10 @@
 
 Rules:
 1. The static contract of `qpa.exporters.lora_contract` is kept, the manifest's digests included.
-2. The base model's config is the one of the manifest, and its answers are those of the base that was
-   trained on.
-3. Each engine loads the directory in a process that can import neither qpa nor anything quantum.
+2. The base model's config.json is the one of the manifest, before any code of the model runs, and its
+   answers are those of the base that was trained on. The manifest may be anybody's: that it asks for
+   the model's own Python code is no permission to run it.
+3. The engines load the directory in one fresh process that cannot import qpa, Qiskit, PennyLane or Cirq.
 4. Each engine finds every tensor it wants and wants every tensor it finds.
 5. Its logits are the live model's within `tolerance * max(1, largest live logit)`, and they are not
    the base model's; its greedy tokens are the live model's.
@@ -17,11 +18,18 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from qpa.documents import Document, EngineCheck, Manifest, Verification, read_manifest
+from qpa.documents import (
+    BaseModelReference,
+    Document,
+    EngineCheck,
+    Manifest,
+    Verification,
+    read_manifest,
+)
 from qpa.errors import ModelError, OptionError, VerificationError
 from qpa.exporters.lora_contract import check_lora_contract
 from qpa.pipeline import PassContext
@@ -37,6 +45,7 @@ class VerifyAdapter:
 
     Args:    directory: the exported directory the manifest describes.
              model: where the base model is now; None for where the manifest says.
+             trust_remote_code: the user allows the model's own Python code to run.
              tolerance: largest logit difference, in units of max(1, largest |live logit|).
              engines: any of "peft" and "transformers".
     Source:  ours.
@@ -51,21 +60,24 @@ class VerifyAdapter:
     model: str | None = None
     tolerance: float = 1e-5
     engines: tuple[str, ...] = ENGINES
+    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
 
     def run(self, source: Manifest, context: PassContext) -> Verification:
         """Check the files, then every engine's answers.
 
         Raises:  OptionError: an unknown engine or a tolerance that is not positive.
+                 ModelError: the model needs its own Python code, and the user did not allow it.
                  VerificationError: any rule of this module is broken.
         """
         self._check_options()
         self._check_static(source)
-        self._check_base(source)
-        context.progress("loading the adapter in independent processes", 0, 1)
-        answer = self._ask_worker(source)
-        context.progress("loading the adapter in independent processes", 1, 1)
+        base = self._base(source)
+        self._check_base(base)
+        context.progress("loading the adapter in an independent process", 0, 1)
+        answer = self._ask_worker(source, base)
+        context.progress("loading the adapter in an independent process", 1, 1)
         bound = self.tolerance * max(1.0, answer["largest_live_logit"])
-        self._check_base_answer(source, answer["base_difference"], bound)
+        self._check_base_answer(base, answer["base_difference"], bound)
         for engine in answer["engines"]:
             self._check_engine(engine, bound)
         return Verification(
@@ -79,7 +91,7 @@ class VerifyAdapter:
         if unknown or not self.engines:
             raise OptionError("engines", " or ".join(ENGINES), ", ".join(unknown) or "none")
         if not 0.0 < self.tolerance < math.inf:
-            raise OptionError("--tolerance", "a finite number above 0", str(self.tolerance))
+            raise OptionError("tolerance", "a finite number above 0", str(self.tolerance))
 
     def _check_static(self, source: Manifest) -> None:
         findings = check_lora_contract(Path(self.directory))
@@ -94,28 +106,23 @@ class VerifyAdapter:
         if read_manifest(Path(self.directory)) != source:
             raise VerificationError(self.directory, "the files of this manifest", "those of another")
 
-    def _check_base(self, source: Manifest) -> None:
-        from qpa.base_model import check_config, load_config
+    def _check_base(self, base: BaseModelReference) -> None:
+        from qpa.base_model import check_base, check_permission
 
-        base = source.base
+        check_permission(base, trust_remote_code=self.trust_remote_code)
         try:
-            config = load_config(
-                self._model(source),
-                revision=self._revision(source),
-                trust_remote_code=base.trust_remote_code,
-            )
-            check_config(base, config)
+            check_base(base, trust_remote_code=self.trust_remote_code)
         except ModelError as error:
             advice = error.advice or "say where the base model is: --model"
             raise VerificationError(error.subject, error.expected, error.found, advice) from error
 
-    def _ask_worker(self, source: Manifest) -> dict[str, Any]:
+    def _ask_worker(self, source: Manifest, base: BaseModelReference) -> dict[str, Any]:
         request = {
             "directory": self.directory,
             "probe": str(Path(self.directory) / source.probe),
-            "model": self._model(source),
-            "revision": self._revision(source),
-            "trust_remote_code": source.base.trust_remote_code,
+            "model": base.name_or_path,
+            "revision": base.revision,
+            "trust_remote_code": base.trust_remote_code,
             "engines": self.engines,
         }
         finished = subprocess.run(
@@ -134,10 +141,10 @@ class VerifyAdapter:
         answer: dict[str, Any] = json.loads(finished.stdout)
         return answer
 
-    def _check_base_answer(self, source: Manifest, difference: float, bound: float) -> None:
+    def _check_base_answer(self, base: BaseModelReference, difference: float, bound: float) -> None:
         if not difference <= bound:
             raise VerificationError(
-                self._model(source),
+                base.name_or_path,
                 f"the base model's logits within {bound:.1e} of those in training",
                 f"a difference of {difference:.1e}",
                 "its weights are not the ones the adapter was trained on",
@@ -161,11 +168,11 @@ class VerifyAdapter:
             found = f"others: {answer['greedy_tokens']}"
             raise VerificationError(subject, "the trained model's greedy tokens", found)
 
-    def _model(self, source: Manifest) -> str:
-        return self.model or source.base.name_or_path
-
-    def _revision(self, source: Manifest) -> str | None:
-        return source.base.revision if self.model is None else None
+    def _base(self, source: Manifest) -> BaseModelReference:
+        if self.model is None:
+            return source.base
+        moved = {"name_or_path": self.model, "local": Path(self.model).is_dir(), "revision": None}
+        return source.base.model_copy(update=moved)
 
 
 def _engine_check(answer: dict[str, Any]) -> EngineCheck:

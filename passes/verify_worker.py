@@ -1,8 +1,8 @@
 """The process verify-adapter starts: answer the probe with engines that know nothing of qpa.
 
 Rules:
-1. qpa, qiskit and every other quantum package are made impossible to import before anything is loaded.
-2. The base model is loaded anew for each engine, in float32 on the CPU.
+1. qpa, Qiskit and its packages, PennyLane and Cirq cannot be imported, from before anything is loaded.
+2. All engines answer in this process; the base model is loaded anew for each, in float32 on the CPU.
 3. The request is JSON on stdin, the answer JSON on stdout; whatever libraries print goes to stderr.
 
 Request:  {"directory", "probe", "model", "revision", "trust_remote_code", "engines": [..]}

@@ -48,7 +48,7 @@ def adapter_parameters(peft_model: Any, spec: AdapterSpec) -> dict[str, Paramete
     """
     trainable = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
     names = {f"base_model.model.{t.module}.{t.role}.{ADAPTER_NAME}.weight": t for t in spec.tensors}
-    for name in names.keys() ^ trainable.keys():
+    for name in sorted(names.keys() ^ trainable.keys()):
         expected = "a tensor of the plan" if name in trainable else "a trainable tensor in PEFT"
         raise ModelError(name, expected, "none", "the base model is not the one the adapter was planned for")
     for name, tensor in names.items():

@@ -39,6 +39,7 @@ def write_file(path: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         Path(name).chmod(FILE_MODE)
         Path(name).replace(path)
+        _sync_directory(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -61,6 +62,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         yield work
         _settle(work)
         _swap(work, path)
+        _sync_directory(path.parent)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -73,6 +75,15 @@ def _settle(directory: Path) -> None:
         if entry.is_file():
             with entry.open("rb") as stream:
                 os.fsync(stream.fileno())
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make renames inside a directory survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _swap(work: Path, path: Path) -> None:

@@ -1,12 +1,11 @@
 """Load a base model's config, weights and tokenizer, and say in one line what is wrong with them.
 
 Everything goes through transformers, from a local directory or the Hub; the model's own Python code
-runs only when the user said so.
+runs only when the user says so in the same call; what a document says is no permission.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +49,22 @@ def build_on_meta(config: Any, name_or_path: str, *, trust_remote_code: bool = F
         raise _model_error(name_or_path, "a causal language model", error) from error
 
 
-def load_model(base: BaseModelReference, *, keep_dtype: bool, config: Any = None) -> Any:
+def load_model(base: BaseModelReference, *, keep_dtype: bool, trust_remote_code: bool = False) -> Any:
     """Return the base model with its weights, on the CPU, in eval mode.
 
     Args:    keep_dtype: keep the checkpoint's own dtype; otherwise float32.
-             config: used instead of reading it again.
-    Raises:  ModelError: there are no weights, they are damaged, they are for another config, or the
-             config is not the one the adapter was planned for.
+             trust_remote_code: the user allows the model's own Python code to run, now.
+    Raises:  ModelError: `check_base` refuses the base, there are no weights, they are damaged, or they
+             are for another config.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     name = base.name_or_path
-    config = config or load_config(name, revision=base.revision, trust_remote_code=base.trust_remote_code)
-    check_config(base, config)
+    check_base(base, trust_remote_code=trust_remote_code)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             name,
-            config=config,
             revision=base.revision,
             trust_remote_code=base.trust_remote_code,
             dtype="auto" if keep_dtype else torch.float32,
@@ -83,14 +80,17 @@ def load_model(base: BaseModelReference, *, keep_dtype: bool, config: Any = None
     return model.eval()
 
 
-def load_tokenizer(base: BaseModelReference) -> Any:
+def load_tokenizer(base: BaseModelReference, *, trust_remote_code: bool = False) -> Any:
     """Return the base model's tokenizer.
 
-    Raises:  ModelError: there is none, or it has no end-of-text token.
+    Args:    trust_remote_code: the user allows the model's own Python code to run, now.
+    Raises:  ModelError: `check_base` refuses the base, there is no tokenizer, or it has no end-of-text
+             token.
     """
     from transformers import AutoTokenizer
 
     name = base.name_or_path
+    check_base(base, trust_remote_code=trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=base.revision, trust_remote_code=base.trust_remote_code
@@ -102,28 +102,72 @@ def load_tokenizer(base: BaseModelReference) -> Any:
     return tokenizer
 
 
-def config_digest(config: Any) -> str:
-    """Return the digest of what in a transformers config decides shapes and function.
+def check_base(base: BaseModelReference, *, trust_remote_code: bool) -> None:
+    """Check, before any code of the model can run, that a base model may and can be loaded.
 
-    The library's version, the path, the stored dtype and the cache switch are left out.
+    Rules:
+    1. A document only records that the model needs its own code; the permission is the user's, each time.
+    2. A base that was a local directory is never looked for on the Hub.
+    3. config.json says what it said when the adapter was planned.
+
+    Raises:  ModelError: a rule is broken.
     """
-    content = json.loads(config.to_json_string(use_diff=False))
-    return digest_of({key: value for key, value in content.items() if key not in _VOLATILE})
-
-
-def check_config(base: BaseModelReference, config: Any) -> None:
-    """Check that a config is the one an adapter was planned for.
-
-    Raises:  ModelError: it is another.
-    """
-    found = config_digest(config)
+    check_permission(base, trust_remote_code=trust_remote_code)
+    name = base.name_or_path
+    if base.local and not Path(name).is_dir():
+        raise ModelError(name, "the base model's directory", "no such directory")
+    found = config_file_digest(name, revision=base.revision)
     if found != base.config_digest:
         raise ModelError(
-            base.name_or_path,
+            name,
             f"the config the adapter was planned for ({base.config_digest[:19]})",
-            f"{config.model_type} config {found[:19]}",
+            f"another config ({found[:19]})",
             "use the same base model, or plan again",
         )
+
+
+def check_permission(base: BaseModelReference, *, trust_remote_code: bool) -> None:
+    """Check that the user allows what a document says a base model needs.
+
+    Raises:  ModelError: the model needs its own Python code, and the user did not allow it.
+    """
+    if base.trust_remote_code and not trust_remote_code:
+        raise ModelError(
+            base.name_or_path,
+            "permission to run Python code that comes with the model",
+            "none",
+            "pass --trust-remote-code if you trust the model's own Python code",
+        )
+
+
+def config_file_digest(name_or_path: str, *, revision: str | None = None) -> str:
+    """Return the digest of what a model's config.json says of shapes and function.
+
+    The file as it is, without keys that change neither: the library's version, the path, the stored
+    dtype, the cache switch. What transformers adds to it when it loads it differs from release to
+    release, so it does not count, and no code of the model runs.
+
+    Raises:  ModelError: nothing is there, or it is no config.
+    """
+    from transformers import PreTrainedConfig
+
+    _check_local(name_or_path)
+    try:
+        content, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
+        return digest_of(_without_volatile(content))
+    except Exception as error:  # hostile JSON fails in many ways
+        raise _model_error(name_or_path, "a model's config.json", error) from error
+
+
+def config_digest(config: Any) -> str:
+    """Return `config_file_digest` of the file that `load_config` read."""
+    return config_file_digest(config.name_or_path, revision=getattr(config, "_commit_hash", None))
+
+
+def _without_volatile(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_volatile(item) for key, item in value.items() if key not in _VOLATILE}
+    return [_without_volatile(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_local(name_or_path: str) -> None:

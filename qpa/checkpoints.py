@@ -20,11 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from qpa.atomic_files import new_directory
+from qpa.adapter import ADAPTER_NAME
+from qpa.atomic_files import TEMPORARY_PREFIX, new_directory
 from qpa.documents import Checkpoint, Provenance
 from qpa.errors import CheckpointError, DocumentError
 from qpa.optimizer import GeneratedAdapterOptimizer
-from qpa.run_directory import DirectoryStore
+from qpa.run_directory import DirectoryStore, list_checkpoints
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _KEPT = 2
@@ -47,8 +48,9 @@ def save_checkpoint(
     """
     path = root / f"step-{trainer_state.global_step:08d}"
     with new_directory(path) as work:
-        peft_model.save_pretrained(work, save_embedding_layers=False)
         store = DirectoryStore(work)
+        peft_model.peft_config[ADAPTER_NAME].save_pretrained(work)
+        store.put("adapter_model.safetensors", save(_adapter_tensors(peft_model), {"format": "pt"}))
         store.put(OPTIMIZER_FILE, save(optimizer_tensors(optimizer)))
         trainer_state.save_to_json(str(work / "trainer_state.json"))
         document = Checkpoint(
@@ -62,11 +64,6 @@ def save_checkpoint(
     for old in list_checkpoints(root)[:-_KEPT]:
         shutil.rmtree(old)
     return path
-
-
-def list_checkpoints(root: Path) -> list[Path]:
-    """Return the checkpoints of a run, oldest first."""
-    return sorted(root.glob("step-*")) if root.is_dir() else []
 
 
 def newest_checkpoint(root: Path, provenance: Provenance) -> tuple[Path, Checkpoint]:
@@ -122,6 +119,22 @@ def optimizer_tensors(optimizer: GeneratedAdapterOptimizer) -> dict[str, Tensor]
     for index, moments in state["inner"]["state"].items():
         tensors |= {f"inner.{index}.{name}": moments[name] for name in ("step", "exp_avg", "exp_avg_sq")}
     return {name: torch.as_tensor(tensor).cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def remove_checkpoints(root: Path) -> None:
+    """Remove all checkpoints, and what a killed process left of one.
+
+    Raises:  OSError: one cannot be removed.
+    """
+    for entry in (*list_checkpoints(root), *root.glob(f"{TEMPORARY_PREFIX}*")):
+        shutil.rmtree(entry)
+
+
+def _adapter_tensors(peft_model: Any) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(peft_model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
+    return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from qpa.probability_source import ProbabilitySource, differentiable_probabiliti
 from qpa.simulator import ExactSimulator
 
 FEATURE_EPSILON = 0.01
+FEATURE_MEAN = math.sqrt(2 / math.pi)
+"""Mean of sqrt(p * 2**n_qubits) over random real states, whose amplitudes are normal: that of |N(0, 1)|."""
 
 
 class Decoder(nn.Module):
@@ -66,18 +68,23 @@ class Generator(nn.Module):
     def features(self) -> Tensor:
         """Return float[n_chunks, n_features]: index bits if the layout has them, then one per circuit.
 
-        A circuit's feature of chunk c is sqrt(p[c] * 2**n_qubits + eps): its gradient variance does not
-        vanish with the number of qubits, and it is finite at p = 0.
+        A circuit's feature of chunk c is sqrt(p[c] * 2**n_qubits + eps), less a constant: its gradient
+        variance does not vanish with the number of qubits, and it is finite at p = 0. Without the constant
+        all features are positive, every step of a decoder adds up over the circuits, and the largest stable
+        learning rate falls with their number.
         """
         probabilities = differentiable_probabilities(self.source, self.angles)
         used = probabilities[:, : self.layout.n_chunks]
         amplitudes = torch.sqrt(used * 2.0**self.layout.n_qubits + FEATURE_EPSILON)
         assert isinstance(self.index_bits, Tensor)
-        return torch.cat((self.index_bits, amplitudes.T), dim=1)
+        return torch.cat((self.index_bits, amplitudes.T - FEATURE_MEAN), dim=1)
 
     def forward(self) -> tuple[Tensor, ...]:
         """Return the generated part of every adapter tensor, in the order and shapes of `layout.tensors`."""
-        features = self.features()
+        return self.decode(self.features())
+
+    def decode(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Decode float[n_chunks, n_features] to the adapter's tensors, as `forward` returns them."""
         tensors: list[Tensor] = []
         for group, decoder in zip(self.layout.groups, self.decoders, strict=True):
             rows = features[group.first_chunk : group.first_chunk + group.n_chunks]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from qpa.errors import CheckpointError, DivergedError, ShapeError
+from qpa.errors import CheckpointError, DivergedError, OptionError, ShapeError
 from qpa.generator import Generator
 
 
@@ -26,9 +26,9 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
     """Optimize a generator through the adapter it generates.
 
     Its param_groups hold the adapter's parameters, so gradient clipping, gradient scalers, schedulers
-    and accelerate see what they expect; the learning rate they set is copied into the inner AdamW at
-    each step. Its state_dict holds the generator and the inner optimizer, so that a trainer's ordinary
-    checkpoint resumes it.
+    and accelerate see what they expect; the lr, betas, eps and weight decay they set are copied into the
+    inner AdamW at each step. Its state_dict holds the generator and the inner optimizer, so that a
+    trainer's ordinary checkpoint resumes it.
 
     Args:    adapter: float32 parameters in the order and shapes of `generator.layout.tensors`, on one
              device; they hold the initial adapter.
@@ -37,6 +37,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
              angle_lr: learning rate of the angles; it follows lr's schedule.
              betas, eps, weight_decay: of AdamW; weight decay applies to the decoders only.
     Raises:  ShapeError: the adapter is not the one the layout was made for.
+             OptionError: lr is not above 0.
     """
 
     def __init__(
@@ -44,13 +45,15 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         adapter: Sequence[Parameter],
         generator: Generator,
         *,
-        lr: float = 3e-3,
-        angle_lr: float = 3e-3,
+        lr: float = 1e-2,
+        angle_lr: float = 1e-2,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
         _check_shapes(adapter, generator)
+        if not lr > 0:
+            raise OptionError("lr", "a number above 0", str(lr))
         self.generator = generator.to(adapter[0].device)
         self.inner = torch.optim.AdamW(
             [
@@ -61,20 +64,25 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
             betas=betas,
             eps=eps,
         )
-        self.angle_ratio = angle_lr / lr if lr else 1.0
+        self.angle_ratio = angle_lr / lr
         self._adapter: list[Tensor] = list(adapter)
-        self._initial = [parameter.detach().clone() for parameter in adapter]
-        self._outputs: tuple[Tensor, ...] = ()
+        # lora_B starts at zero: only what is not zero has to be kept.
+        self._shifted: list[Tensor] = [p for p in adapter if bool(p.any())]
+        self._initial = [p.detach().clone() for p in self._shifted]
+        self._features = torch.empty(0)
         self.n_steps = 0
         super().__init__(list(adapter), {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.push_forward()
 
     @torch.no_grad()
     def push_forward(self) -> None:
-        """Set adapter <- initial + generator(), keeping the generator's graph for the next pull back."""
-        with torch.enable_grad():
-            self._outputs = self.generator()
-        torch._foreach_copy_(self._adapter, torch._foreach_add(self._initial, list(self._outputs)))
+        """Set adapter <- initial + generator(), keeping the features' graph for the next pull back."""
+        with self._float32():
+            with torch.enable_grad():
+                self._features = self.generator.features()
+            torch._foreach_copy_(self._adapter, list(self.generator.decode(self._features)))
+        if self._initial:
+            torch._foreach_add_(self._shifted, self._initial)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move the generator one AdamW step along the adapter's gradient, then the adapter with it.
@@ -88,7 +96,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._pull_back()
-        self._copy_learning_rate()
+        self._copy_settings()
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
         self.n_steps += 1
@@ -97,7 +105,9 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
 
     def _pull_back(self) -> None:
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._adapter]
-        torch.autograd.backward(self._outputs, gradients)
+        with self._float32(), torch.enable_grad():
+            # Decoding again is cheap, and holds an adapter's worth of numbers only here.
+            torch.autograd.backward(self.generator.decode(self._features), gradients)
         # Every number of the adapter reaches a decoder's gradient, so these norms see all that is not finite.
         norms = torch._foreach_norm([p.grad for p in self.generator.parameters() if p.grad is not None])
         if not bool(torch.isfinite(torch.stack(norms)).all()):
@@ -107,11 +117,26 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
                 f"step {self.n_steps + 1}", "a finite gradient", "NaN or infinity", "lower --lr or --angle-lr"
             )
 
-    def _copy_learning_rate(self) -> None:
-        lr = self.param_groups[0]["lr"]
+    def _float32(self) -> torch.autocast:
+        """Keep a caller's autocast away from the generator."""
+        return torch.autocast(self._adapter[0].device.type, enabled=False)
+
+    def _copy_settings(self) -> None:
+        outer = self.param_groups[0]
         decoders, angles = self.inner.param_groups
-        decoders["lr"] = lr
-        angles["lr"] = lr * self.angle_ratio
+        for group in (decoders, angles):
+            group.update(lr=outer["lr"], betas=outer["betas"], eps=outer["eps"])
+        angles["lr"] = outer["lr"] * self.angle_ratio
+        decoders["weight_decay"] = outer["weight_decay"]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Accept the adapter's own group only.
+
+        Raises:  ShapeError: the generator makes one adapter, and there is no room for more parameters.
+        """
+        if self.param_groups:
+            raise ShapeError("adapter", "the parameters the layout was made for", "a further param group")
+        super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the outer param_groups, the generator's and the inner optimizer's state."""
@@ -142,9 +167,10 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
 def _check_shapes(adapter: Sequence[Parameter], generator: Generator) -> None:
     expected = [tensor.shape for tensor in generator.layout.tensors]
     found = [tuple(parameter.shape) for parameter in adapter]
-    if found != expected:
-        wrong = next((pair for pair in zip(expected, found, strict=False) if pair[0] != pair[1]), None)
-        detail = f"{wrong[0]}, found {wrong[1]}" if wrong else f"{len(expected)} tensors"
-        raise ShapeError("adapter", f"the layout's shapes ({detail})", f"{len(found)} tensors")
+    for path, wanted, given in zip(generator.layout.tensors, expected, found, strict=False):
+        if wanted != given:
+            raise ShapeError(path.path, str(wanted), str(given))
+    if len(found) != len(expected):
+        raise ShapeError("adapter", f"{len(expected)} tensors", f"{len(found)} tensors")
     if any(parameter.dtype != torch.float32 for parameter in adapter):
         raise ShapeError("adapter", "float32 parameters", str({parameter.dtype for parameter in adapter}))

@@ -145,7 +145,8 @@ class Pipeline:
         Args:    source: what the first pass consumes.
                  keep: called with every document as soon as it is verified.
         """
-        for step in self.passes:
+        for index, step in enumerate(self.passes):
+            context.progress(step.name, index, len(self.passes))
             document = step.run(source, context)
             if not isinstance(document, step.produces):
                 raise PipelineError(step.name, f"a {step.produces.__name__}", type(document).__name__)

@@ -9,14 +9,17 @@ runs/bard/
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from qpa.atomic_files import new_directory, sha256_of, write_file
+from qpa.atomic_files import TEMPORARY_PREFIX, new_directory, sha256_of, write_file
 from qpa.documents import (
     AdapterSpec,
     Attachment,
@@ -41,7 +44,17 @@ STAGES: tuple[type[Document], ...] = (
 )
 """The documents of a run, each the parent of the next."""
 
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+
+_ARRAYS = r"[0-9a-f]{64}\.safetensors"
+_OWN_FILES = rf"logical-circuit\.qasm|native-circuit\.qpy|metrics\.jsonl|{_ARRAYS}|\.lock|\.incomplete-.*"
 _MADE_BY = {TrainedGenerator: "qpa train", FrozenAdapter: "qpa train"}
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first."""
+    return sorted(root.glob("step-*")) if root.is_dir() else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +97,36 @@ class DirectoryStore:
 def check_free(path: Path, *, force: bool) -> None:
     """Check that a run may be made at `path`.
 
-    Raises:  OptionError: something is there already, and it is no run or `force` is not given.
+    Raises:  OptionError: a file; a directory that is no run, or holds anything that is not a run's own, with
+             or without `force`; or a run without `force`.
     """
-    if path.exists() and not path.is_dir():
+    if (path.exists() or path.is_symlink()) and not path.is_dir():
         raise OptionError(str(path), "a new directory", "a file")
     if not path.is_dir() or not any(path.iterdir()):
         return
-    if not (path / AdapterSpec.file_name()).is_file():
+    if not _is_run(path):
         raise OptionError(str(path), "a new or empty directory", "a directory that is no qpa run")
+    if foreign := sorted(entry.name for entry in path.iterdir() if not _is_own(entry)):
+        raise OptionError(str(path), "a directory with nothing but a qpa run", f"{foreign[0]} in it")
     if not force:
         raise OptionError(str(path), "a new directory", "an existing run", "pass --force to replace it")
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        content = json.loads((path / AdapterSpec.file_name()).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and str(content.get("schema")).startswith(f"qpa.{AdapterSpec.kind}/")
+
+
+def _is_own(entry: Path) -> bool:
+    if entry.is_symlink():
+        return False
+    if entry.is_dir():
+        return entry.name == CHECKPOINTS or entry.name.startswith(TEMPORARY_PREFIX)
+    stages = {stage.file_name() for stage in STAGES}
+    return entry.name in stages or re.fullmatch(_OWN_FILES, entry.name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +165,9 @@ class RunDirectory:
 
     def write(self, document: Document) -> None:
         """Write a document and drop the stages after it, which it makes stale."""
+        write_file(self.path / document.file_name(), document.to_json())
         for later in STAGES[STAGES.index(type(document)) + 1 :]:
             (self.path / later.file_name()).unlink(missing_ok=True)
-        write_file(self.path / document.file_name(), document.to_json())
 
     def has(self, kind: type[Document]) -> bool:
         """Return whether the stage's document is there."""
@@ -155,21 +188,40 @@ class RunDirectory:
         Raises:  DocumentError: one is missing, edited, newer than this qpa, or stale.
         """
         documents: list[Document] = []
+        parents: set[str | None] = {None}
         for kind in STAGES[: STAGES.index(last) + 1]:
-            document = self._read_file(kind)
-            if documents and document.provenance.parent != documents[-1].digest:
+            document, digest = self._read_file(kind)
+            if document.provenance.parent not in parents:
                 raise DocumentError(
                     str(self.path / kind.file_name()),
-                    f"a document made from this {documents[-1].file_name()}",
+                    f"a document made from this {documents[-1].file_name() if documents else 'run'}",
                     "one made from another",
                     "it is stale: run the passes again (qpa plan --force, qpa train)",
                 )
             documents.append(document)
+            # A document of an older schema has one digest in its file and another once it is upgraded.
+            parents = {digest, document.digest}
         return tuple(documents)
 
-    def _read_file(self, kind: type[D]) -> D:
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for one process.
+
+        Raises:  OptionError: another process holds it.
+        """
+        with (self.path / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OptionError(
+                    str(self.path), "a run that nobody trains", "another qpa train at work"
+                ) from error
+            yield
+
+    def _read_file(self, kind: type[D]) -> tuple[D, str]:
         path = self.path / kind.file_name()
         if not path.is_file():
             made_by = _MADE_BY.get(kind, "qpa plan")
             raise DocumentError(str(path), f"a document made by {made_by}", "nothing", f"run {made_by} first")
-        return kind.from_json(path.read_bytes(), str(path))
+        content = path.read_bytes()
+        return kind.from_json(content, str(path)), str(json.loads(content)["digest"])

@@ -59,6 +59,7 @@ def make_trainer(
         lr_scheduler_type="cosine",
         **{"activation_checkpointing": False, **options},
     )
+    arguments._n_gpu = 1  # several visible devices would make Trainer wrap the model in DataParallel
     datasets = {
         "train_dataset": Dataset.from_list(splits[0]),
         "eval_dataset": Dataset.from_list(splits[1]),

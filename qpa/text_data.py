@@ -1,8 +1,9 @@
 """Read training text and say exactly what is wrong with it.
 
 Two kinds of file:
-1. jsonl (suffix .jsonl or .json): one object a line, all with "text", or all with "prompt" and
-   "completion". Tokenised, truncated and masked by TRL's SFTTrainer: the prompt carries no loss.
+1. jsonl (suffix .jsonl, .ndjson or .json, in any case): one object a line, all with "text", or all with
+   "prompt" and "completion". Tokenised, truncated and masked by TRL's SFTTrainer: the prompt carries no
+   loss.
 2. Any other file is one UTF-8 text. It is tokenised once and cut into blocks of `max_length` tokens;
    the last block may be shorter.
 """
@@ -55,7 +56,7 @@ def _read(path: Path, tokenizer: Any, max_length: int) -> list[Row]:
 
 
 def _is_jsonl(path: Path) -> bool:
-    return path.suffix in (".jsonl", ".json")
+    return path.suffix.lower() in (".jsonl", ".ndjson", ".json")
 
 
 def _split_rows(path: Path, rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:

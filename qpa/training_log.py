@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from qpa.atomic_files import write_file
+
 
 class TrainingLog:
     """Append metrics to a jsonl file.
@@ -18,7 +20,7 @@ class TrainingLog:
     def __init__(self, path: Path, first_step: int = 0) -> None:
         self.path = path
         kept = [line for line in _lines(path) if line["step"] < first_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, step: int, metrics: Mapping[str, object]) -> None:
         """Append one line: the step and its metrics."""
@@ -32,7 +34,9 @@ def _lines(path: Path) -> list[dict[str, int]]:
     lines = []
     for text in path.read_text().splitlines():
         try:
-            lines.append(json.loads(text))
-        except ValueError:  # a line cut short by a kill is always the last
-            break
+            line = json.loads(text)
+        except ValueError:  # a line cut short by a kill
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
     return lines

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from qpa.cli.main import main
+from qpa.run_directory import RunDirectory
 
 PLAN = ["--rank", "2", "--heads", "3", "--layers", "2"]
 TRAIN = ["--max-steps", "3", "--max-length", "32", "--batch-size", "2", "--device", "cpu"]
@@ -308,8 +309,50 @@ def test_verify_says_what_is_wrong_with_an_adapter(cli: Cli, run: Path, tmp_path
     assert "neither" in cli.refuses("inspect", tmp_path)
 
 
+def test_a_run_with_anything_else_in_it_is_never_replaced(cli: Cli, llama: Path, run: Path) -> None:
+    (run / "thesis.tex").write_text("precious")
+    before = files_under(run)
+    assert "thesis.tex in it" in cli.refuses("plan", "--model", llama, "--out", run, "--force")
+    assert files_under(run) == before
+
+
+def test_an_interrupted_training_is_not_lost_by_accident(cli: Cli, run: Path, text_file: Path) -> None:
+    (run / "trained-generator.json").unlink()
+    (run / "frozen-adapter.json").unlink()
+    before = files_under(run)
+    assert "checkpoints of an interrupted training" in cli.refuses("train", run, "--data", text_file, *TRAIN)
+    assert files_under(run) == before
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(cli: Cli, planned: Path, text_file: Path) -> None:
+    with RunDirectory(planned).locked():
+        assert "another qpa train" in cli.refuses("train", planned, "--data", text_file, *TRAIN)
+
+
+@pytest.mark.parametrize(("limit", "what"), [(2_000, "plan"), (9_000, "train"), (9_000, "export")])
+def test_a_disk_that_takes_no_more_is_one_line_and_nothing_half_written(
+    planned: Path, trained: Path, llama: Path, text_file: Path, tmp_path: Path, limit: int, what: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(planned, run)
+    arguments = {
+        "plan": ["plan", "--model", llama, "--out", tmp_path / "new", *PLAN],
+        "train": ["train", run, "--data", text_file, *TRAIN, "--save-steps", "1"],
+        "export": ["export", trained, "--out", tmp_path / "new"],
+    }[what]
+    script = f"import resource as r, sys; r.setrlimit(r.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    script += "from qpa.cli.main import main; main()"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("error: ") and "too large" in done.stderr.lower()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert not (run / "trained-generator.json").exists()
+    assert not list(run.rglob("*.incomplete*")) and not list(run.glob("checkpoints/step-*"))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small or read-only disk needs root")
-@pytest.mark.parametrize("options", ["size=64k", "size=1m,ro"])
+@pytest.mark.parametrize("options", ["size=4k", "size=1m,ro"])
 def test_a_full_or_read_only_disk_is_one_line_and_nothing_half_written(
     run: Path, llama: Path, tmp_path: Path, options: str
 ) -> None:
@@ -328,7 +371,6 @@ def test_a_full_or_read_only_disk_is_one_line_and_nothing_half_written(
     read = {name: (tmp_path / name).read_text() for name in ("plan.err", "export.err", "left")}
     assert (tmp_path / "export.rc").read_text() == "1\n", read
     assert read["export.err"].startswith("error: ") and read["export.err"].count("\n") == 1
-    assert (tmp_path / "plan.rc").read_text() == (
-        "1\n" if "ro" in options else (tmp_path / "plan.rc").read_text()
-    )
-    assert set(read["left"].split()) <= {"run"}
+    assert (tmp_path / "plan.rc").read_text() == "1\n", read
+    assert read["plan.err"].startswith("error: ") and read["plan.err"].count("\n") == 1
+    assert read["left"] == ""

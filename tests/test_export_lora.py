@@ -21,7 +21,7 @@ from qpa.documents import MANIFEST_PATH, FrozenAdapter, Manifest
 from qpa.errors import DocumentError, ExportError
 from qpa.exporters.lora import PROBE_FILE, ExportLora
 from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
-from qpa.exporters.model_card import is_hub_id, model_card, vllm_rank_option
+from qpa.exporters.model_card import model_card, targets_head, vllm_rank_option
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_llama
 
@@ -222,11 +222,6 @@ def test_damaged_arrays_are_refused(llama, tmp_path):
         ExportLora().emit(made.frozen, tmp_path / "out", made.context)
 
 
-def test_another_method_is_refused(made, tmp_path):
-    with pytest.raises(ExportError, match="method lora"):
-        ExportLora().emit(_with(made, method="dora"), tmp_path / "out", made.context)
-
-
 def test_what_is_in_the_way_stays(made, tmp_path):
     export, out = ExportLora(), tmp_path / "out"
     out.write_text("mine")
@@ -320,7 +315,9 @@ def test_the_cards_front_matter_is_yaml_for_the_hub(made):
     local = yaml.safe_load(model_card(made.frozen).split("---")[1])
     assert local["library_name"] == "peft" and local["tags"] == ["lora", "peft", "qpa"]
     assert "base_model" not in local
-    base = made.frozen.base.model_copy(update={"name_or_path": "owner/Base-1.5B", "revision": "abc"})
+    base = made.frozen.base.model_copy(
+        update={"name_or_path": "owner/Base-1.5B", "local": False, "revision": "abc"}
+    )
     card = model_card(_with(made, base=base))
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "owner/Base-1.5B"
     assert 'from_pretrained("owner/Base-1.5B", revision="abc")' in card
@@ -340,24 +337,16 @@ def test_the_card_says_where_vllm_has_no_lora(made):
     assert "ranks up to 512" in model_card(_with(made, rank=600))
 
 
-@pytest.mark.parametrize(
-    ("name", "is_id"),
-    [
-        ("owner/name", True),
-        ("owner/Name-1.5B_v2", True),
-        ("gpt2", True),
-        ("./base", False),
-        ("../base", False),
-        ("/models/base", False),
-        ("~/base", False),
-        ("a/b/c", False),
-        ("models/base/", False),
-        ("C:\\base", False),
-        ("", False),
-    ],
-)
-def test_a_hub_id_is_told_from_a_path(name, is_id):
-    assert is_hub_id(name) is is_id
+def test_a_local_base_written_like_a_hub_id_is_not_claimed_on_the_hub(made):
+    base = made.frozen.base.model_copy(update={"name_or_path": "models/base"})
+    assert base.local and "base_model:" not in model_card(_with(made, base=base))
+
+
+def test_the_head_is_the_one_the_base_names(made):
+    path = made.frozen.tensors[0].path
+    for head, is_target in ((path.rpartition(".lora_")[0], True), ("lm_head", False), (None, False)):
+        base = made.frozen.base.model_copy(update={"head": head})
+        assert targets_head(_with(made, base=base)) is is_target
 
 
 def test_vllms_rank_option():

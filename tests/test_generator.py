@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qpa.documents import AdapterSpec, ChunkedTensor
-from qpa.generator import FEATURE_EPSILON, Generator, initial_value
+from qpa.generator import FEATURE_EPSILON, FEATURE_MEAN, Generator, initial_value
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext
 from qpa.run_directory import DirectoryStore
@@ -79,13 +79,19 @@ def test_angles_start_within_a_full_turn(layout):
     assert len(set(angles.flatten().tolist())) > 1
 
 
-def test_features_are_the_square_roots_of_scaled_probabilities(layout):
+def test_features_are_centred_square_roots_of_scaled_probabilities(layout):
     generator = Generator(layout, 0)
     probabilities = generator.source.probabilities(generator.angles.detach())
     expected = (probabilities[:, : layout.n_chunks] * 2**layout.n_qubits + FEATURE_EPSILON).sqrt().T
     features = generator.features().detach()
     assert features.shape == (layout.n_chunks, layout.n_features)
-    torch.testing.assert_close(features[:, -layout.n_circuits :], expected)
+    torch.testing.assert_close(features[:, -layout.n_circuits :], expected - FEATURE_MEAN)
+
+
+def test_features_of_random_angles_have_mean_zero(layout):
+    features = [Generator(layout, seed).features()[:, -layout.n_circuits :].flatten() for seed in range(200)]
+    mean = float(torch.cat(features).mean().detach())
+    assert abs(mean) < 0.1  # half a standard deviation is 0.3; uncentred it would be 0.8
 
 
 def test_features_and_their_gradient_are_finite_where_probabilities_are_zero(layout):
@@ -94,7 +100,7 @@ def test_features_and_their_gradient_are_finite_where_probabilities_are_zero(lay
         generator.angles.zero_()
     features = generator.features()
     amplitudes = features[:, -layout.n_circuits :]
-    assert float(amplitudes.min().detach()) == pytest.approx(math.sqrt(FEATURE_EPSILON))
+    assert float(amplitudes.min().detach()) == pytest.approx(math.sqrt(FEATURE_EPSILON) - FEATURE_MEAN)
     features.square().sum().backward()
     assert bool(torch.isfinite(features).all())
     assert bool(torch.isfinite(generator.angles.grad).all())

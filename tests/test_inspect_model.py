@@ -13,6 +13,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MixtralConfig,
     OPTConfig,
     Qwen2Config,
 )
@@ -154,6 +155,36 @@ def test_the_same_config_gives_the_same_digest_and_another_gives_another(config_
     LlamaConfig(**(GATED | {"rms_norm_eps": 1e-3}), tie_word_embeddings=False).save_pretrained(tmp_path)
     assert inspect(tmp_path).base.config_digest != spec.base.config_digest
     assert inspect(tmp_path).tensors == spec.tensors
+
+
+def test_names_add_to_all_linear(config_paths):
+    everything = modules(inspect(config_paths["llama"]))
+    assert modules(inspect(config_paths["llama"], targets=("all-linear", "lm_head"))) == [
+        *everything,
+        "lm_head",
+    ]
+    assert modules(inspect(config_paths["llama"], targets=("q_proj", "all-linear"))) == everything
+    with pytest.raises(OptionError, match="found lm_haed, which matches none"):
+        inspect(config_paths["llama"], targets=("all-linear", "lm_haed"))
+
+
+TIED = {"llama": False, "qwen2": False, "gemma2": True, "gpt2": True, "gpt_neox": False, "opt": True}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_head_and_its_tie_are_the_models_own(config_paths, name):
+    base = inspect(config_paths[name]).base
+    model = AutoModelForCausalLM.from_config(CONFIGS[name])
+    assert model.get_submodule(base.head) is model.get_output_embeddings()
+    shares = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert base.ties_lm_head is shares is TIED[name]
+
+
+def test_fused_experts_are_not_left_out_in_silence(tmp_path):
+    MixtralConfig(**GATED, num_local_experts=2).save_pretrained(tmp_path)
+    with pytest.raises(OptionError, match=r"all-linear: .*experts\.gate_up_proj.* name the layers .*q_proj"):
+        inspect(tmp_path)
+    assert len(modules(inspect(tmp_path, targets=("q_proj", "v_proj")))) == 4
 
 
 # What is refused
@@ -298,6 +329,14 @@ def test_the_adapter_attached_to_a_model_is_the_specs_and_does_nothing(config_pa
     }
     initial = initial_adapter(spec)
     assert all(torch.equal(parameters[path], initial[path]) for path in parameters)
+
+
+def test_the_first_tensor_that_is_missing_is_named_whatever_the_hash_seed(config_paths):
+    spec = inspect(config_paths["llama"])
+    torch.manual_seed(0)
+    smaller = AutoModelForCausalLM.from_config(LlamaConfig(**(GATED | {"num_hidden_layers": 1})))
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj\.lora_A.* a trainable tensor in PEFT"):
+        attach_adapter(smaller, spec)
 
 
 def test_an_adapter_of_another_model_is_refused(config_paths):

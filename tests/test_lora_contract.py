@@ -97,6 +97,17 @@ def test_a_finding_is_one_line():
         ("L04", {"r": "2"}),
         ("L04", {"r": 0}),
         ("L04", {"r": True}),
+        ("L04", {"lora_dropout": "0.1"}),
+        ("L04", {"lora_dropout": True}),
+        ("L04", {"lora_dropout": None}),
+        ("L04", {"lora_dropout": 1.5}),
+        ("L04", {"lora_dropout": float("nan")}),
+        ("L04", {"base_model_name_or_path": None}),
+        ("L04", {"base_model_name_or_path": ""}),
+        ("L04", {"inference_mode": False}),
+        ("L04", {"inference_mode": "true"}),
+        ("L04", {"fan_in_fan_out": None}),
+        ("L04", {"fan_in_fan_out": 0}),
         ("L05", {"target_modules": r".*\.q_proj"}),
         ("L05", {"target_modules": "all-linear"}),
         ("L05", {"target_modules": []}),
@@ -113,6 +124,12 @@ def test_a_finding_is_one_line():
         ("L11", {"target_parameters": ["experts.gate_up_proj"]}),
         ("L11", {"trainable_token_indices": [0]}),
         ("L11", {"layer_replication": [[0, 1]]}),
+        ("L11", {"megatron_config": {"tensor_model_parallel_size": 1}}),
+        ("L11", {"exclude_modules": ["o_proj"]}),
+        ("L11", {"exclude_modules": "o_proj"}),
+        ("L11", {"layers_to_transform": [1]}),
+        ("L11", {"layers_to_transform": 0}),
+        ("L11", {"layers_pattern": "layers"}),
         ("L12", {"init_lora_weights": "pissa"}),
         ("L12", {"init_lora_weights": "pissa_niter_4"}),
         ("L12", {"init_lora_weights": "olora"}),
@@ -132,6 +149,25 @@ def test_each_config_deviation_is_found_by_its_rule(adapter, rule, fields):
 def test_inits_that_leave_the_base_alone_are_fine(adapter, kind):
     _configure(adapter, init_lora_weights=kind)
     assert check_lora_contract(adapter) == ()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"exclude_modules": None, "layers_to_transform": [], "layers_pattern": ""}, {"lora_dropout": 0}],
+    ids=str,
+)
+def test_fields_that_say_nothing_are_fine(adapter, fields):
+    _configure(adapter, **fields)
+    assert check_lora_contract(adapter) == ()
+
+
+@pytest.mark.parametrize("name", ["base_model_name_or_path", "inference_mode", "fan_in_fan_out"])
+def test_a_missing_field_is_found(adapter, name):
+    content = json.loads((adapter / CONFIG_FILE).read_text())
+    del content[name]
+    (adapter / CONFIG_FILE).write_text(json.dumps(content))
+    (finding,) = check_lora_contract(adapter)
+    assert (finding.rule, finding.subject, finding.found) == ("L04", f"{CONFIG_FILE} {name}", "nothing")
 
 
 def _renamed(old: str, new: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
@@ -270,10 +306,11 @@ def test_truncated_weights_are_a_finding(adapter):
         "[]",
         "null",
         "[" * 100_000,
+        '{"r": ' + "[" * 40 + "]" * 40 + "}",
         '{"r": ' + "9" * 10_000 + "}",
         "\xff\xfe{}",
     ],
-    ids=["empty", "open", "list", "null", "deep", "long number", "no text"],
+    ids=["empty", "open", "list", "null", "too deep", "deep", "long number", "no text"],
 )
 def test_a_hostile_config_is_a_finding(adapter, text):
     (adapter / CONFIG_FILE).write_text(text, encoding="latin1")
@@ -338,7 +375,18 @@ JSON_VALUES = st.recursive(
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
-    name=st.sampled_from(["r", "lora_alpha", "target_modules", "bias", "rank_pattern", "init_lora_weights"]),
+    name=st.sampled_from(
+        [
+            "lora_dropout",
+            "layers_to_transform",
+            "r",
+            "lora_alpha",
+            "target_modules",
+            "bias",
+            "rank_pattern",
+            "init_lora_weights",
+        ]
+    ),
     value=JSON_VALUES,
 )
 def test_any_value_in_any_field_never_raises(adapter, name, value):

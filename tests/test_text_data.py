@@ -87,7 +87,7 @@ def test_a_given_eval_file_is_used_whole(write):
 # jsonl
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.ndjson", "ROWS.JSONL", "Rows.Json"])
 def test_rows_are_split_into_disjoint_parts_in_their_order(write, name):
     rows = [{"text": f"row {index}"} for index in range(40)]
     train, evaluation = split(write(name, jsonl(rows)), seed=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +87,8 @@ def test_metrics_have_both_learning_rates_and_both_evaluations(
     run = plan(llama, tmp_path / "run")
     frozen = train(run, text_file, max_steps=10, angle_lr=6e-3, lr=3e-3)
     lines = [json.loads(line) for line in (run.path / module.METRICS).read_text().splitlines()]
-    assert lines[0] == {"step": 0, "eval_loss": frozen.result.base_loss}
+    assert (lines[0]["step"], lines[0]["eval_loss"]) == (0, frozen.result.base_loss)
+    assert lines[0]["eval_perplexity"] == pytest.approx(math.exp(frozen.result.base_loss))
     assert lines[-1]["eval_loss"] == frozen.result.eval_loss
     assert lines[1]["angle_learning_rate"] == pytest.approx(2 * lines[1]["learning_rate"])
 
@@ -139,6 +141,41 @@ def test_resumed_training_ends_in_the_same_bits(
     train(halved, text_file, **options, resume=True)
     assert same_bits(tensors(whole), tensors(halved))
     assert whole.read(FrozenAdapter) == halved.read(FrozenAdapter)
+
+
+def test_resuming_a_finished_training_changes_nothing(
+    trained: RunDirectory, text_file: Path, tmp_path: Path
+) -> None:
+    run = copied(trained, tmp_path)
+    before = (run.read(FrozenAdapter), (run.path / module.METRICS).read_text())
+    assert sorted((run.path / "checkpoints").iterdir())[-1].name == f"step-{STEPS:08d}"
+    train(run, text_file, resume=True)
+    assert (run.read(FrozenAdapter), (run.path / module.METRICS).read_text()) == before
+
+
+def test_where_the_data_lies_does_not_change_the_documents(
+    trained: RunDirectory, llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    shutil.copy(text_file, tmp_path / "elsewhere.txt")
+    run = plan(llama, tmp_path / "run")
+    assert train(run, tmp_path / "elsewhere.txt") == trained.read(FrozenAdapter)
+
+
+def test_one_step_trains(llama: Path, text_file: Path, tmp_path: Path) -> None:
+    run = plan(llama, tmp_path / "run")
+    assert train(run, text_file, max_steps=1).result.n_steps == 1
+    assert all(bool(tensor.any()) for path, tensor in tensors(run).items() if ".lora_B" in path)
+
+
+def test_training_again_forgets_the_old_result_before_the_first_step(
+    trained: RunDirectory, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(trained, tmp_path)
+    _interrupt_after(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, text_file)
+    assert not run.has(TrainedGenerator) and not run.has(FrozenAdapter)
+    assert not list((run.path / "checkpoints").glob("step-*"))
 
 
 def _interrupt_after(monkeypatch: pytest.MonkeyPatch, n_steps: int) -> None:
@@ -268,6 +305,7 @@ def test_bf16_and_accumulation_keep_a_float32_adapter(
         ({"save_steps": 0}, "--save-steps"),
         ({"lr": 0.0}, "--lr"),
         ({"lr": float("nan")}, "--lr"),
+        ({"lr": 1e38}, "--lr"),
         ({"angle_lr": -1.0}, "--angle-lr"),
         ({"epochs": 0.0}, "--epochs"),
         ({"warmup": -0.1}, "--warmup"),

@@ -1,4 +1,4 @@
-"""verify-adapter: a good export passes in fresh processes, and nothing silent gets past it."""
+"""verify-adapter: a good export passes in a fresh process, and nothing silent gets past it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qpa.documents import Manifest, Verification, read_manifest
-from qpa.errors import DocumentError, OptionError, VerificationError
+from qpa.documents import MANIFEST_PATH, Verification, read_manifest
+from qpa.errors import DocumentError, ModelError, OptionError, VerificationError
 from qpa.exporters.lora import ExportLora
 from qpa.exporters.lora_contract import WEIGHTS_FILE
-from qpa.passes import verify_adapter, verify_worker
+from qpa.passes import verification_pipeline, verify_adapter, verify_worker
 from qpa.passes.verify_adapter import ENGINES, WORKER, VerifyAdapter
-from qpa.pipeline import Pipeline
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_llama
+from tests.traced_model import traced_model
 
 # peft asks transformers by a name that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -74,10 +74,8 @@ def _renamed(old: str, new: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()}
 
 
-def test_fresh_processes_agree_with_the_live_model(out, made):
-    context = Pipeline(VerifyAdapter(directory=str(out)), given=(Manifest,)).run(
-        read_manifest(out), made.context
-    )
+def test_a_fresh_process_agrees_with_the_live_model(out, made):
+    context = verification_pipeline(VerifyAdapter(directory=str(out))).run(read_manifest(out), made.context)
     verification = context.document(Verification)
     assert [check.engine for check in verification.engines] == list(ENGINES)
     assert verification.provenance.parent == read_manifest(out).digest
@@ -180,6 +178,26 @@ def test_a_base_with_another_config_is_refused(out, made, gpt2):
 def test_a_missing_base_is_refused(out, made, tmp_path):
     with pytest.raises(VerificationError, match="no such directory; say where the base model is: --model"):
         _verify(out, made, model=str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_downloaded_manifest_cannot_run_python_code(out, made, tmp_path, allowed):
+    model, marker = traced_model(tmp_path / "model")
+    base = made.frozen.base.model_copy(update={"name_or_path": str(model), "trust_remote_code": True})
+    forged = read_manifest(out).model_copy(update={"base": base})
+    (out / MANIFEST_PATH).write_bytes(forged.to_json())
+    expected = (VerificationError, "was planned for") if allowed else (ModelError, "--trust-remote-code")
+    with pytest.raises(expected[0], match=expected[1]):
+        _verify(out, made, trust_remote_code=allowed)
+    assert not marker.exists()
+
+
+def test_a_local_base_that_is_gone_is_not_looked_for_on_the_hub(out, made, monkeypatch):
+    base = made.frozen.base.model_copy(update={"name_or_path": "models/gone"})
+    forged = read_manifest(out).model_copy(update={"base": base})
+    (out / MANIFEST_PATH).write_bytes(forged.to_json())
+    with pytest.raises(VerificationError, match=r"^models/gone: .* no such directory; .*--model"):
+        _verify(out, made)
 
 
 def test_a_directory_without_a_manifest_is_refused(tmp_path):

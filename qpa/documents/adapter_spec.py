@@ -16,18 +16,23 @@ class BaseModelReference(Record):
     """The base model an adapter belongs to.
 
     Args:    name_or_path: local directory or Hub id, as the user gave it.
+             local: it was a local directory, which is never looked for on the Hub.
              revision: Hub revision; None for a local directory or the default branch.
-             config_digest: digest of the model's config without its library version.
+             config_digest: digest of what the model's config.json says, see `qpa.base_model`.
              model_type, architecture: as in the config, "llama" and "LlamaForCausalLM".
+             head: module path of the output head; None where the model names none.
              ties_lm_head: the output head shares its weight with the input embedding.
-             trust_remote_code: the user allowed the model's own Python code to run.
+             trust_remote_code: the plan was made with the model's own Python code. A record, and no
+             permission to run it again.
     """
 
     name_or_path: str
+    local: bool = False
     revision: str | None
     config_digest: str
     model_type: str
     architecture: str
+    head: str | None = None
     ties_lm_head: bool
     trust_remote_code: bool
 
@@ -82,11 +87,6 @@ class AdapterSpec(Document):
     def n_numbers(self) -> int:
         """Return m, the number of trainable numbers LoRA itself would have."""
         return sum(tensor.n_numbers for tensor in self.tensors)
-
-    @property
-    def module_types(self) -> tuple[str, ...]:
-        """Return the adapted module types in the order they first occur."""
-        return tuple(dict.fromkeys(tensor.module_type for tensor in self.tensors))
 
     @model_validator(mode="after")
     def _verify(self) -> Self:

@@ -14,6 +14,7 @@ from qpa.documents.weight_layout import ParameterAccount
 from qpa.errors import DocumentError
 
 MANIFEST_PATH = "qpa/manifest.json"
+MAX_MANIFEST_BYTES = 16 << 20
 
 
 class Manifest(Document):
@@ -49,13 +50,19 @@ class Manifest(Document):
 def read_manifest(directory: Path) -> Manifest:
     """Return the manifest of an exported directory.
 
-    Raises:  DocumentError: there is none, or it is damaged.
+    Raises:  DocumentError: there is none, it is damaged, or longer than any manifest.
     """
     path = directory / MANIFEST_PATH
     try:
-        content = path.read_bytes()
+        n_bytes = path.stat().st_size
+        content = path.read_bytes() if n_bytes <= MAX_MANIFEST_BYTES else b""
     except OSError as error:
         found = error.strerror or type(error).__name__
         advice = "a directory of another origin can be checked with qpa verify --static"
         raise DocumentError(str(path), "the manifest of an export", found, advice) from error
-    return Manifest.from_json(content, str(path))
+    if n_bytes > MAX_MANIFEST_BYTES:
+        raise DocumentError(str(path), f"at most {MAX_MANIFEST_BYTES} bytes", f"{n_bytes} bytes")
+    try:
+        return Manifest.from_json(content, str(path))
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(str(path), "a manifest", f"{type(error).__name__}: {error}") from error

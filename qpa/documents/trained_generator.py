@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Self
 
 from pydantic import model_validator
@@ -26,6 +27,11 @@ class TrainingResult(Record):
     base_loss: float
     eval_loss: float
     data_digest: str
+
+
+def perplexity_text(loss: float) -> str:
+    """Write exp(loss) of a loss in nats per token, as a power of e where it has too many digits."""
+    return f"{math.exp(loss):.3f}" if loss < 50.0 else f"e^{loss:.1f}"
 
 
 class TrainedGenerator(Document):
