@@ -255,7 +255,7 @@ class _Training:
 
         folder = self.context.files.path
         if checkpoint is not None:
-            return TrainingLog(folder / METRICS, checkpoint[1].step + 1)
+            return TrainingLog(folder / METRICS, checkpoint[1].step)
         for kind in (TrainedGenerator, FrozenAdapter):
             (folder / kind.file_name()).unlink(missing_ok=True)
         remove_checkpoints(self.root)

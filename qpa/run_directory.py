@@ -216,7 +216,10 @@ class RunDirectory:
                 raise OptionError(
                     str(self.path), "a run that nobody trains", "another qpa train at work"
                 ) from error
-            yield
+            try:
+                yield
+            finally:
+                Path(stream.name).unlink(missing_ok=True)
 
     def _read_file(self, kind: type[D]) -> tuple[D, str]:
         path = self.path / kind.file_name()

@@ -13,19 +13,25 @@ class TrainingLog:
     """Append metrics to a jsonl file.
 
     Args:    path: the file.
-             first_step: lines of this step and later are dropped when the log is opened, because a
-             resumed training writes them again; 0 starts an empty log.
+             resumed_step: the step of the checkpoint that training goes on from; later lines are dropped,
+             and so is that step's evaluation, for they will be written again. None starts an empty log.
     """
 
-    def __init__(self, path: Path, first_step: int = 0) -> None:
+    def __init__(self, path: Path, resumed_step: int | None = None) -> None:
         self.path = path
-        kept = [line for line in _lines(path) if line["step"] < first_step]
+        kept = (
+            [] if resumed_step is None else [line for line in _lines(path) if _is_before(line, resumed_step)]
+        )
         write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, step: int, metrics: Mapping[str, object]) -> None:
         """Append one line: the step and its metrics."""
         with self.path.open("a") as stream:
             stream.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def _is_before(line: dict[str, int], step: int) -> bool:
+    return line["step"] < step or (line["step"] == step and "eval_loss" not in line)
 
 
 def _lines(path: Path) -> list[dict[str, int]]:
