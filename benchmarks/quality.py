@@ -134,14 +134,14 @@ def base_loss(model: str, text: str, *, bf16: bool) -> Any:
     """Return the base model's loss on a text."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from qpa.base_model import config_digest, load_config, load_model, load_tokenizer
+    from qpa.base_model import config_file_digest, load_model, load_tokenizer
     from qpa.documents import BaseModelReference
     from qpa.evaluation import evaluate
 
     base = BaseModelReference(
         name_or_path=model,
         revision=None,
-        config_digest=config_digest(load_config(model)),
+        config_digest=config_file_digest(model),
         model_type="",
         architecture="",
         ties_lm_head=False,

@@ -159,11 +159,6 @@ def config_file_digest(name_or_path: str, *, revision: str | None = None) -> str
         raise _model_error(name_or_path, "a model's config.json", error) from error
 
 
-def config_digest(config: Any) -> str:
-    """Return `config_file_digest` of the file that `load_config` read."""
-    return config_file_digest(config.name_or_path, revision=getattr(config, "_commit_hash", None))
-
-
 def _without_volatile(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_volatile(item) for key, item in value.items() if key not in _VOLATILE}

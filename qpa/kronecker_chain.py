@@ -34,44 +34,53 @@ class KroneckerChain(torch.autograd.Function):
     def forward(ctx: Any, angles: Tensor) -> Tensor:
         n_circuits, n_layers, n_qubits = angles.shape
         chain = _chain(n_qubits, angles.device)
-        rotations = _rotations(angles)
-        state = angles.new_zeros(n_circuits, 2**n_qubits)
-        state[:, 0] = 1.0
-        rotated = []
-        for layer in range(n_layers):
-            rotated.append(_apply(state, [group[:, layer] for group in rotations]))
-            state = rotated[-1].index_select(1, chain.gather)
-        ctx.save_for_backward(state, torch.stack(rotated, dim=1), *rotations)
-        return state.square()
+        rotations = _rotations(angles.transpose(0, 1))
+        rotated = angles.new_empty(n_layers, n_circuits, 2**n_qubits)
+        _first_layer([group[0] for group in rotations], out=rotated[0])
+        for layer in range(1, n_layers):
+            state = rotated[layer - 1].index_select(1, chain.gather)
+            _apply(state, [group[layer] for group in rotations], out=rotated[layer])
+        amplitudes = rotated[-1].index_select(1, chain.gather)
+        ctx.save_for_backward(amplitudes, rotated, *rotations)
+        return amplitudes.square()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-        state, rotated, *rotations = ctx.saved_tensors
-        n_layers, n_qubits = rotated.shape[1], state.shape[1].bit_length() - 1
-        chain = _chain(n_qubits, state.device)
-        adjoint = 2.0 * cotangent * state
-        adjoints = []
-        for layer in reversed(range(n_layers)):
-            adjoint = adjoint.index_select(1, chain.scatter)
-            adjoints.append(adjoint)
-            adjoint = _apply(adjoint, [group[:, layer].mT for group in rotations])
-        adjoints.reverse()
-        return _angle_gradients(torch.stack(adjoints, dim=1), rotated)
+        amplitudes, rotated, *rotations = ctx.saved_tensors
+        n_layers, n_qubits = rotated.shape[0], amplitudes.shape[1].bit_length() - 1
+        chain = _chain(n_qubits, amplitudes.device)
+        adjoints = torch.empty_like(rotated)
+        adjoint = 2.0 * cotangent * amplitudes
+        for layer in range(n_layers - 1, 0, -1):
+            torch.index_select(adjoint, 1, chain.scatter, out=adjoints[layer])
+            adjoint = _apply(adjoints[layer], [group[layer].mT for group in rotations])
+        torch.index_select(adjoint, 1, chain.scatter, out=adjoints[0])
+        return _angle_gradients(adjoints, rotated).transpose(0, 1)
 
 
-def _apply(state: Tensor, groups: list[Tensor]) -> Tensor:
+def _first_layer(groups: list[Tensor], out: Tensor) -> None:
+    """Write RYs on |0..0>, the outer product of the groups' first columns, to [n_circuits, 2**n_qubits]."""
+    state = groups[0][..., 0]
+    for matrix in groups[1:]:
+        state = (state[..., :, None] * matrix[..., None, :, 0]).flatten(1)
+    out.copy_(state)
+
+
+def _apply(state: Tensor, groups: list[Tensor], out: Tensor | None = None) -> Tensor:
     """Apply one matrix [n_circuits, d, d] per group of qubits to states [n_circuits, 2**n_qubits]."""
     n_circuits, n_states = state.shape
-    for matrix in groups:
+    for index, matrix in enumerate(groups):
         d = matrix.shape[-1]
         columns = state.view(n_circuits, d, n_states // d).mT
-        state = torch.bmm(columns, matrix.mT).view(n_circuits, n_states)
+        is_last = index == len(groups) - 1
+        target = out.view(n_circuits, n_states // d, d) if is_last and out is not None else None
+        state = torch.bmm(columns, matrix.mT, out=target).view(n_circuits, n_states)
     return state
 
 
 def _rotations(angles: Tensor) -> list[Tensor]:
-    """Return RY on all qubits as one matrix [n_circuits, n_layers, d, d] per group of qubits.
+    """Return RY on all qubits as one matrix [n_layers, n_circuits, d, d] per group of qubits.
 
     |RY[i, j]| is cos where the bits of i and j agree and sin where they differ, so the Kronecker product
     is the outer product of (cos, sin) vectors, spread by a constant matrix with one sign a column: an exact
@@ -91,19 +100,25 @@ def _rotations(angles: Tensor) -> list[Tensor]:
 
 
 def _angle_gradients(adjoints: Tensor, rotated: Tensor) -> Tensor:
-    """Return 1/2 <adjoint, J_k rotated> for all layers and qubits; both are [B, L, 2**n_qubits]."""
-    n_circuits, n_layers, n_states = rotated.shape
-    n_qubits = n_states.bit_length() - 1
+    """Return 1/2 <adjoint, J_k rotated> for all layers and qubits; both are [L, B, 2**n_qubits]."""
+    n_layers, n_circuits, n_states = rotated.shape
     gradients, left = [], 1
-    for size in _group_sizes(n_qubits):
-        d = 2**size
-        shape = (n_circuits * n_layers, left, d, n_states // (left * d))
-        a = adjoints.reshape(shape).transpose(1, 2).flatten(2)
-        b = rotated.reshape(shape).transpose(1, 2).flatten(2)
-        reduced = torch.bmm(a, b.mT).flatten(1)
-        gradients.append(reduced @ _kronecker(size, rotated.device, rotated.dtype).generators)
-        left *= d
-    return torch.cat(gradients, dim=-1).view(n_circuits, n_layers, n_qubits)
+    for size in _group_sizes(n_states.bit_length() - 1):
+        reduced = _reduced(adjoints.flatten(0, 1), rotated.flatten(0, 1), left, 2**size)
+        generators = _kronecker(size, rotated.device, rotated.dtype).generators
+        gradients.append(reduced.flatten(1) @ generators)
+        left *= 2**size
+    return torch.cat(gradients, dim=-1).view(n_layers, n_circuits, -1)
+
+
+def _reduced(a: Tensor, b: Tensor, left: int, d: int) -> Tensor:
+    """Return [n, d, d], a and b [n, left * d * right] contracted over left and right."""
+    right = a.shape[1] // (left * d)
+    if right == 1:
+        return torch.bmm(a.view(-1, left, d).mT, b.view(-1, left, d))
+    if left > 1:
+        a, b = (t.view(-1, left, d, right).transpose(1, 2).flatten(1) for t in (a, b))
+    return torch.bmm(a.reshape(-1, d, left * right), b.reshape(-1, d, left * right).mT)
 
 
 @lru_cache(maxsize=64)
