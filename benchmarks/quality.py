@@ -176,6 +176,7 @@ def run_pair(arguments: argparse.Namespace) -> None:
         test = arguments.test.read_text()
     else:
         text, test = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
+    test = test[: int(arguments.test_share * len(test))]
     train, validation = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
     book = _Book(arguments.out)
     key = {"pair": arguments.pair, "steps": arguments.steps}
@@ -277,6 +278,9 @@ def main() -> None:
     parser.add_argument("--test", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument(
+        "--test-share", type=float, default=1.0, help="Score on the first part of the test text."
+    )
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
