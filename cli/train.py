@@ -34,8 +34,8 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Rows per micro-batch.")] = 8,
     grad_accum: Annotated[int, typer.Option(help="Micro-batches per optimizer step.")] = 1,
     max_length: Annotated[int, typer.Option(help="Tokens per row.")] = 256,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of the decoder.")] = 1e-2,
-    angle_lr: Annotated[float, typer.Option(help="Peak learning rate of the circuit's angles.")] = 1e-2,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of the decoder.")] = 3e-3,
+    angle_lr: Annotated[float, typer.Option(help="Peak learning rate of the circuit's angles.")] = 3e-3,
     warmup: Annotated[
         float, typer.Option(help="Steps of linear warm-up; below 1, the share of all steps.")
     ] = 0.05,

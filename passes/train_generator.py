@@ -71,8 +71,8 @@ class TrainGenerator:
     batch_size: int = 8
     grad_accum: int = 1
     max_length: int = 256
-    lr: float = 1e-2
-    angle_lr: float = 1e-2
+    lr: float = 3e-3
+    angle_lr: float = 3e-3
     warmup: float = 0.05
     bf16: bool = False
     device: str = "auto"

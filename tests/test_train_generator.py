@@ -218,7 +218,7 @@ def test_resume_refuses_what_would_not_be_the_same_training(
     trained: RunDirectory, text_file: Path, tmp_path: Path
 ) -> None:
     run = copied(trained, tmp_path)
-    with pytest.raises(CheckpointError, match=r"expected --lr 0\.01, as before, found 0\.5"):
+    with pytest.raises(CheckpointError, match=r"expected --lr 0\.003, as before, found 0\.5"):
         train(run, text_file, resume=True, lr=0.5)
     with pytest.raises(CheckpointError, match="expected --seed 0, as before, found 7"):
         train(run, text_file, resume=True, seed=7)
