@@ -62,7 +62,7 @@ def result_rows(result: TrainingResult) -> Rows:
     """Return losses before and after, and over how many tokens."""
     return [
         ("optimizer steps", number(result.n_steps)),
-        ("training tokens", number(result.n_train_tokens)),
+        ("tokens in training split", number(result.n_train_tokens)),
         ("evaluation tokens", number(result.n_eval_tokens)),
         ("base loss, perplexity", loss_text(result.base_loss)),
         ("adapted loss, perplexity", loss_text(result.eval_loss)),

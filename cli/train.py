@@ -19,7 +19,7 @@ qpa train runs/bard --data shakespeare.txt
 
 qpa train runs/maths --data train.jsonl --eval-data test.jsonl --epochs 3 --batch-size 4 --grad-accum 4
 
-qpa train runs/bard --data shakespeare.txt --resume
+qpa train runs/bard --data shakespeare.txt --resume   (with the other options of the interrupted run)
 """
 
 
@@ -114,4 +114,8 @@ def _report(run: Path, frozen: object, as_json: bool) -> None:
         )
         return
     print_table(f"{run}: trained and frozen", result_rows(frozen.result) + account_rows(frozen.account))
+    if frozen.result.eval_loss >= frozen.result.base_loss:
+        print_line(
+            "the adapter is no better than the base model: train again with a lower --lr and --angle-lr"
+        )
     print_line(f"wrote {run}; next: qpa export {run} --format lora --out <directory>")

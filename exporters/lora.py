@@ -106,7 +106,7 @@ class ExportLora:
                 f"the output head of {frozen.base.name_or_path}",
                 "a head with a weight of its own",
                 "one tied to the input embedding, so an engine that merges the adapter gives wrong tokens",
-                "choose targets without the head, or allow a tied head",
+                "choose targets without the head, or pass --allow-tied-head",
             )
 
     def _manifest(self, frozen: FrozenAdapter, contents: dict[str, bytes]) -> Manifest:

@@ -88,8 +88,8 @@ def _result(frozen: FrozenAdapter) -> str:
 | base model | {result.base_loss:.4f} | {perplexity_text(result.base_loss)} |
 | with this adapter | {result.eval_loss:.4f} | {perplexity_text(result.eval_loss)} |
 
-{result.n_steps:,} optimizer steps on {result.n_train_tokens:,} tokens. Only real tokens count, padding does
-not."""
+{result.n_steps:,} optimizer steps; {result.n_train_tokens:,} tokens in the training split. Only real tokens
+count, padding does not."""
 
 
 def _loading(frozen: FrozenAdapter) -> str:

@@ -168,6 +168,7 @@ def _without_volatile(value: Any) -> Any:
 def _check_local(name_or_path: str) -> None:
     path = Path(name_or_path)
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") != 1
+    looks_local = looks_local or path.parent.is_dir()
     if not path.exists():
         if looks_local and "/" in name_or_path:
             raise ModelError(name_or_path, "a model directory or Hub id", "no such directory")
