@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from qpa.cli.output import number
 from qpa.documents import NativeCircuit, ParameterAccount, TrainingResult, WeightLayout
-from qpa.documents.trained_generator import perplexity_text
+from qpa.documents.trained_generator import perplexity, perplexity_text
 
 Rows = list[tuple[str, ...]]
 
@@ -81,8 +80,3 @@ def result_json(result: TrainingResult) -> dict[str, Any]:
 def loss_text(loss: float) -> str:
     """Write a loss in nats per token and its perplexity."""
     return f"{loss:.4f}  {perplexity_text(loss)}"
-
-
-def perplexity(loss: float) -> float:
-    """Return exp(loss), infinity where it overflows."""
-    return math.exp(loss) if loss < 700 else math.inf

@@ -28,6 +28,7 @@ from qpa.documents import (
     TrainingResult,
     WeightLayout,
 )
+from qpa.documents.trained_generator import perplexity
 from qpa.errors import CheckpointError, DivergedError, OptionError
 from qpa.pipeline import PassContext
 from qpa.run_directory import CHECKPOINTS, METRICS
@@ -156,7 +157,7 @@ class _Training:
 
     def run(self) -> TrainedGenerator:
         from qpa.checkpoints import restore_optimizer
-        from qpa.evaluation import digest_of_rows, perplexity
+        from qpa.evaluation import digest_of_rows
 
         train_rows, eval_rows = self.trainer.train_dataset, self.trainer.eval_dataset
         data_digest = digest_of_rows(train_rows, eval_rows)
@@ -250,7 +251,6 @@ class _Training:
     def _open_log(self, checkpoint: tuple[Path, Checkpoint] | None, base_loss: float) -> TrainingLog:
         """Start metrics.jsonl over, together with checkpoints and results, or cut it at the checkpoint."""
         from qpa.checkpoints import remove_checkpoints
-        from qpa.evaluation import perplexity
         from qpa.training_log import TrainingLog
 
         folder = self.context.files.path

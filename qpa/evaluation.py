@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from qpa.pipeline import Progress
 
 IGNORED = -100
-MAX_EXPONENT = 709.0
 
 
 class TokenLoss(NamedTuple):
@@ -76,11 +74,6 @@ def summed_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def count_tokens(labels: Tensor) -> int:
     """Return how many positions of int64[n_rows, n_positions] labels carry a loss."""
     return int((labels[:, 1:] != IGNORED).sum())
-
-
-def perplexity(loss: float) -> float:
-    """Return exp(loss) for a loss in nats per token; infinity where it overflows."""
-    return math.exp(loss) if loss < MAX_EXPONENT else math.inf
 
 
 def digest_of_rows(*splits: Sequence[dict[str, Any]]) -> str:

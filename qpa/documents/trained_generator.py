@@ -9,6 +9,8 @@ from pydantic import model_validator
 
 from qpa.documents.base import Attachment, Document, Record
 
+MAX_EXPONENT = 709.0
+
 
 class TrainingResult(Record):
     """What training did, in numbers that the same seed reproduces on the same machine.
@@ -27,6 +29,11 @@ class TrainingResult(Record):
     base_loss: float
     eval_loss: float
     data_digest: str
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss) for a loss in nats per token; infinity where it overflows."""
+    return math.exp(loss) if loss < MAX_EXPONENT else math.inf
 
 
 def perplexity_text(loss: float) -> str:
