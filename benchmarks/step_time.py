@@ -246,7 +246,7 @@ def _set_up(case: str, options: argparse.Namespace) -> Setup:
         context = _plan(directory, Path(folder))
         spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
         base = _random_gpt2(directory, bf16) if case == "gpt2" else load_model(spec.base, keep_dtype=bf16)
-    model = attach_adapter(base.to(options.device), spec).train()
+    model = attach_adapter(base.to(options.device), spec, layout).train()
     named = adapter_parameters(model, spec)
     torch.manual_seed(0)
     batch = torch.randint(model.config.vocab_size, BATCHES[case]).to(options.device)

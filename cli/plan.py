@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qpa.cli.output import JsonOption, print_json, print_line, print_table, progress_bar
+from qpa.cli.output import JsonOption, number, print_json, print_line, print_table, progress_bar
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -29,7 +29,14 @@ def plan(
     ],
     out: Annotated[Path, typer.Option(help="Run directory to make.")],
     method: Annotated[str, typer.Option(help="Kind of adapter: lora.")] = "lora",
-    rank: Annotated[int, typer.Option(help="Rank of the LoRA adapter.")] = 8,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Rank of the LoRA adapter.  [default: 32, or a smaller side of an adapted layer]"),
+    ] = None,
+    max_params: Annotated[
+        str | None,
+        typer.Option(help="Most numbers to train: 5000, or 25% of LoRA r=4. Heads and vectors follow."),
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="LoRA's alpha.  [default: 2 * rank]")] = None,
     targets: Annotated[
         str, typer.Option(help="all-linear (every linear layer but the head), or names, separated by commas.")
@@ -37,17 +44,31 @@ def plan(
     generator: Annotated[
         str,
         typer.Option(
-            help="aligned: chunks are rows of A and columns of B. paper: flat chunks, arXiv 2410.09846."
+            help="spectral: vectors shared by neighbouring layers, and factors of the gradient's directions. "
+            "aligned: rows of A and columns of B from random circuits. paper: flat chunks, arXiv 2410.09846."
         ),
-    ] = "aligned",
+    ] = "spectral",
     chunk_size: Annotated[
         int | None, typer.Option(help="Numbers per chunk of --generator paper.  [default: 2048]")
     ] = None,
     qubits: Annotated[
         int | None, typer.Option(help="Qubits per circuit.  [default: as many as needed]")
     ] = None,
-    layers: Annotated[int | None, typer.Option(help="Layers per circuit.  [default: 8]")] = None,
-    heads: Annotated[int | None, typer.Option(help="Independent circuits.  [default: 8; paper: 1]")] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Layers per circuit.  [default: 1; aligned, paper: 8]")
+    ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(help="Independent circuits.  [default: one a layer; aligned: 8; paper: 1]"),
+    ] = None,
+    vectors: Annotated[
+        str,
+        typer.Option(help="Kinds of layers that get vectors besides their spectrum: all, none, or names."),
+    ] = "all",
+    features: Annotated[
+        str,
+        typer.Option(help="circuit, or a control in its place: classical, random (angles frozen), bits."),
+    ] = "circuit",
     target: Annotated[
         str,
         typer.Option(
@@ -76,17 +97,59 @@ def plan(
             model=model,
             rank=rank,
             alpha=alpha,
-            targets=tuple(name.strip() for name in targets.split(",") if name.strip()),
+            targets=_names(targets),
             method=method,
             revision=revision,
             trust_remote_code=trust_remote_code,
         ),
-        PlanLayout(generator=generator, chunk_size=chunk_size, qubits=qubits, layers=layers, heads=heads),
+        PlanLayout(
+            generator=generator,
+            features=features,
+            chunk_size=chunk_size,
+            qubits=qubits,
+            layers=layers,
+            heads=heads,
+            vectors=_names(vectors),
+            max_params=max_params,
+        ),
         TranspileCircuit(target=target),
     )
     with RunDirectory.create(out, force=force) as run, progress_bar() as progress:
         context = pipeline.run(None, PassContext(seed, run.files, (), progress), run.write)
     _report(out, context, json_)
+    if max_params is not None and not json_:
+        _explain(pipeline.passes[1], context, max_params)
+
+
+def _explain(layout: Any, context: Any, max_params: str) -> None:
+    """Show the plan that was chosen among its neighbours, and what each is expected to cost."""
+    from qpa.documents import AdapterSpec
+    from qpa.passes.choose_size import choose_size, parse_max_params, sized_plans
+
+    spec = context.document(AdapterSpec)
+    budget = parse_max_params(max_params, spec)
+    chosen = choose_size(layout, spec, budget)
+    plans = sized_plans(layout, spec, budget)
+    first = max(0, plans.index(chosen) - 2)
+    rows = [
+        (
+            f"{'*' if plan == chosen else ' '} {_size(plan.plan)}",
+            f"{number(plan.n_trained)} trained, loss {plan.predicted_loss(chosen):+.2f}",
+        )
+        for plan in plans[first : first + 4]
+    ]
+    title = (
+        f"largest plan (*) within {number(budget)} trained numbers, its neighbours, and the loss to expect"
+    )
+    print_table(f"{title}, nats per token", rows)
+
+
+def _size(plan: Any) -> str:
+    return f"heads {plan.heads}" + ("" if "all" in plan.vectors else f", vectors {','.join(plan.vectors)}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _report(out: Path, context: Any, as_json: bool) -> None:

@@ -34,8 +34,16 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Rows per micro-batch.")] = 8,
     grad_accum: Annotated[int, typer.Option(help="Micro-batches per optimizer step.")] = 1,
     max_length: Annotated[int, typer.Option(help="Tokens per row.")] = 256,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of the decoder.")] = 3e-3,
-    angle_lr: Annotated[float, typer.Option(help="Peak learning rate of the circuit's angles.")] = 3e-3,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate of the decoder.  [default: 0.02; aligned: 0.003; paper: 0.001]"
+        ),
+    ] = None,
+    angle_lr: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate of the circuit's angles.  [default: as --lr]"),
+    ] = None,
     warmup: Annotated[
         float, typer.Option(help="Steps of linear warm-up; below 1, the share of all steps.")
     ] = 0.05,

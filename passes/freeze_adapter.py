@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from qpa.documents import AdapterSpec, ChunkedTensor, Document, FrozenAdapter, TrainedGenerator, WeightLayout
+from qpa.documents import AdapterSpec, Document, FrozenAdapter, TensorShape, TrainedGenerator, WeightLayout
 from qpa.errors import DocumentError
 from qpa.pipeline import PassContext
 
@@ -54,7 +54,7 @@ class FreezeAdapter:
             alpha=spec.alpha,
             target_modules=spec.target_modules,
             fan_in_fan_out=spec.fan_in_fan_out,
-            tensors=tuple(ChunkedTensor(path=tensor.path, shape=tensor.shape) for tensor in spec.tensors),
+            tensors=tuple(TensorShape(path=tensor.path, shape=tensor.shape) for tensor in spec.tensors),
             arrays=source.adapter,
             probe=source.probe,
             source="exact",
@@ -81,7 +81,7 @@ def generate_adapter(spec: AdapterSpec, layout: WeightLayout, arrays: dict[str, 
         raise DocumentError(
             "the generator's arrays", "tensors of this layout", detail, "train again"
         ) from error
-    initial = initial_adapter(spec)
+    initial = initial_adapter(spec, layout)
     with torch.no_grad():
         outputs = generator()
     generated = {

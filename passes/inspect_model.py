@@ -24,6 +24,7 @@ from qpa.errors import ModelError, OptionError
 from qpa.pipeline import PassContext
 
 ALL_LINEAR = "all-linear"
+DEFAULT_RANK = 32
 
 
 @final
@@ -32,7 +33,8 @@ class InspectModel:
     """Find the modules to adapt and the shapes of their adapter.
 
     Args:    model: local directory or Hub id.
-             rank, alpha: of LoRA; alpha None means 2 * rank, as in arXiv 2410.09846.
+             rank: of LoRA; None means 32, or the smallest side of an adapted module where that is less.
+             alpha: of LoRA; None means 2 * rank, as in arXiv 2410.09846.
              targets: "all-linear", module names, or both.
              trust_remote_code: the user allows the model's own Python code to run.
     Source:  ours.
@@ -44,7 +46,7 @@ class InspectModel:
     produces: ClassVar[type[Document]] = AdapterSpec
 
     model: str
-    rank: int = 8
+    rank: int | None = None
     alpha: float | None = None
     targets: tuple[str, ...] = (ALL_LINEAR,)
     method: str = "lora"
@@ -65,17 +67,16 @@ class InspectModel:
         head = _head_path(model)
         self._check_targets(model, linears, head)
         chosen = self._choose(linears, head)
-        for path, module in chosen.items():
-            self._check_rank(path, module)
+        rank = self._rank(chosen)
         return AdapterSpec(
             provenance=context.provenance(self, None),
             base=self._reference(config, model, head),
             method="lora",
-            rank=self.rank,
-            alpha=float(2 * self.rank if self.alpha is None else self.alpha),
+            rank=rank,
+            alpha=float(2 * rank if self.alpha is None else self.alpha),
             target_modules=_shortest_names(list(chosen), [name for name, _ in model.named_modules()]),
             fan_in_fan_out=any(_is_conv1d(module) for module in chosen.values()),
-            tensors=tuple(t for path, module in chosen.items() for t in _tensors(path, module, self.rank)),
+            tensors=tuple(t for path, module in chosen.items() for t in _tensors(path, module, rank)),
         )
 
     def _check_options(self) -> None:
@@ -83,17 +84,16 @@ class InspectModel:
             raise OptionError("--method", "lora", self.method)
         if not self.targets:
             raise OptionError("--targets", f"{ALL_LINEAR} or module names", "none")
-        if self.rank < 1:
+        if self.rank is not None and self.rank < 1:
             raise OptionError("--rank", "a whole number of at least 1", str(self.rank))
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise OptionError("--alpha", "a finite number above 0", str(self.alpha))
 
-    def _check_rank(self, path: str, module: Any) -> None:
-        n_in, n_out = _in_out(module)
-        if self.rank > min(n_in, n_out):
-            raise OptionError(
-                "--rank", f"at most {min(n_in, n_out)}, the smaller side of {path}", str(self.rank)
-            )
+    def _rank(self, chosen: dict[str, Any]) -> int:
+        smallest, path = min((min(_in_out(module)), path) for path, module in chosen.items())
+        if self.rank is not None and self.rank > smallest:
+            raise OptionError("--rank", f"at most {smallest}, the smaller side of {path}", str(self.rank))
+        return min(DEFAULT_RANK, smallest) if self.rank is None else self.rank
 
     def _check_targets(self, model: Any, linears: dict[str, Any], head: str | None) -> None:
         paths = [name for name, _ in model.named_modules()]

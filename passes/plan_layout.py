@@ -1,35 +1,58 @@
 """plan-layout: from the tensors of an adapter to chunks, circuits and decoders.
 
 Rules:
-1. "aligned": a chunk is one rank-1 vector, a row of lora_A or a column of lora_B. Chunks of the same
-   module type, role and length form a group and share one decoder, a linear map without bias from the
-   circuits' features to the vector. All groups share the circuits; chunks are numbered through.
-2. "paper": the tensors end to end, cut into chunks of `chunk_size`; one circuit; features are the bits
+1. "spectral": a chunk is a rank-1 vector, a row of lora_A or a column of lora_B, or the factors of some of
+   the gradient's singular directions (a "spectrum"), which take what the vectors leave of the rank.
+   Chunks of one kind and length form a group over all layers and share one decoder, a linear map without
+   bias; modules that read the same activations share the rows of their lora_A. Circuit k starts on the
+   k-th window of neighbouring layers, so with a circuit a layer the vectors are those of LoRA, rank 1.
+2. "aligned": a chunk is one rank-1 vector. Chunks of the same module type, role and length form a group
+   and share one linear decoder. All groups share the circuits, whose angles start at random.
+3. "paper": the tensors end to end, cut into chunks of `chunk_size`; one circuit; features are the bits
    of the chunk index and the circuit's feature; one affine mapping model with the widths of the paper.
-3. n_qubits is the smallest number whose basis states are enough, unless more are asked for.
+4. n_qubits is the smallest number whose basis states are enough, unless more are asked for.
+5. With `max_params`, heads and vectors of the spectral layout follow from it (`qpa.passes.choose_size`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, cast, final, get_args
 
 from qpa.documents import (
     MAX_QUBITS,
     AdapterSpec,
-    ChunkedTensor,
-    ChunkGroup,
     Document,
+    FeatureKind,
     ParameterAccount,
+    Provenance,
     WeightLayout,
+    Windows,
+    n_feature_parameters,
 )
+from qpa.documents.weight_layout import ChunkGroup, GeneratorKind
 from qpa.errors import OptionError
+from qpa.passes.choose_size import choose_size, parse_max_params
+from qpa.passes.layout_groups import (
+    Draft,
+    aligned_drafts,
+    flat_draft,
+    spectral_drafts,
+    window_states,
+    windows_of,
+)
 from qpa.pipeline import PassContext
 
 PAPER_WIDTHS = (32, 64, 128, 128, 64, 32, 32)
 """Hidden widths of the paper's mapping model (arXiv 2410.09846, public code)."""
 
-GENERATORS = ("aligned", "paper")
+GENERATORS = get_args(GeneratorKind)
+FEATURES = get_args(FeatureKind)
+ALL = "all"
+NONE = "none"
+
+_HEADS = {"spectral": 1, "aligned": 8, "paper": 1}
+_LAYERS = {"spectral": 1, "aligned": 8, "paper": 8}
 
 
 @final
@@ -37,12 +60,18 @@ GENERATORS = ("aligned", "paper")
 class PlanLayout:
     """Decide how a generator's outputs become the adapter.
 
-    Args:    generator: "aligned" or "paper".
+    Args:    generator: "spectral", "aligned" or "paper".
+             features: "circuit", or a control in its place: "classical", "random" or "bits".
              chunk_size: numbers per chunk of the paper's flat layout; None means 2048.
              qubits: None means as many as the chunks need.
-             layers: of every circuit; None means 8.
-             heads: independent circuits; None means 8 for "aligned" and 1 for "paper".
-    Source:  arXiv 2410.09846, section 3.2 ("paper"); ours ("aligned").
+             layers: of every circuit; None means 1 for "spectral" and 8 for the others.
+             heads: independent circuits; None means one a layer for "spectral", 8 for "aligned", 1 for
+             "paper".
+             vectors: module types of the spectral layout that have generated rows and columns; "all" or
+             "none".
+             max_params: "5000", or "25%" of LoRA r=4: the spectral layout's heads and vectors follow from it.
+             spectrum, windows, share_inputs: parts of the spectral layout, to be left out in ablations.
+    Source:  arXiv 2410.09846, section 3.2 ("paper"); ours (the others).
     """
 
     name: ClassVar[str] = "plan-layout"
@@ -50,11 +79,17 @@ class PlanLayout:
     requires: ClassVar[tuple[type[Document], ...]] = ()
     produces: ClassVar[type[Document]] = WeightLayout
 
-    generator: str = "aligned"
+    generator: str = "spectral"
+    features: str = "circuit"
     chunk_size: int | None = None
     qubits: int | None = None
     layers: int | None = None
     heads: int | None = None
+    vectors: tuple[str, ...] = (ALL,)
+    max_params: str | None = None
+    spectrum: bool = True
+    windows: bool = True
+    share_inputs: bool = True
 
     def run(self, source: AdapterSpec, context: PassContext) -> WeightLayout:
         """Plan the layout and account for its parameters.
@@ -62,53 +97,121 @@ class PlanLayout:
         Raises:  OptionError: an option is out of range or contradicts the generator.
         """
         self._check_options()
-        is_paper = self.generator == "paper"
-        n_circuits = self.heads or (1 if is_paper else 8)
-        n_layers = self.layers or 8
-        drafts = [_flat_draft(source, self.chunk_size or 2048)] if is_paper else _aligned_drafts(source)
-        n_chunks = sum(draft.n_chunks for draft in drafts)
-        n_qubits = self._qubits_for(n_chunks)
-        n_features = n_circuits + (n_qubits if is_paper else 0)
-        groups = _number_chunks(drafts, n_features, PAPER_WIDTHS if is_paper else ())
+        plan = self
+        if self.max_params is not None:
+            plan = choose_size(self, source, parse_max_params(self.max_params, source)).plan
+        return plan.layout(source, context.provenance(self, source))
+
+    def layout(self, source: AdapterSpec, provenance: Provenance) -> WeightLayout:
+        """Return the layout of these options, checked already."""
+        n_circuits = self.heads or (
+            _n_layers(source) if self.generator == "spectral" else _HEADS[self.generator]
+        )
+        n_layers = self.layers or _LAYERS[self.generator]
+        windows, groups, n_qubits = self._groups(source, n_circuits)
+        features = cast(FeatureKind, self.features)
         return WeightLayout(
-            provenance=context.provenance(self, source),
-            generator="paper" if is_paper else "aligned",
+            provenance=provenance,
+            generator=cast(GeneratorKind, self.generator),
+            features=features,
             n_circuits=n_circuits,
             n_layers=n_layers,
             n_qubits=n_qubits,
-            index_bits=is_paper,
+            windows=windows,
+            index_bits=self.generator == "paper",
             groups=groups,
             account=ParameterAccount(
-                n_angles=n_circuits * n_layers * n_qubits,
+                n_angles=n_feature_parameters(features, n_circuits, n_layers, n_qubits, windows),
                 n_decoder=sum(group.n_decoder_parameters for group in groups),
                 n_adapter=source.n_numbers,
             ),
         )
 
+    def _groups(
+        self, source: AdapterSpec, n_circuits: int
+    ) -> tuple[Windows | None, tuple[ChunkGroup, ...], int]:
+        """Return the windows, the groups, and the number of qubits."""
+        if self.generator == "spectral":
+            return self._spectral_groups(source, n_circuits)
+        if self.generator == "paper":
+            draft = flat_draft(source, self.chunk_size or 2048)
+            n_qubits = self._qubits_for(draft.n_chunks)
+            group = draft.group(range(draft.n_chunks), n_circuits + n_qubits, PAPER_WIDTHS)
+            return None, (group,), n_qubits
+        drafts = aligned_drafts(source)
+        groups, first = [], 0
+        for draft in drafts:
+            groups.append(draft.group(range(first, first + draft.n_chunks), n_circuits))
+            first += draft.n_chunks
+        return None, tuple(groups), self._qubits_for(first)
+
+    def _spectral_groups(
+        self, source: AdapterSpec, n_circuits: int
+    ) -> tuple[Windows | None, tuple[ChunkGroup, ...], int]:
+        drafts = self._spectral_drafts(source, n_circuits)
+        windows = windows_of(drafts, n_circuits)
+        n_window_qubits = windows.n_head_qubits + windows.n_layer_qubits
+        n_qubits = self._qubits_for(len(drafts) * 2**n_window_qubits)
+        n_group_qubits = n_qubits - n_window_qubits
+        groups = tuple(
+            draft.group(window_states(draft, n_circuits, windows, index, n_group_qubits), n_circuits)
+            for index, draft in enumerate(drafts)
+        )
+        return (windows if self.windows else None), groups, n_qubits
+
+    def _spectral_drafts(self, source: AdapterSpec, n_circuits: int) -> list[Draft]:
+        n_rows = -(-n_circuits // _n_layers(source))
+        largest = source.rank - self.spectrum
+        if not largest:
+            advice = "or use --generator aligned"
+            raise OptionError("--rank", "at least 2, for a vector and a spectrum", str(source.rank), advice)
+        if n_rows > largest:
+            expected = f"at most {largest * _n_layers(source)}, {largest} a layer with rank {source.rank}"
+            raise OptionError("--heads", expected, str(n_circuits), "lower it or raise --rank")
+        types = {tensor.module_type for tensor in source.tensors}
+        chosen = types if ALL in self.vectors else set(self.vectors) - {NONE}
+        if chosen - types:
+            unknown = ", ".join(sorted(chosen - types))
+            raise OptionError("--vectors", "all, none, or some of " + ", ".join(sorted(types)), unknown)
+        n_left = source.rank - (n_rows if chosen else 0)
+        size = n_left // n_rows * n_rows if self.spectrum else 0
+        if chosen != types and not size:
+            advice = "name all layers, lower --heads or raise --rank"
+            raise OptionError("--vectors", "vectors or a spectrum on every layer", "neither on some", advice)
+        return spectral_drafts(source, n_rows, size, tuple(chosen), share_inputs=self.share_inputs)
+
     def _check_options(self) -> None:
-        if self.generator not in GENERATORS:
-            raise OptionError("--generator", " or ".join(GENERATORS), self.generator)
+        for option, value, known in (
+            ("--generator", self.generator, GENERATORS),
+            ("--features", self.features, FEATURES),
+        ):
+            if value not in known:
+                raise OptionError(option, ", ".join(known[:-1]) + f" or {known[-1]}", value)
         named = {
             "chunk-size": self.chunk_size,
             "layers": self.layers,
             "heads": self.heads,
             "qubits": self.qubits,
         }
-        for option, value in named.items():
-            if value is not None and value < 1:
-                raise OptionError(f"--{option}", "a whole number of at least 1", str(value))
-        if self.chunk_size is not None and self.generator == "aligned":
+        for option, number in named.items():
+            if number is not None and number < 1:
+                raise OptionError(f"--{option}", "a whole number of at least 1", str(number))
+        sized = self.heads is not None or self.vectors != (ALL,)
+        if self.max_params is not None and (sized or self.generator != "spectral"):
+            expected = "neither --heads, --vectors nor another generator, whose size it would choose"
+            raise OptionError("--max-params", expected, self.max_params, "leave one out")
+        if self.chunk_size is not None and self.generator != "paper":
             raise OptionError(
                 "--chunk-size",
-                "no chunk size with --generator aligned, whose chunks are rows of A and columns of B",
+                f"no chunk size with --generator {self.generator}, whose chunks are rows and columns",
                 str(self.chunk_size),
                 "leave it out or use --generator paper",
             )
 
-    def _qubits_for(self, n_chunks: int) -> int:
-        needed = max(1, (n_chunks - 1).bit_length())
+    def _qubits_for(self, n_states: int) -> int:
+        needed = max(1, (n_states - 1).bit_length())
         if self.qubits is not None and self.qubits < needed:
-            raise OptionError("--qubits", f"at least {needed} for {n_chunks} chunks", str(self.qubits))
+            raise OptionError("--qubits", f"at least {needed} for {n_states} chunks", str(self.qubits))
         chosen = self.qubits or needed
         if chosen > MAX_QUBITS:
             advice = (
@@ -118,50 +221,7 @@ class PlanLayout:
         return chosen
 
 
-def _aligned_drafts(spec: AdapterSpec) -> list[ChunkGroup]:
-    members: dict[tuple[str, str, int], list[ChunkedTensor]] = {}
-    for tensor in spec.tensors:
-        length = tensor.shape[1] if tensor.role == "lora_A" else tensor.shape[0]
-        chunked = ChunkedTensor(path=tensor.path, shape=tensor.shape)
-        members.setdefault((tensor.module_type, tensor.role, length), []).append(chunked)
-    lengths: dict[tuple[str, str], set[int]] = {}
-    for module_type, role, length in members:
-        lengths.setdefault((module_type, role), set()).add(length)
-    drafts = []
-    for (module_type, role, length), tensors in members.items():
-        suffix = f".{length}" if len(lengths[module_type, role]) > 1 else ""
-        drafts.append(
-            _draft(f"{module_type}.{role}{suffix}", "row" if role == "lora_A" else "column", tensors, length)
-        )
-    return drafts
-
-
-def _flat_draft(spec: AdapterSpec, chunk_size: int) -> ChunkGroup:
-    tensors = [ChunkedTensor(path=tensor.path, shape=tensor.shape) for tensor in spec.tensors]
-    return _draft("all", "flat", tensors, min(chunk_size, spec.n_numbers))
-
-
-def _draft(name: str, axis: str, tensors: list[ChunkedTensor], chunk_size: int) -> ChunkGroup:
-    """Return a group whose place among the chunks and whose features are not decided yet."""
-    n_numbers = sum(tensor.n_numbers for tensor in tensors)
-    return ChunkGroup(
-        name=name,
-        axis=axis,  # type: ignore[arg-type]
-        tensors=tuple(tensors),
-        first_chunk=0,
-        n_chunks=-(-n_numbers // chunk_size),
-        chunk_size=chunk_size,
-        decoder_widths=(1, chunk_size),
-        decoder_bias=axis == "flat",
-    )
-
-
-def _number_chunks(
-    drafts: list[ChunkGroup], n_features: int, hidden: tuple[int, ...]
-) -> tuple[ChunkGroup, ...]:
-    groups, first_chunk = [], 0
-    for draft in drafts:
-        widths = (n_features, *hidden, draft.chunk_size)
-        groups.append(draft.model_copy(update={"first_chunk": first_chunk, "decoder_widths": widths}))
-        first_chunk += draft.n_chunks
-    return tuple(groups)
+def _n_layers(spec: AdapterSpec) -> int:
+    """Return the largest number of modules of one type: a layer each."""
+    types = [tensor.module_type for tensor in spec.tensors[::2]]
+    return max(types.count(module_type) for module_type in set(types))

@@ -4,7 +4,8 @@ Rules:
 1. The base model carries an ordinary PEFT adapter and trains under TRL's SFTTrainer; the generator
    lives in the optimizer (`qpa.optimizer`).
 2. Delta W is exactly zero before the first step: the plan's seed draws lora_A and the angles, lora_B and
-   the decoders' last layers are zero.
+   the decoders' last layers are zero. Directions of spectra are those of the gradient of a few batches
+   of the training split, read before the first step (`qpa.calibration`).
 3. Everything random during training is a function of the training seed and the step, so a resumed
    training continues with the same bits.
 4. Losses count real tokens only: padding and the prompt of prompt/completion rows do not.
@@ -36,6 +37,9 @@ from qpa.run_directory import CHECKPOINTS, METRICS
 if TYPE_CHECKING:
     from qpa.training_log import TrainingLog
 
+DEFAULT_RATES = {"spectral": 2e-2, "aligned": 3e-3, "paper": 1e-3}
+"""Learning rates by generator, of decoders and angles alike; see docs/results.md."""
+
 MAX_NUMBER = 1e6
 """Above any sensible learning rate, number of epochs or warm-up, and within float32."""
 
@@ -49,7 +53,9 @@ class TrainGenerator:
              max_steps: optimizer steps; None means `epochs` passes over the data.
              batch_size, grad_accum: rows per micro-batch, micro-batches per step.
              max_length: tokens per row.
-             lr, angle_lr: peak learning rates of decoders and angles; cosine decay to zero.
+             lr: peak learning rate of the decoders, with cosine decay to zero; None means what suits the
+             generator, see DEFAULT_RATES.
+             angle_lr: of the angles; None means the decoders'.
              warmup: steps of linear warm-up, or below 1 the share of all steps.
              bf16: bfloat16 autocast, base weights in the checkpoint's own dtype.
              device: "auto", "cpu" or "cuda".
@@ -72,8 +78,8 @@ class TrainGenerator:
     batch_size: int = 8
     grad_accum: int = 1
     max_length: int = 256
-    lr: float = 3e-3
-    angle_lr: float = 3e-3
+    lr: float | None = None
+    angle_lr: float | None = None
     warmup: float = 0.05
     bf16: bool = False
     device: str = "auto"
@@ -103,11 +109,11 @@ class TrainGenerator:
             if value < 1:
                 raise OptionError(f"--{option}", "a whole number of at least 1", str(value))
         for option, number in {"lr": self.lr, "epochs": self.epochs}.items():
-            if not 0 < number <= MAX_NUMBER:
+            if number is not None and not 0 < number <= MAX_NUMBER:
                 raise OptionError(f"--{option}", f"a number above 0 and up to {MAX_NUMBER:g}", str(number))
         not_negative = {"angle-lr": self.angle_lr, "warmup": self.warmup}
         for option, number in not_negative.items():
-            if not 0 <= number <= MAX_NUMBER:
+            if number is not None and not 0 <= number <= MAX_NUMBER:
                 raise OptionError(f"--{option}", f"a number from 0 to {MAX_NUMBER:g}", str(number))
 
     def torch_device(self) -> str:
@@ -144,13 +150,14 @@ class _Training:
         splits = self._read_splits(tokenizer)
         model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust).to(device)
         _check_length(options.max_length, model.config)
-        self.model = attach_adapter(model, spec)
+        self.lr = DEFAULT_RATES[layout.generator] if options.lr is None else options.lr
+        self.model = attach_adapter(model, spec, layout)
         self.parameters = adapter_parameters(self.model, spec)
         self.optimizer = GeneratedAdapterOptimizer(
             [self.parameters[tensor.path] for tensor in layout.tensors],
             Generator(layout, layout.provenance.seed),
-            lr=options.lr,
-            angle_lr=options.angle_lr,
+            lr=self.lr,
+            angle_lr=self.lr if options.angle_lr is None else options.angle_lr,
         )
         self.trainer = self._make_trainer(tokenizer, splits)
         self.n_steps = self._count_steps()
@@ -165,6 +172,8 @@ class _Training:
         with self.model.disable_adapter():
             base_loss, n_eval_tokens = self._evaluate("evaluating the base model", 0)
         log = self._open_log(checkpoint, base_loss)
+        if checkpoint is None:
+            self._calibrate()
         if checkpoint is None or checkpoint[1].step < self.n_steps:
             self._fit(checkpoint, data_digest, log)
         else:
@@ -188,6 +197,28 @@ class _Training:
         seed = self.context.seed_for("split")
         return read_splits(Path(self.options.data), eval_data, tokenizer, self.options.max_length, seed)
 
+    def _calibrate(self) -> None:
+        """Give the generator's spectra the directions of the gradient of a few training batches."""
+        import torch
+
+        from qpa.calibration import choose_rows, gradient_bases
+
+        rows, batch_size = self.trainer.train_dataset, self.options.batch_size
+        chosen = choose_rows(len(rows), batch_size, self.context.seed_for("calibration"))
+        batches = [self.trainer.data_collator([rows[i] for i in batch]) for batch in chosen]
+        device = self.options.torch_device()
+
+        def loss(batch: Any) -> torch.Tensor:
+            with torch.autocast(device, torch.bfloat16, enabled=self.options.bf16):
+                answer = self.model(**{name: tensor.to(device) for name, tensor in batch.items()})
+                mean: torch.Tensor = answer.loss
+                return mean
+
+        self.context.progress("reading the gradient", 0, 1)
+        generator, spec = self.optimizer.generator, self.context.document(AdapterSpec)
+        generator.set_bases(gradient_bases(self.parameters, spec, generator.layout, loss, batches))
+        self.optimizer.push_forward()
+
     def _make_trainer(self, tokenizer: Any, splits: Any) -> Any:
         from qpa.sft import make_trainer
 
@@ -204,7 +235,7 @@ class _Training:
             per_device_train_batch_size=options.batch_size,
             gradient_accumulation_steps=options.grad_accum,
             max_length=options.max_length,
-            learning_rate=options.lr,
+            learning_rate=self.lr,
             bf16=options.bf16,
             logging_steps=10,
         )

@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from qpa.documents import AdapterSpec, ChunkedTensor
+from qpa.documents import AdapterSpec, TensorShape, WeightLayout
 from qpa.errors import ModelError
 from qpa.generator import initial_value
 
 ADAPTER_NAME = "default"
 
 
-def attach_adapter(model: Any, spec: AdapterSpec) -> Any:
+def attach_adapter(model: Any, spec: AdapterSpec, layout: WeightLayout | None = None) -> Any:
     """Wrap a base model in PEFT with a trainable float32 adapter at its initial values.
 
     Delta W is exactly zero: lora_B is.
 
     Args:    model: transformers model; changed in place by PEFT.
              spec: its seed draws lora_A.
+             layout: of the generator that will train it, see `initial_adapter`.
     Returns: a `peft.PeftModel` on the model's device.
     Raises:  ModelError: PEFT does not make exactly the tensors of the spec.
     """
@@ -37,7 +38,7 @@ def attach_adapter(model: Any, spec: AdapterSpec) -> Any:
         task_type="CAUSAL_LM",
     )
     peft_model = get_peft_model(model, config, adapter_name=ADAPTER_NAME)
-    set_adapter(adapter_parameters(peft_model, spec), initial_adapter(spec))
+    set_adapter(adapter_parameters(peft_model, spec), initial_adapter(spec, layout))
     return peft_model
 
 
@@ -57,13 +58,27 @@ def adapter_parameters(peft_model: Any, spec: AdapterSpec) -> dict[str, Paramete
     return {tensor.path: trainable[name] for name, tensor in names.items()}
 
 
-def initial_adapter(spec: AdapterSpec) -> dict[str, Tensor]:
-    """Return the adapter's tensors before training, float32, by path."""
+def initial_adapter(spec: AdapterSpec, layout: WeightLayout | None = None) -> dict[str, Tensor]:
+    """Return the adapter's tensors before training, float32, by path.
+
+    Args:    layout: rows of lora_A that no chunk of it fills start at zero: its generator puts the basis
+             of a spectrum there. None: every row as the spec says.
+    """
     seed = spec.provenance.seed
-    return {
-        tensor.path: initial_value(ChunkedTensor(path=tensor.path, shape=tensor.shape), tensor.initial, seed)
+    values = {
+        tensor.path: initial_value(TensorShape(path=tensor.path, shape=tensor.shape), tensor.initial, seed)
         for tensor in spec.tensors
     }
+    for path, n_rows in _generated_rows(layout).items():
+        values[path][n_rows:] = 0
+    return values
+
+
+def _generated_rows(layout: WeightLayout | None) -> dict[str, int]:
+    """Return how many rows of each lora_A are chunks, where not all of them are."""
+    groups = layout.groups if layout and layout.generator == "spectral" else ()
+    rows = {t.path: 0 for group in groups for t in group.tensors if group.axis == "spectrum" and not t.chunks}
+    return rows | {t.path: len(t.chunks) for group in groups for t in group.tensors if group.axis == "row"}
 
 
 @torch.no_grad()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from qpa.documents import ChunkedTensor, ChunkGroup, WeightLayout
+from qpa.documents import ChunkedTensor, ChunkGroup, TensorShape, WeightLayout
+from qpa.errors import ShapeError
 from qpa.pipeline import split_seed
 from qpa.probability_source import ProbabilitySource, differentiable_probabilities
 from qpa.simulator import ExactSimulator
@@ -15,6 +17,12 @@ from qpa.simulator import ExactSimulator
 FEATURE_EPSILON = 0.01
 FEATURE_MEAN = math.sqrt(2 / math.pi)
 """Mean of sqrt(p * 2**n_qubits) over random real states, whose amplitudes are normal: that of |N(0, 1)|."""
+
+WINDOW_NOISE = 0.01
+"""Standard deviation, in radians, of what is added to angles that put a circuit on its window."""
+
+Bases = Mapping[str, Tensor]
+"""Singular vectors by path: for lora_A the right ones, float[n, in], for lora_B the left, float[out, n]."""
 
 
 class Decoder(nn.Module):
@@ -49,70 +57,139 @@ class Generator(nn.Module):
     """Generate what is added to the initial adapter.
 
     Args:    layout: shapes of everything.
-             seed: for the angles (uniform in [-pi, pi)) and the decoders' hidden layers.
+             seed: for the angles and the decoders' hidden layers.
+             bases: singular vectors of the gradient (`qpa.calibration`) for the spectra of the layout;
+             without them the spectra generate nothing until a state with bases is loaded.
              source: evaluates the circuits.
+    Raises:  ShapeError: the bases are not the layout's.
     Source:  ours; after Quantum Parameter Adaptation, arXiv 2410.09846.
     """
 
-    def __init__(self, layout: WeightLayout, seed: int, source: ProbabilitySource | None = None) -> None:
+    def __init__(
+        self,
+        layout: WeightLayout,
+        seed: int,
+        bases: Bases | None = None,
+        source: ProbabilitySource | None = None,
+    ) -> None:
         super().__init__()
         self.layout = layout
         self.source: ProbabilitySource = source or ExactSimulator()
-        shape = (layout.n_circuits, layout.n_layers, layout.n_qubits)
-        random = torch.Generator().manual_seed(split_seed(seed, "angles"))
-        self.angles = nn.Parameter(torch.empty(shape).uniform_(-math.pi, math.pi, generator=random))
+        self.angles = nn.Parameter(_initial_angles(layout, seed), requires_grad=layout.features != "random")
         self.decoders = nn.ModuleList(Decoder(group, split_seed(seed, group.name)) for group in layout.groups)
-        bits = _index_bits(layout) if layout.index_bits else torch.empty(layout.n_chunks, 0)
-        self.register_buffer("index_bits", bits, persistent=False)
+        bits = _bits(2**layout.n_qubits, layout.n_qubits)
+        self.register_buffer("bits", bits, persistent=False)
+        self._register_places()
+        for index, shape in enumerate(basis_shapes(layout).values()):
+            self.register_buffer(f"basis_{index}", torch.zeros(shape))
+        if bases is not None:
+            self.set_bases(bases)
 
     def features(self) -> Tensor:
-        """Return float[n_chunks, n_features]: index bits if the layout has them, then one per circuit.
-
-        A circuit's feature of chunk c is sqrt(p[c] * 2**n_qubits + eps), less a constant: its gradient
-        variance does not vanish with the number of qubits, and it is finite at p = 0. Without the constant
-        all features are positive, every step of a decoder adds up over the circuits, and the largest stable
-        learning rate falls with their number.
-        """
-        probabilities = differentiable_probabilities(self.source, self.angles)
-        used = probabilities[:, : self.layout.n_chunks]
-        amplitudes = torch.sqrt(used * 2.0**self.layout.n_qubits + FEATURE_EPSILON)
-        assert isinstance(self.index_bits, Tensor)
-        return torch.cat((self.index_bits, amplitudes.T - FEATURE_MEAN), dim=1)
+        """Return float[2**n_qubits, n_features] by basis state: index bits if any, then one per circuit."""
+        features = self._circuit_features()
+        if not self.layout.index_bits:
+            return features
+        assert isinstance(self.bits, Tensor)
+        return torch.cat((self.bits, features), dim=1)
 
     def forward(self) -> tuple[Tensor, ...]:
         """Return the generated part of every adapter tensor, in the order and shapes of `layout.tensors`."""
         return self.decode(self.features())
 
     def decode(self, features: Tensor) -> tuple[Tensor, ...]:
-        """Decode float[n_chunks, n_features] to the adapter's tensors, as `forward` returns them."""
-        tensors: list[Tensor] = []
-        for group, decoder in zip(self.layout.groups, self.decoders, strict=True):
-            rows = features[group.first_chunk : group.first_chunk + group.n_chunks]
-            tensors.extend(assemble(group, decoder(rows)))
-        return tuple(tensors)
+        """Decode `features()` to the adapter's tensors, as `forward` returns them."""
+        blocks: dict[str, list[Tensor]] = {tensor.path: [] for tensor in self.layout.tensors}
+        for index, (group, decoder) in enumerate(zip(self.layout.groups, self.decoders, strict=True)):
+            chunks = decoder(features[self.get_buffer(f"states_{index}")])
+            for path, block in self._blocks(index, group, chunks):
+                blocks[path].append(block)
+        return tuple(_join(blocks[tensor.path], tensor.shape) for tensor in self.layout.tensors)
+
+    @torch.no_grad()
+    def set_bases(self, bases: Bases) -> None:
+        """Take the singular vectors of the layout's spectra.
+
+        Raises:  ShapeError: one is missing or has another shape.
+        """
+        for path, shape in basis_shapes(self.layout).items():
+            found = tuple(bases[path].shape) if path in bases else "none"
+            if found != shape:
+                raise ShapeError(path, f"a basis of shape {shape}", str(found))
+            self._basis(path).copy_(bases[path])
 
     @property
     def n_parameters(self) -> int:
         """Return the number of trainable numbers, counted from the module itself."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def _register_places(self) -> None:
+        """Keep which features belong to which chunks, and which chunks to which tensors, as index tensors."""
+        for index, group in enumerate(self.layout.groups):
+            self.register_buffer(f"states_{index}", torch.tensor(group.states), persistent=False)
+            for place, tensor in enumerate(group.tensors):
+                chunks = torch.tensor(tensor.chunks, dtype=torch.long)
+                self.register_buffer(f"chunks_{index}_{place}", chunks, persistent=False)
+
+    def _basis(self, path: str) -> Tensor:
+        return self.get_buffer(f"basis_{list(basis_shapes(self.layout)).index(path)}")
+
+    def _circuit_features(self) -> Tensor:
+        """Return float[2**n_qubits, n_circuits].
+
+        Of uniform angles: sqrt(p * 2**n + eps), less a constant: its gradient variance does not vanish with
+        the number of qubits, and it is finite at p = 0. Without the constant all features are positive,
+        every step of a decoder adds up over the circuits, and the largest stable learning rate falls
+        with their number. Of windows: the same in units of a window's own amplitude, so that it is 1
+        inside and 0 outside, and learning rates do not depend on the number of circuits.
+        """
+        layout = self.layout
+        if layout.features == "bits":
+            return torch.tanh(self._signed_bits() @ self.angles.T)
+        if layout.features == "classical":
+            return self._table()
+        probabilities = differentiable_probabilities(self.source, self.angles)
+        if layout.windows is None:
+            return torch.sqrt(probabilities * 2.0**layout.n_qubits + FEATURE_EPSILON).T - FEATURE_MEAN
+        n_inside = 2.0 ** (layout.n_qubits - layout.windows.n_head_qubits)
+        return torch.sqrt(probabilities * n_inside + FEATURE_EPSILON).T - math.sqrt(FEATURE_EPSILON)
+
+    def _signed_bits(self) -> Tensor:
+        """Return float[2**n_qubits, n_qubits + 1]: the bits as -1 and 1, and a one."""
+        assert isinstance(self.bits, Tensor)
+        return torch.cat((2 * self.bits - 1, torch.ones_like(self.bits[:, :1])), dim=1)
+
+    def _table(self) -> Tensor:
+        """Return the classical control's table, the same for every group, by basis state."""
+        repeated = self.angles.repeat_interleave(2**self.layout.n_qubits // self.angles.shape[1], dim=1)
+        return repeated.T
+
+    def _blocks(self, index: int, group: ChunkGroup, chunks: Tensor) -> Iterator[tuple[str, Tensor]]:
+        if group.axis == "flat":
+            yield from _split_flat(group.tensors, chunks)
+            return
+        for place, tensor in enumerate(group.tensors):
+            used = chunks[self.get_buffer(f"chunks_{index}_{place}")]
+            if group.axis == "row":
+                yield tensor.path, used
+            elif group.axis == "column":
+                yield tensor.path, used.T
+            else:
+                basis = self._basis(tensor.path)
+                yield tensor.path, basis * used.flatten() if tensor.chunks else basis
 
 
-def assemble(group: ChunkGroup, chunks: Tensor) -> tuple[Tensor, ...]:
-    """Turn a group's chunks into its tensors.
-
-    Args:    chunks: float[n_chunks, chunk_size].
-    Returns: one tensor for each of `group.tensors`, of that shape.
-    Source:  see ChunkGroup for the numbering.
-    """
-    if group.axis == "flat":
-        sizes = [tensor.n_numbers for tensor in group.tensors]
-        pieces = torch.split(chunks.flatten()[: sum(sizes)], sizes)
-        return tuple(piece.view(tensor.shape) for piece, tensor in zip(pieces, group.tensors, strict=True))
-    pieces = torch.split(chunks, [group.chunks_of(tensor) for tensor in group.tensors])
-    return pieces if group.axis == "row" else tuple(piece.T for piece in pieces)
+def basis_shapes(layout: WeightLayout) -> dict[str, tuple[int, int]]:
+    """Return the shapes of the bases of the layout's spectra, by the path of the tensor that holds them."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for group in (group for group in layout.groups if group.axis == "spectrum"):
+        for a, b in zip(group.tensors[::2], group.tensors[1::2], strict=True):
+            n = group.chunk_size * len(b.chunks)
+            shapes |= {a.path: (n, a.shape[1]), b.path: (b.shape[0], n)}
+    return shapes
 
 
-def initial_value(tensor: ChunkedTensor, rule: str, seed: int) -> Tensor:
+def initial_value(tensor: TensorShape, rule: str, seed: int) -> Tensor:
     """Return an adapter tensor's value before training, float32, on the CPU.
 
     Args:    rule: "zeros", or "kaiming_uniform": uniform in +-1/sqrt(in_features), as PEFT draws lora_A.
@@ -125,7 +202,54 @@ def initial_value(tensor: ChunkedTensor, rule: str, seed: int) -> Tensor:
     return torch.empty(tensor.shape).uniform_(-bound, bound, generator=random)
 
 
-def _index_bits(layout: WeightLayout) -> Tensor:
-    index = torch.arange(layout.n_chunks)[:, None]
-    shifts = torch.arange(layout.n_qubits - 1, -1, -1)
-    return ((index >> shifts) & 1).to(torch.float32)
+def _initial_angles(layout: WeightLayout, seed: int) -> Tensor:
+    """Return the features' own parameters: float[n_circuits, n_layers, n_qubits] radians for circuits.
+
+    A window is a product state, made by the last layer alone: RY(0) or RY(pi) on the qubits that number
+    windows, RY(pi/2) on the others. The chain of CNOTs after it maps bits to prefix sums modulo 2, so
+    each of the former is turned by the difference of two neighbouring bits.
+    """
+    random = torch.Generator().manual_seed(split_seed(seed, "angles"))
+    n_circuits, windows = layout.n_circuits, layout.windows
+    if layout.features == "bits":
+        return torch.randn(n_circuits, layout.n_qubits + 1, generator=random)
+    if layout.features == "classical":
+        return _initial_table(layout, random)
+    shape = (n_circuits, layout.n_layers, layout.n_qubits)
+    if windows is None:
+        return torch.empty(shape).uniform_(-math.pi, math.pi, generator=random)
+    angles = WINDOW_NOISE * torch.randn(shape, generator=random)
+    bits = _bits(n_circuits, windows.n_head_qubits)
+    flips = bits.clone()
+    flips[:, 1:] = (bits[:, 1:] - bits[:, :-1]).abs()
+    angles[:, -1, : windows.n_head_qubits] += math.pi * flips
+    angles[:, -1, windows.n_head_qubits :] += math.pi / 2
+    return angles
+
+
+def _initial_table(layout: WeightLayout, random: torch.Generator) -> Tensor:
+    """Return float[n_circuits, n_entries], normal, or the windows themselves where the layout has them."""
+    if layout.windows is None:
+        return torch.randn(layout.n_circuits, 2**layout.n_qubits, generator=random)
+    n_inside = 2**layout.windows.n_layer_qubits
+    inside = torch.eye(layout.n_circuits, 2**layout.windows.n_head_qubits).repeat_interleave(n_inside, dim=1)
+    return inside + WINDOW_NOISE * torch.randn(inside.shape, generator=random)
+
+
+def _bits(n_states: int, n_bits: int) -> Tensor:
+    shifts = torch.arange(n_bits - 1, -1, -1)
+    return ((torch.arange(n_states)[:, None] >> shifts) & 1).to(torch.float32)
+
+
+def _split_flat(tensors: tuple[ChunkedTensor, ...], chunks: Tensor) -> Iterator[tuple[str, Tensor]]:
+    sizes = [tensor.n_numbers for tensor in tensors]
+    for tensor, piece in zip(tensors, torch.split(chunks.flatten()[: sum(sizes)], sizes), strict=True):
+        yield tensor.path, piece.view(tensor.shape)
+
+
+def _join(blocks: list[Tensor], shape: tuple[int, int]) -> Tensor:
+    """Lay blocks of whole rows, or of whole columns, side by side, and fill up with zeros."""
+    axis = 0 if all(block.shape[1] == shape[1] for block in blocks) else 1
+    joined = torch.cat(blocks, dim=axis) if len(blocks) > 1 else blocks[0]
+    n_rows, n_columns = shape[0] - joined.shape[0], shape[1] - joined.shape[1]
+    return nn.functional.pad(joined, (0, n_columns, 0, n_rows)) if n_rows or n_columns else joined

@@ -45,8 +45,8 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         adapter: Sequence[Parameter],
         generator: Generator,
         *,
-        lr: float = 3e-3,
-        angle_lr: float = 3e-3,
+        lr: float = 2e-2,
+        angle_lr: float = 2e-2,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -58,7 +58,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         self.inner = torch.optim.AdamW(
             [
                 {"params": list(self.generator.decoders.parameters()), "weight_decay": weight_decay},
-                {"params": [self.generator.angles], "weight_decay": 0.0},
+                {"params": [p for p in [self.generator.angles] if p.requires_grad], "weight_decay": 0.0},
             ],
             lr=lr,
             betas=betas,
@@ -107,8 +107,11 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._adapter]
         with self._float32(), torch.enable_grad():
             # Decoding again is cheap, and holds an adapter's worth of numbers only here.
-            torch.autograd.backward(self.generator.decode(self._features), gradients)
-        # Every number of the adapter reaches a decoder's gradient, so these norms see all that is not finite.
+            generated = self.generator.decode(self._features)
+            # The lora_A of a spectrum alone is its basis, and nothing of it is trained.
+            pairs = [(g, c) for g, c in zip(generated, gradients, strict=True) if g.requires_grad]
+            torch.autograd.backward([g for g, _ in pairs], [c for _, c in pairs])
+        # Every number that is generated reaches a decoder's gradient: these norms see all that is not finite.
         norms = torch._foreach_norm([p.grad for p in self.generator.parameters() if p.grad is not None])
         if not bool(torch.isfinite(torch.stack(norms)).all()):
             self.inner.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from qpa.adapter import adapter_parameters, attach_adapter
 from qpa.base_model import load_model
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.generator import Generator
+from qpa.generator import Generator, basis_shapes
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
@@ -23,11 +23,23 @@ N_STEPS = 3
 N_ROWS = 4
 
 
-def plan_adapter(model):
+def plan_adapter(model, **layout):
     context = PassContext(seed=3, files=DirectoryStore(Path("nowhere")))
-    pipeline = Pipeline(InspectModel(model=str(model), rank=2), PlanLayout(heads=2, layers=2))
+    options = {"heads": 2, "layers": 2, **layout}
+    pipeline = Pipeline(InspectModel(model=str(model), rank=2), PlanLayout(**options))
     after = pipeline.run(None, context)
     return after.document(AdapterSpec), after.document(WeightLayout)
+
+
+def random_bases(layout):
+    """Return orthonormal directions in place of the gradient's, where the layout has spectra."""
+    random = torch.Generator().manual_seed(6)
+    bases = {}
+    for path, shape in basis_shapes(layout).items():
+        n = min(shape)
+        directions = torch.linalg.qr(torch.randn(max(shape), n, generator=random))[0]
+        bases[path] = directions if shape[1] == n else directions.T
+    return bases
 
 
 def training_rows():
@@ -38,10 +50,11 @@ def training_rows():
 def train(model, rank=0, n_ranks=1):
     """Take `N_STEPS` steps over this rank's rows; return the adapter's tensors by path."""
     spec, layout = plan_adapter(model)
-    peft_model = attach_adapter(load_model(spec.base, keep_dtype=False), spec)
+    peft_model = attach_adapter(load_model(spec.base, keep_dtype=False), spec, layout)
     parameters = adapter_parameters(peft_model, spec)
     adapter = [parameters[tensor.path] for tensor in layout.tensors]
-    optimizer = GeneratedAdapterOptimizer(adapter, Generator(layout, 3), lr=0.02, angle_lr=0.04, eps=1e-4)
+    generator = Generator(layout, 3, random_bases(layout))
+    optimizer = GeneratedAdapterOptimizer(adapter, generator, lr=0.02, angle_lr=0.04, eps=1e-4)
     replica = DistributedDataParallel(peft_model) if n_ranks > 1 else peft_model
     rows = training_rows()[rank::n_ranks]
     for _ in range(N_STEPS):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qpa.adapter import adapter_parameters, attach_adapter, set_adapter
 from qpa.base_model import load_model
-from qpa.documents import ChunkedTensor, FrozenAdapter, ParameterAccount, TrainingResult
+from qpa.documents import FrozenAdapter, ParameterAccount, TensorShape, TrainingResult
 from qpa.passes.inspect_model import InspectModel
 from qpa.pipeline import PassContext
 from qpa.probe import record_probe
@@ -63,7 +63,7 @@ def random_adapter(
         alpha=spec.alpha,
         target_modules=spec.target_modules,
         fan_in_fan_out=spec.fan_in_fan_out,
-        tensors=tuple(ChunkedTensor(path=tensor.path, shape=tensor.shape) for tensor in spec.tensors),
+        tensors=tuple(TensorShape(path=tensor.path, shape=tensor.shape) for tensor in spec.tensors),
         arrays=context.files.put("{sha256}.safetensors", save(values)),
         probe=context.files.put(
             "{sha256}.safetensors", save(record_probe(live, torch.arange(16) * 5 % 97 + 33))

@@ -15,7 +15,7 @@ import pytest
 from qpa.cli.main import main
 from qpa.run_directory import RunDirectory
 
-PLAN = ["--rank", "2", "--heads", "3", "--layers", "2"]
+PLAN = ["--rank", "2", "--heads", "2", "--layers", "2"]
 TRAIN = ["--max-steps", "3", "--max-length", "32", "--batch-size", "2", "--device", "cpu"]
 
 
@@ -151,7 +151,21 @@ def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
             ["--generator", "paper", "--chunk-size", "0"],
             "--chunk-size: expected a whole number of at least 1",
         ),
-        (["--chunk-size", "64"], "--generator aligned"),
+        (["--chunk-size", "64"], "--generator spectral"),
+        (["--chunk-size", "64", "--generator", "aligned"], "--generator aligned"),
+        (["--features", "magic"], "--features: expected circuit, classical, random or bits, found magic"),
+        (["--vectors", "q_proj,nope"], "--vectors: expected all, none, or some of"),
+        (["--rank", "1"], "--rank: expected at least 2"),
+        (["--rank", "3", "--heads", "5"], "--heads: expected at most 4, 2 a layer with rank 3, found 5"),
+        (["--max-params", "0"], "--max-params: expected a number of parameters"),
+        (["--max-params", "-3"], "--max-params: expected a number of parameters"),
+        (["--max-params", "abc"], "--max-params: expected a number of parameters"),
+        (["--max-params", "nan"], "--max-params: expected a number of parameters"),
+        (["--max-params", "inf%"], "--max-params: expected a number of parameters"),
+        (["--max-params", "1"], "--max-params: expected at least"),
+        (["--max-params", "5000", "--heads", "2"], "--max-params: expected neither --heads"),
+        (["--max-params", "5000", "--vectors", "none"], "--max-params: expected neither --heads"),
+        (["--max-params", "5000", "--generator", "paper"], "--max-params: expected neither --heads"),
         (["--qubits", "25"], "--qubits: expected at most 24, found 25"),
         (["--qubits", "2"], "--qubits: expected at least"),
         (["--heads", "0"], "--heads"),
@@ -167,6 +181,14 @@ def test_plan_refuses_and_leaves_nothing(
 ) -> None:
     assert words in cli.refuses("plan", "--model", llama, "--out", tmp_path / "runs" / "x", *options)
     assert not list((tmp_path / "runs").glob("*")) if (tmp_path / "runs").exists() else True
+
+
+def test_a_budget_is_kept_and_counted(cli: Cli, llama: Path, tmp_path: Path) -> None:
+    size = ["--rank", "4", "--max-params", "25%", "--json"]
+    code, out, _ = cli("plan", "--model", llama, "--out", tmp_path / "run", *size)
+    account = json.loads(out)["account"]
+    assert code == 0
+    assert 0.2 * account["n_adapter"] < account["n_generator"] <= 0.25 * account["n_adapter"]
 
 
 def test_plan_refuses_what_is_no_model(cli: Cli, tmp_path: Path) -> None:

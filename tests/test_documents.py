@@ -29,7 +29,7 @@ from qpa.documents import (
 )
 from qpa.documents.base import digest_of
 from qpa.errors import DocumentError
-from qpa.passes.plan_layout import PlanLayout
+from qpa.passes.plan_layout import FEATURES, PlanLayout
 from qpa.pipeline import PassContext
 from qpa.run_directory import STAGES, DirectoryStore
 
@@ -37,6 +37,10 @@ GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_FILES = sorted(GOLDEN.rglob("*.json"))
 KINDS = {kind.kind: kind for kind in (*STAGES, Manifest, Checkpoint, Verification)}
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
+
+
+def golden_id(file):
+    return f"{file.parent.name}/{file.stem}"
 
 
 def kind_of(file):
@@ -54,14 +58,34 @@ def golden(name):
     return kind_of(file), json.loads(file.read_bytes())
 
 
+def is_newest(file):
+    return int(file.parent.name.rpartition("-")[2]) == kind_of(file).schema_version()
+
+
+def read(file):
+    return kind_of(file).from_json(file.read_bytes(), file.name)
+
+
 # Golden documents
 
 
-@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize("file", [file for file in GOLDEN_FILES if is_newest(file)], ids=golden_id)
 def test_a_golden_document_is_read_and_written_to_the_same_bytes(file):
-    document = kind_of(file).from_json(file.read_bytes(), file.name)
+    document = read(file)
     assert document.to_json() == file.read_bytes()
     assert document.digest == json.loads(file.read_bytes())["digest"]
+
+
+@pytest.mark.parametrize("file", [file for file in GOLDEN_FILES if not is_newest(file)], ids=golden_id)
+def test_a_golden_document_of_an_older_schema_becomes_the_one_that_is_written_today(file):
+    document, kind = read(file), kind_of(file)
+    again = kind.from_json(document.to_json(), file.name)
+    assert again == document
+    assert json.loads(document.to_json())["schema"] == f"qpa.{kind.kind}/{kind.schema_version()}"
+    newest = read(GOLDEN / f"{kind.kind}-{kind.schema_version()}" / file.name)
+    # The pass has more options now; all else that an old run recorded is the same.
+    assert document == newest.model_copy(update={"provenance": document.provenance})
+    assert document.provenance.parent == newest.provenance.parent
 
 
 def test_every_kind_of_document_has_a_golden_one_of_every_schema():
@@ -81,6 +105,8 @@ def test_the_golden_llama_run_is_one_chain_of_parents():
         None,
         *(content["digest"] for content in contents[:-1]),
     ]
+    layouts = [golden(f"weight-layout-2/{name}")[1] for name in ("spectral", "aligned", "paper")]
+    assert {layout["provenance"]["parent"] for layout in layouts} == {contents[0]["digest"]}
 
 
 # Valid documents, drawn
@@ -144,8 +170,8 @@ def tensor_pair(module, rank, n_in, n_out):
 
 
 @st.composite
-def adapter_specs(draw):
-    rank = draw(st.integers(1, 4))
+def adapter_specs(draw, min_rank=1):
+    rank = draw(st.integers(min_rank, 4))
     side = st.integers(rank, 9)
     modules = draw(st.lists(st.sampled_from(["0.q", "1.q", "0.up", "1.up", "head"]), min_size=1, unique=True))
     return AdapterSpec(
@@ -164,11 +190,18 @@ def adapter_specs(draw):
 def weight_layouts(draw):
     plan = draw(
         st.one_of(
-            st.builds(PlanLayout, heads=st.integers(1, 3), layers=st.integers(1, 3)),
+            st.builds(PlanLayout, layers=st.integers(1, 3), features=st.sampled_from(FEATURES)),
+            st.builds(
+                PlanLayout,
+                generator=st.just("aligned"),
+                heads=st.integers(1, 3),
+                layers=st.integers(1, 3),
+                features=st.sampled_from(FEATURES),
+            ),
             st.builds(PlanLayout, generator=st.just("paper"), chunk_size=st.integers(1, 60)),
         )
     )
-    return plan.run(draw(adapter_specs()), NOWHERE)
+    return plan.run(draw(adapter_specs(min_rank=2)), NOWHERE)
 
 
 @st.composite
@@ -304,12 +337,12 @@ def shuffled(value, random):
     return {key: shuffled(value[key], random) for key in keys}
 
 
-@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=golden_id)
 @given(random=st.randoms(use_true_random=False), indent=st.sampled_from([None, 0, 3]))
 @settings(max_examples=5, deadline=None)
 def test_key_order_and_white_space_do_not_change_a_document(file, random, indent):
     text = json.dumps(shuffled(json.loads(file.read_bytes()), random), indent=indent)
-    assert kind_of(file).from_json(text.encode(), "file").to_json() == file.read_bytes()
+    assert kind_of(file).from_json(text.encode(), "file") == read(file)
 
 
 def test_the_digest_is_of_everything_but_itself():
@@ -322,7 +355,7 @@ def test_the_digest_is_of_everything_but_itself():
 # Damaged and foreign files
 
 
-@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=golden_id)
 def test_a_document_edited_by_hand_is_refused_with_its_name(file):
     edited = file.read_bytes().replace(b'"seed": 7', b'"seed": 8')
     assert edited != file.read_bytes()
@@ -389,14 +422,14 @@ def test_half_a_surrogate_pair_is_refused(surrogate):
         AdapterSpec.from_json(text, "file")
 
 
-@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=golden_id)
 def test_an_unknown_field_is_refused_by_name(file):
     content = json.loads(file.read_bytes()) | {"surprise": 1}
     with pytest.raises(DocumentError, match=f"valid {kind_of(file).kind} document, found surprise: Extra"):
         kind_of(file).from_json(seal(content), "file")
 
 
-@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=golden_id)
 def test_every_field_is_required(file):
     content = json.loads(file.read_bytes())
     for key in content.keys() - {"schema", "digest"}:
@@ -447,7 +480,7 @@ CHANGE = st.tuples(
 )
 
 
-@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=golden_id)
 @given(changes=st.lists(CHANGE, min_size=1, max_size=3))
 @settings(max_examples=60, deadline=None)
 def test_mutated_bytes_are_refused_or_change_nothing(file, changes):
@@ -458,7 +491,7 @@ def test_mutated_bytes_are_refused_or_change_nothing(file, changes):
         assert error.subject == "file"
         assert "\n" not in str(error)
     else:
-        assert document.to_json() == file.read_bytes()
+        assert document == read(file)
 
 
 JSON_VALUE = st.recursive(
@@ -468,7 +501,7 @@ JSON_VALUE = st.recursive(
 )
 
 
-@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=golden_id)
 @given(data=st.data(), value=JSON_VALUE)
 @settings(max_examples=30, deadline=None)
 def test_a_sealed_field_of_any_value_is_refused_or_accepted_as_it_is(file, data, value):
@@ -554,46 +587,98 @@ BROKEN = {
     "three sides": ("adapter-spec-1/llama", (("tensors", 0, "shape"), [2, 4, 1]), "tensors.0.shape"),
     "unknown role": ("adapter-spec-1/llama", (("tensors", 0, "role"), "lora_C"), "tensors.0.role"),
     "unknown initial": ("adapter-spec-1/llama", (("tensors", 0, "initial"), "ones"), "tensors.0.initial"),
-    "no groups": ("weight-layout-1/aligned", (("groups",), []), "at least one group"),
-    "gap between chunks": ("weight-layout-1/aligned", (("groups", 1, "first_chunk"), 3), "must be 2"),
-    "chunks do not cover": ("weight-layout-1/paper", (("groups", 0, "n_chunks"), 7), "do not cover 36"),
-    "chunk of size 0": ("weight-layout-1/paper", (("groups", 0, "chunk_size"), 0), "do not cover 36"),
-    "row of another length": (
+    "no groups": ("weight-layout-2/aligned", (("groups",), []), "at least one group"),
+    "overlap in version 1": ("weight-layout-1/aligned", (("groups", 1, "first_chunk"), 1), "basis states"),
+    "few chunks in version 1": ("weight-layout-1/paper", (("groups", 0, "n_chunks"), 7), "do not cover 36"),
+    "many chunks in version 1": (
         "weight-layout-1/aligned",
-        (("groups", 0, "tensors", 0, "shape"), [4, 2]),
-        "row",
+        (("groups", 0, "tensors", 0, "shape"), [10**15, 4]),
+        "2 chunks, but tensors use",
+    ),
+    "countless chunks in version 1": (
+        "weight-layout-1/paper",
+        (("groups", 0, "n_chunks"), 10**15),
+        "not within 0 and 2**24",
+    ),
+    "no number of chunks in version 1": (
+        "weight-layout-1/paper",
+        lambda c: c["groups"][0].pop("n_chunks"),
+        "n_chunks: Field required",
+    ),
+    "a state twice": ("weight-layout-2/aligned", (("groups", 1, "states"), [1, 3]), "8 chunks need as many"),
+    "a state too high": ("weight-layout-2/aligned", (("groups", 1, "states"), [2, 8]), "8 chunks need as"),
+    "a state below 0": ("weight-layout-2/aligned", (("groups", 1, "states"), [2, -1]), "8 chunks need as"),
+    "chunk left out": (
+        "weight-layout-2/aligned",
+        (("groups", 1, "tensors", 0, "chunks"), [1, 1]),
+        "2 chunks, but tensors use 1",
+    ),
+    "chunk that is not there": (
+        "weight-layout-2/aligned",
+        (("groups", 1, "tensors", 0, "chunks"), [0, 1, 2]),
+        "2 chunks, but tensors use 3",
+    ),
+    "more columns than rank": (
+        "weight-layout-2/aligned",
+        (("groups", 1, "tensors", 0, "chunks"), [0, 1, 0]),
+        "3 columns do not fit rank 2",
+    ),
+    "columns and spectrum beyond the rank": (
+        "weight-layout-2/spectral",
+        (("groups", 1, "tensors", 0, "chunks"), [0, 0]),
+        "3 columns do not fit its rank",
+    ),
+    "spectrum without columns": (
+        "weight-layout-2/spectral",
+        lambda c: c["groups"][4]["tensors"].reverse(),
+        "lora_A without chunks and lora_B with chunks in turn",
+    ),
+    "no chunks": ("weight-layout-2/paper", (("groups", 0, "states"), []), "at least one chunk"),
+    "chunks do not cover": (
+        "weight-layout-2/paper",
+        (("groups", 0, "states"), [0, 1, 2, 3, 4, 5, 6]),
+        "do not cover 36",
+    ),
+    "chunk of size 0": ("weight-layout-2/paper", (("groups", 0, "chunk_size"), 0), "at least one number"),
+    "unknown features": ("weight-layout-2/aligned", (("features",), "magic"), "features"),
+    "unknown axis": ("weight-layout-2/aligned", (("groups", 0, "axis"), "diagonal"), "groups.0.axis"),
+    "half a window": ("weight-layout-2/spectral", (("windows",), {"n_head_qubits": 0}), "n_layer_qubits"),
+    "row of another length": (
+        "weight-layout-2/aligned",
+        (("groups", 0, "tensors", 0, "shape"), [2, 2]),
+        "a chunk is one row of 2",
     ),
     "column of another length": (
-        "weight-layout-1/aligned",
-        (("groups", 1, "tensors", 0, "shape"), [2, 4]),
-        "col",
+        "weight-layout-2/aligned",
+        (("groups", 1, "tensors", 0, "shape"), [2, 2]),
+        "a chunk is one column of 2",
     ),
     "decoder ends elsewhere": (
-        "weight-layout-1/aligned",
+        "weight-layout-2/aligned",
         (("groups", 0, "decoder_widths"), [2, 5]),
         "must end in chunk_size",
     ),
     "decoder of one width": (
-        "weight-layout-1/aligned",
+        "weight-layout-2/aligned",
         (("groups", 0, "decoder_widths"), [4]),
         "must end in",
     ),
     "decoder takes others": (
-        "weight-layout-1/aligned",
+        "weight-layout-2/aligned",
         (("groups", 0, "decoder_widths"), [3, 4]),
         "must take 2 features",
     ),
     "tensor in two groups": (
-        "weight-layout-1/aligned",
+        "weight-layout-2/aligned",
         (("groups", 1, "tensors", 0, "path"), "model.layers.0.self_attn.q_proj.lora_A.weight"),
         "one group only",
     ),
-    "too few qubits": ("weight-layout-1/aligned", (("n_qubits",), 2), "8 chunks do not fit 2**2"),
-    "no layers": ("weight-layout-1/aligned", (("n_layers",), 0), "at least 1"),
-    "too many qubits": ("weight-layout-1/aligned", (("n_qubits",), MAX_QUBITS + 1), "qubits within 1"),
-    "account of angles": ("weight-layout-1/aligned", (("account", "n_angles"), 17), "the account"),
-    "account of decoders": ("weight-layout-1/paper", (("account", "n_decoder"), 1), "the account"),
-    "account of the adapter": ("weight-layout-1/paper", (("account", "n_adapter"), 35), "the account"),
+    "too few qubits": ("weight-layout-2/aligned", (("n_qubits",), 2), "8 chunks need as many of the 2**2"),
+    "no layers": ("weight-layout-2/aligned", (("n_layers",), 0), "at least 1"),
+    "too many qubits": ("weight-layout-2/aligned", (("n_qubits",), MAX_QUBITS + 1), "qubits within 1"),
+    "account of angles": ("weight-layout-2/aligned", (("account", "n_angles"), 17), "the account"),
+    "account of decoders": ("weight-layout-2/paper", (("account", "n_decoder"), 1), "the account"),
+    "account of the adapter": ("weight-layout-2/paper", (("account", "n_adapter"), 35), "the account"),
     "no circuits": ("logical-circuit-1/three-qubits", (("n_circuits",), 0), "at least 1"),
     "no circuit layers": ("logical-circuit-1/three-qubits", (("n_layers",), 0), "at least 1"),
     "no qubits": ("logical-circuit-1/three-qubits", (("n_qubits",), 0), "qubits within 1"),
@@ -665,7 +750,7 @@ def test_names_and_numbers_that_a_spec_derives():
 
 
 def test_the_account_of_a_layout_adds_up():
-    kind, content = golden("weight-layout-1/aligned")
+    kind, content = golden("weight-layout-2/aligned")
     layout = kind.from_json(seal(content), "file")
     assert layout.account.n_generator == 2 * 3 * 3 + 2 * (4 + 4 + 6 + 4)
     assert layout.account.percent == 100 * 54 / 36

@@ -1,23 +1,37 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from qpa.documents import AdapterSpec, ChunkedTensor
-from qpa.generator import FEATURE_EPSILON, FEATURE_MEAN, Generator, initial_value
-from qpa.passes.plan_layout import PlanLayout
-from qpa.pipeline import PassContext
-from qpa.run_directory import DirectoryStore
+from qpa.documents import AdapterSpec, TensorShape, WeightLayout
+from qpa.errors import ShapeError
+from qpa.generator import (
+    FEATURE_EPSILON,
+    FEATURE_MEAN,
+    WINDOW_NOISE,
+    Generator,
+    basis_shapes,
+    initial_value,
+)
+from qpa.optimizer import GeneratedAdapterOptimizer
+from qpa.passes.plan_layout import FEATURES, PlanLayout
+from tests.small_specs import NOWHERE, small_spec
 
-NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
 GOLDEN = Path(__file__).parent / "golden" / "adapter-spec-1" / "llama.json"
 SPEC = AdapterSpec.from_json(GOLDEN.read_bytes(), "llama.json")
-PLANS = {
-    "aligned": PlanLayout(layers=3, heads=2),
-    "more qubits": PlanLayout(layers=3, heads=3, qubits=6),
+RANDOM_PLANS = {
+    "aligned": PlanLayout(generator="aligned", layers=3, heads=2),
+    "more qubits": PlanLayout(generator="aligned", layers=3, heads=3, qubits=6),
     "paper": PlanLayout(generator="paper", chunk_size=5),
     "paper, heads": PlanLayout(generator="paper", chunk_size=7, heads=3, layers=2),
+}
+PLANS = RANDOM_PLANS | {
+    "spectral": PlanLayout(),
+    "spectral, layers": PlanLayout(layers=2, qubits=5),
+    "spectral, no windows": PlanLayout(windows=False),
+    **{f"spectral, {features}": PlanLayout(features=features) for features in FEATURES[1:]},
 }
 
 
@@ -26,9 +40,25 @@ def layout(request):
     return PLANS[request.param].run(SPEC, NOWHERE)
 
 
+@pytest.fixture(params=RANDOM_PLANS, ids=str)
+def random_layout(request):
+    """Return a layout whose circuits start at random."""
+    return RANDOM_PLANS[request.param].run(SPEC, NOWHERE)
+
+
 @pytest.fixture
 def paper():
     return PLANS["paper"].run(SPEC, NOWHERE)
+
+
+@pytest.fixture
+def no_noise(monkeypatch):
+    """Put every circuit on its window exactly."""
+    monkeypatch.setattr("qpa.generator.WINDOW_NOISE", 0.0)
+
+
+def ones(layout):
+    return {path: torch.ones(shape) for path, shape in basis_shapes(layout).items()}
 
 
 def bits(generator):
@@ -42,7 +72,7 @@ def test_the_output_is_exactly_zero_at_the_start(layout):
 
 
 def test_the_output_is_not_zero_after_the_last_layers_move(layout):
-    generator = Generator(layout, 0)
+    generator = Generator(layout, 0, ones(layout))
     with torch.no_grad():
         for decoder in generator.decoders:
             decoder.weights[-1].fill_(0.1)
@@ -66,35 +96,38 @@ def test_making_a_generator_leaves_the_global_random_state_alone(layout):
 def test_the_parameters_are_those_of_the_account(layout):
     generator = Generator(layout, 0)
     assert generator.n_parameters == layout.account.n_generator
-    assert generator.angles.numel() == layout.account.n_angles
+    assert generator.angles.numel() * generator.angles.requires_grad == layout.account.n_angles
     assert sum(p.numel() for p in generator.decoders.parameters()) == layout.account.n_decoder
     assert sum(output.numel() for output in generator()) == layout.account.n_adapter
 
 
-def test_angles_start_within_a_full_turn(layout):
-    angles = Generator(layout, 0).angles.detach()
-    assert angles.shape == (layout.n_circuits, layout.n_layers, layout.n_qubits)
+def test_angles_start_within_a_full_turn(random_layout):
+    angles = Generator(random_layout, 0).angles.detach()
+    assert angles.shape == (random_layout.n_circuits, random_layout.n_layers, random_layout.n_qubits)
     assert float(angles.min()) >= -math.pi
     assert float(angles.max()) < math.pi
     assert len(set(angles.flatten().tolist())) > 1
 
 
-def test_features_are_centred_square_roots_of_scaled_probabilities(layout):
+def test_features_are_centred_square_roots_of_scaled_probabilities(random_layout):
+    layout = random_layout
     generator = Generator(layout, 0)
     probabilities = generator.source.probabilities(generator.angles.detach())
-    expected = (probabilities[:, : layout.n_chunks] * 2**layout.n_qubits + FEATURE_EPSILON).sqrt().T
+    expected = (probabilities * 2**layout.n_qubits + FEATURE_EPSILON).sqrt().T
     features = generator.features().detach()
-    assert features.shape == (layout.n_chunks, layout.n_features)
+    assert features.shape == (2**layout.n_qubits, layout.n_features)
     torch.testing.assert_close(features[:, -layout.n_circuits :], expected - FEATURE_MEAN)
 
 
-def test_features_of_random_angles_have_mean_zero(layout):
+def test_features_of_random_angles_have_mean_zero(random_layout):
+    layout = random_layout
     features = [Generator(layout, seed).features()[:, -layout.n_circuits :].flatten() for seed in range(200)]
     mean = float(torch.cat(features).mean().detach())
     assert abs(mean) < 0.1  # half a standard deviation is 0.3; uncentred it would be 0.8
 
 
-def test_features_and_their_gradient_are_finite_where_probabilities_are_zero(layout):
+def test_features_and_their_gradient_are_finite_where_probabilities_are_zero(random_layout):
+    layout = random_layout
     generator = Generator(layout, 0)
     with torch.no_grad():
         generator.angles.zero_()
@@ -107,7 +140,7 @@ def test_features_and_their_gradient_are_finite_where_probabilities_are_zero(lay
 
 
 def test_the_gradient_of_the_angles_is_the_difference_quotient(layout):
-    generator = Generator(layout, 0).double()
+    generator = Generator(layout, 0, ones(layout)).double()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in generator.decoders.parameters():
@@ -117,6 +150,9 @@ def test_the_gradient_of_the_angles_is_the_difference_quotient(layout):
         return sum(output.square().sum() for output in generator())
 
     loss().backward()
+    if layout.features == "random":
+        assert generator.angles.grad is None
+        return
     flat, gradient = generator.angles.data.view(-1), generator.angles.grad.view(-1)
     for index in range(0, flat.numel(), 5):
         value = float(flat[index])
@@ -128,11 +164,31 @@ def test_the_gradient_of_the_angles_is_the_difference_quotient(layout):
         assert float(gradient[index]) == pytest.approx((above - below) / 2e-6, rel=1e-5, abs=1e-6)
 
 
-def test_the_state_holds_parameters_only_and_loads(layout):
-    generator, other = Generator(layout, 0), Generator(layout, 1)
-    assert set(generator.state_dict()) == {name for name, _ in generator.named_parameters()}
+def test_the_state_holds_parameters_and_bases_and_loads(layout):
+    generator, other = Generator(layout, 0, ones(layout)), Generator(layout, 1)
+    bases = {f"basis_{index}" for index in range(len(basis_shapes(layout)))}
+    assert set(generator.state_dict()) == {name for name, _ in generator.named_parameters()} | bases
     other.load_state_dict(generator.state_dict())
     assert bits(other) == bits(generator)
+
+
+@pytest.mark.parametrize("name", ["aligned", "paper"])
+def test_a_layout_of_schema_1_gives_the_same_numbers_as_that_of_today(name):
+    old, new = (
+        WeightLayout.from_json(
+            (GOLDEN.parents[1] / f"weight-layout-{version}/{name}.json").read_bytes(), name
+        )
+        for version in (1, 2)
+    )
+    generators = [Generator(layout, 5) for layout in (old, new)]
+    assert bits(generators[0]) == bits(generators[1])
+    for generator in generators:
+        torch.manual_seed(0)
+        for decoder in generator.decoders:
+            torch.nn.init.normal_(decoder.weights[-1])
+    outputs = [generator() for generator in generators]
+    assert all(bool(output.any()) for output in outputs[0])
+    assert all(torch.equal(left, right) for left, right in zip(*outputs, strict=True))
 
 
 # The paper's generator
@@ -140,6 +196,7 @@ def test_the_state_holds_parameters_only_and_loads(layout):
 
 def test_the_index_bits_come_first_most_significant_bit_first(paper):
     features = Generator(paper, 0).features()
+    assert len(features) == 8
     assert paper.n_chunks == 8
     assert features[:, :3].tolist() == [
         [0, 0, 0],
@@ -190,11 +247,197 @@ def test_the_output_is_laid_end_to_end_over_the_tensors(paper):
     torch.testing.assert_close(laid, torch.arange(36.0) % 5)
 
 
+# Windows: three layers of five modules
+
+
+def spectral(**options):
+    spec = small_spec(3, options.pop("rank", 4))
+    return PlanLayout(**options).run(spec, NOWHERE)
+
+
+INSIDE = math.sqrt(1 + FEATURE_EPSILON) - math.sqrt(FEATURE_EPSILON)
+
+
+@pytest.mark.parametrize("n_heads", range(1, 10))
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_a_window_is_one_inside_and_zero_outside(no_noise, n_heads, n_layers):
+    layout = spectral(heads=n_heads, layers=n_layers)
+    features = Generator(layout, 0).features().detach()
+    n_below = layout.n_qubits - layout.windows.n_head_qubits
+    for group in layout.groups:
+        windows = [state >> n_below for state in group.states]
+        expected = INSIDE * torch.eye(n_heads)[windows]
+        torch.testing.assert_close(features[list(group.states)], expected, atol=1e-5, rtol=0)
+        n_rows = -(-n_heads // 3)
+        assert windows == [chunk * n_heads // (3 * n_rows) for chunk in range(3 * n_rows)]
+
+
+def test_noise_moves_the_features_a_little():
+    layout = spectral()
+    features = torch.stack([Generator(layout, seed).features().detach() for seed in range(8)])
+    spread = features.std(0)[list(layout.groups[0].states)].diagonal()
+    assert 0 < WINDOW_NOISE < 0.1
+    assert 1e-3 < float(spread.max()) < 0.3
+
+
+@pytest.mark.parametrize("n_rows", [1, 2])
+def test_vectors_of_a_layer_depend_on_its_circuits_alone(no_noise, n_rows):
+    layout = spectral(heads=3 * n_rows)
+    generator = Generator(layout, 0, ones(layout))
+    torch.manual_seed(0)
+    for decoder in generator.decoders:
+        torch.nn.init.normal_(decoder.weights[-1])
+    for layer in range(3):
+        for parameter in generator.parameters():
+            parameter.grad = None
+        outputs = zip(layout.tensors, generator(), strict=True)
+        sum(
+            output.square().sum() for t, output in outputs if t.path.startswith(f"layers.{layer}.")
+        ).backward()
+        own = torch.zeros(3 * n_rows, dtype=torch.bool)
+        own[layer * n_rows : (layer + 1) * n_rows] = True
+        moved = generator.angles.grad.abs().amax((1, 2))
+        assert float(moved[own].min()) > 1e-2
+        assert float(moved[~own].max()) < 1e-4
+        for decoder in generator.decoders:
+            moved = decoder.weights[-1].grad.abs().amax(0)
+            assert float(moved[own].min()) > 1e-2
+            assert float(moved[~own].max()) < 1e-4
+
+
+def _vector(tensor, path, index):
+    return tensor[index] if "lora_A" in path else tensor[:, index]
+
+
+def test_with_exact_windows_and_no_spectrum_the_generator_is_lora_of_rank_1(no_noise):
+    layout = spectral(spectrum=False, share_inputs=False)
+    generator = Generator(layout, 0)
+    assert layout.account.n_decoder == sum(max(t.shape) for t in layout.tensors)
+    torch.manual_seed(0)
+    wanted = {t.path: torch.randn(max(t.shape)) for t in layout.tensors}
+    with torch.no_grad():
+        for group, decoder in zip(layout.groups, generator.decoders, strict=True):
+            decoder.weights[-1].copy_(torch.stack([wanted[t.path] for t in group.tensors], 1) / INSIDE)
+    cotangents = [torch.randn(t.shape) for t in layout.tensors]
+    outputs = generator()
+    torch.autograd.backward(outputs, cotangents)
+    gradients = {}
+    for group, decoder in zip(layout.groups, generator.decoders, strict=True):
+        columns = decoder.weights[-1].grad.T
+        gradients |= {t.path: column for t, column in zip(group.tensors, columns, strict=True)}
+    for tensor, output, cotangent in zip(layout.tensors, outputs, cotangents, strict=True):
+        path = tensor.path
+        torch.testing.assert_close(_vector(output, path, 0), wanted[path], atol=1e-4, rtol=0)
+        assert not bool(output[1:].any() if "lora_A" in path else output[:, 1:].any())
+        # Up to the scale of a window, also a step of gradient descent is LoRA's.
+        torch.testing.assert_close(gradients[path], INSIDE * _vector(cotangent, path, 0), atol=1e-4, rtol=0)
+
+
+# Bases
+
+
+def test_a_spectrum_adds_its_directions_times_their_factors(no_noise):
+    layout = spectral(heads=3, vectors=("none",))
+    torch.manual_seed(0)
+    bases = {path: torch.randn(shape) for path, shape in basis_shapes(layout).items()}
+    generator = Generator(layout, 0, bases)
+    for decoder in generator.decoders:
+        torch.nn.init.normal_(decoder.weights[-1])
+    values = dict(zip([t.path for t in layout.tensors], generator(), strict=True))
+    for group, decoder in zip(layout.groups, generator.decoders, strict=True):
+        for layer, (a, b) in enumerate(zip(group.tensors[::2], group.tensors[1::2], strict=True)):
+            factors = INSIDE * decoder.weights[-1][:, layer].detach()
+            expected = bases[b.path] @ torch.diag(factors) @ bases[a.path]
+            torch.testing.assert_close(values[b.path] @ values[a.path], expected, atol=1e-3, rtol=1e-3)
+            assert torch.equal(values[a.path], bases[a.path])
+
+
+def test_with_bases_lora_b_is_exactly_zero_at_the_start():
+    layout = spectral(heads=6)
+    outputs = Generator(layout, 0, ones(layout))()
+    for tensor, output in zip(layout.tensors, outputs, strict=True):
+        assert bool(output.any()) == ("lora_A" in tensor.path)
+
+
+def test_bases_of_another_shape_or_none_at_all_are_refused():
+    layout = spectral()
+    path, shape = next(iter(basis_shapes(layout).items()))
+    bases = ones(layout)
+    with pytest.raises(ShapeError, match=rf"^{path}: expected a basis of shape .*, found \(1, 1\)"):
+        Generator(layout, 0, bases | {path: torch.ones(1, 1)})
+    del bases[path]
+    with pytest.raises(ShapeError, match=rf"^{path}: expected a basis of shape .*{shape[1]}\), found none"):
+        Generator(layout, 0).set_bases(bases)
+
+
+# Features and their controls
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("plan", [PlanLayout(), PlanLayout(windows=False), PlanLayout(heads=2, layers=3)])
+def test_every_kind_of_features_trains_as_many_numbers_as_the_account_says(features, plan):
+    layout = replace(plan, features=features).run(small_spec(3, 4), NOWHERE)
+    generator = Generator(layout, 0)
+    n_heads, windows = layout.n_circuits, layout.windows
+    n_table = 2 ** (windows.n_head_qubits + windows.n_layer_qubits if windows else layout.n_qubits)
+    assert (
+        layout.account.n_angles
+        == {
+            "circuit": n_heads * layout.n_layers * layout.n_qubits,
+            "classical": n_heads * n_table,
+            "random": 0,
+            "bits": n_heads * (layout.n_qubits + 1),
+        }[features]
+    )
+    assert generator.n_parameters == layout.account.n_generator
+    assert generator.features().shape == (2**layout.n_qubits, n_heads)
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_features_train_unless_they_are_random(features):
+    layout = spectral(features=features)
+    generator = Generator(layout, 0, ones(layout))
+    adapter = [torch.nn.Parameter(torch.ones(tensor.shape)) for tensor in layout.tensors]
+    optimizer = GeneratedAdapterOptimizer(adapter, generator, lr=0.1, angle_lr=0.1)
+    start, sent = (
+        generator.angles.detach().clone(),
+        torch.randn(1, generator=torch.Generator().manual_seed(0)),
+    )
+    for _ in range(3):
+        for parameter in adapter:
+            parameter.grad = sent.expand(parameter.shape).clone()
+        optimizer.step()
+    held = {id(p) for group in optimizer.inner.param_groups for p in group["params"]}
+    trains = features != "random"
+    assert (id(generator.angles) in held) == trains
+    assert torch.equal(generator.angles.detach(), start) != trains
+    assert len(optimizer.inner.state) == len(layout.groups) + trains
+    assert sum(p.numel() for p in generator.parameters() if id(p) in held) == layout.account.n_generator
+
+
+def test_the_classical_table_is_the_same_for_every_group_and_starts_on_the_windows(no_noise):
+    layout = spectral(features="classical")
+    features = Generator(layout, 0).features().detach()
+    for group in layout.groups:
+        assert torch.equal(features[list(group.states)], torch.eye(3))
+
+
+def test_the_bits_of_the_state_decide_the_control_of_that_name():
+    layout = spectral(features="bits")
+    generator = Generator(layout, 0)
+    weights = generator.angles.detach()
+    features = generator.features().detach()
+    for state in (0, 5, 2**layout.n_qubits - 1):
+        signs = [2 * int(bit) - 1 for bit in f"{state:0{layout.n_qubits}b}"]
+        expected = torch.tanh(weights @ torch.tensor([*signs, 1.0]))
+        torch.testing.assert_close(features[state], expected)
+
+
 # Initial values
 
 
 def test_lora_b_starts_at_zero_and_lora_a_within_its_bound():
-    tensor = ChunkedTensor(path="q_proj.lora_A.weight", shape=(8, 400))
+    tensor = TensorShape(path="q_proj.lora_A.weight", shape=(8, 400))
     value = initial_value(tensor, "kaiming_uniform", 0)
     assert 0.95 / 20 < float(value.abs().max()) <= 1 / 20
     assert torch.equal(initial_value(tensor, "zeros", 0), torch.zeros(8, 400))
@@ -202,7 +445,7 @@ def test_lora_b_starts_at_zero_and_lora_a_within_its_bound():
 
 
 def test_an_initial_value_depends_on_seed_and_path_only():
-    q, k = (ChunkedTensor(path=path, shape=(2, 4)) for path in ("q", "k"))
+    q, k = (TensorShape(path=path, shape=(2, 4)) for path in ("q", "k"))
     value = initial_value(q, "kaiming_uniform", 3)
     torch.manual_seed(9)
     assert torch.equal(initial_value(q, "kaiming_uniform", 3), value)

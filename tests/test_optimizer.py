@@ -8,17 +8,17 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments, default_data_collator, get_cosine_schedule_with_warmup
 
-from qpa.adapter import adapter_parameters, attach_adapter
+from qpa.adapter import adapter_parameters, attach_adapter, initial_adapter
 from qpa.base_model import load_model, load_tokenizer
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import CheckpointError, DivergedError, ShapeError
-from qpa.generator import Generator
+from qpa.generator import Generator, basis_shapes
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext
 from qpa.run_directory import DirectoryStore
 from qpa.sft import make_trainer
-from tests.ddp_worker import plan_adapter, training_rows
+from tests.ddp_worker import plan_adapter, random_bases, training_rows
 
 LR, ANGLE_LR, N_STEPS = 0.02, 0.04, 3
 NOWHERE = PassContext(seed=3, files=DirectoryStore(Path("nowhere")))
@@ -34,17 +34,18 @@ class Adapted(NamedTuple):
     optimizer: GeneratedAdapterOptimizer
 
 
-@pytest.fixture
-def adapt(llama):
+@pytest.fixture(params=["spectral", "aligned"])
+def adapt(llama, request):
     """Return a function that makes the same adapted model again and again."""
-    spec, layout = plan_adapter(llama)
+    spec, layout = plan_adapter(llama, generator=request.param)
 
     def make(**options):
-        model = attach_adapter(load_model(spec.base, keep_dtype=False), spec)
+        model = attach_adapter(load_model(spec.base, keep_dtype=False), spec, layout)
         parameters = adapter_parameters(model, spec)
         options = {"lr": LR, "angle_lr": ANGLE_LR, "eps": 1e-4, **options}
         adapter = [parameters[tensor.path] for tensor in layout.tensors]
-        optimizer = GeneratedAdapterOptimizer(adapter, Generator(layout, 3), **options)
+        generator = Generator(layout, 3, random_bases(layout))
+        optimizer = GeneratedAdapterOptimizer(adapter, generator, **options)
         return Adapted(model, spec, layout, parameters, optimizer)
 
     return make
@@ -104,6 +105,19 @@ def test_delta_w_is_exactly_zero_before_the_first_step(adapt):
         assert bool(parameter.any()) == ("lora_A" in path)
 
 
+def test_bases_that_come_later_leave_delta_w_zero(adapt):
+    adapted = adapt()
+    bases = {path: torch.ones(shape) for path, shape in basis_shapes(adapted.layout).items()}
+    adapted.optimizer.generator.set_bases(bases)
+    adapted.optimizer.push_forward()
+    assert bool(bases) == (adapted.layout.generator == "spectral")
+    for path, parameter in adapted.parameters.items():
+        if "lora_B" in path:
+            assert not bool(parameter.any())
+        elif path in bases:
+            assert torch.equal(parameter[1:], bases[path])
+
+
 def test_the_first_step_changes_the_function(adapt):
     adapted = train(adapt(), n_steps=1)
     rows = training_rows()
@@ -115,9 +129,8 @@ def test_the_first_step_changes_the_function(adapt):
 
 
 def test_the_adapter_is_always_initial_plus_generated(adapt):
-    adapted = adapt()
-    initial = adapter_of(adapted)
-    train(adapted)
+    adapted = train(adapt())
+    initial = initial_adapter(adapted.spec, adapted.layout)
     outputs = adapted.optimizer.generator()
     for tensor, output in zip(adapted.layout.tensors, outputs, strict=True):
         assert torch.equal(adapted.parameters[tensor.path], initial[tensor.path] + output)
@@ -288,7 +301,7 @@ def test_a_state_of_another_optimizer_is_refused(adapt, missing):
 
 def test_a_state_of_another_generator_is_refused(adapt):
     adapted = adapt()
-    layout = PlanLayout(heads=3, layers=2).run(adapted.spec, NOWHERE)
+    layout = PlanLayout(generator=adapted.layout.generator, heads=2, layers=3).run(adapted.spec, NOWHERE)
     adapter = [torch.nn.Parameter(torch.zeros(tensor.shape)) for tensor in layout.tensors]
     other = GeneratedAdapterOptimizer(adapter, Generator(layout, 3))
     with pytest.raises(CheckpointError, match=r"^optimizer state: .* size mismatch for angles"):

@@ -105,7 +105,7 @@ def test_a_required_document_must_be_made_earlier():
 
 def test_documents_are_kept_in_order_and_handed_on(context):
     kept = []
-    passes = (ReadSpec(), PlanLayout(layers=3, heads=2), SynthesizeCircuit(), TranspileCircuit())
+    passes = (ReadSpec(), PlanLayout(layers=3, heads=1), SynthesizeCircuit(), TranspileCircuit())
     after = Pipeline(*passes).run(None, context, kept.append)
     assert [type(document) for document in kept] == [AdapterSpec, WeightLayout, LogicalCircuit, NativeCircuit]
     assert after.documents == tuple(kept)

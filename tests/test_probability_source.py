@@ -45,7 +45,7 @@ class ParameterShift:
 def layout():
     golden = Path(__file__).parent / "golden" / "adapter-spec-1" / "llama.json"
     spec = AdapterSpec.from_json(golden.read_bytes(), "llama.json")
-    return PlanLayout(layers=3, heads=2).run(spec, NOWHERE)
+    return PlanLayout(generator="aligned", layers=3, heads=2).run(spec, NOWHERE)
 
 
 def gradients(generator, adapter_gradients):
@@ -66,7 +66,7 @@ def test_a_source_without_autograd_gives_the_exact_gradients(layout):
     adapter_gradients = [torch.randn(tensor.shape) for tensor in layout.tensors]
     exact = gradients(decoders_off_zero(Generator(layout, 3)), adapter_gradients)
     source = ParameterShift()
-    shifted = gradients(decoders_off_zero(Generator(layout, 3, source)), adapter_gradients)
+    shifted = gradients(decoders_off_zero(Generator(layout, 3, source=source)), adapter_gradients)
     assert exact.keys() == shifted.keys()
     assert float(exact["angles"].abs().min()) > 1e-4
     for name, gradient in exact.items():
@@ -78,7 +78,7 @@ def train(layout, source):
     torch.manual_seed(0)
     adapter = [torch.nn.Parameter(torch.randn(tensor.shape)) for tensor in layout.tensors]
     targets = [torch.randn(tensor.shape) for tensor in layout.tensors]
-    generator = Generator(layout, 3, source)
+    generator = Generator(layout, 3, source=source)
     optimizer = GeneratedAdapterOptimizer(adapter, generator, lr=0.05, angle_lr=0.05, eps=1e-3)
     start = generator.angles.detach().clone()
     for _ in range(4):

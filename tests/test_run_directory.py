@@ -19,9 +19,18 @@ GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("llama", "aligned", "three-qubits", "generic", "twenty-steps", "llama")
 
 
+FILES = [GOLDEN / f"{kind.kind}-1" / f"{name}.json" for kind, name in zip(STAGES, NAMES, strict=True)]
+
+
 def stage_documents():
-    files = [GOLDEN / f"{kind.kind}-1" / f"{name}.json" for kind, name in zip(STAGES, NAMES, strict=True)]
-    return [kind.from_json(file.read_bytes(), file.name) for kind, file in zip(STAGES, files, strict=True)]
+    """Return the golden run as today's qpa would have written it, each document the parent of the next."""
+    documents, parent = [], None
+    for kind, file in zip(STAGES, FILES, strict=True):
+        document = kind.from_json(file.read_bytes(), file.name)
+        provenance = document.provenance.model_copy(update={"parent": parent})
+        documents.append(document.model_copy(update={"provenance": provenance}))
+        parent = documents[-1].digest
+    return documents
 
 
 DOCUMENTS = stage_documents()
@@ -108,6 +117,15 @@ def test_a_block_that_fails_leaves_no_new_run(tmp_path):
 
 
 # Reading a run
+
+
+def test_a_run_of_the_first_schemas_is_read(tmp_path):
+    for kind, file in zip(STAGES, FILES, strict=True):
+        (tmp_path / kind.file_name()).write_bytes(file.read_bytes())
+    run = RunDirectory.open(tmp_path)
+    documents = run.read_through(FrozenAdapter)
+    assert [type(document) for document in documents] == list(STAGES)
+    assert run.read(WeightLayout).features == "circuit"
 
 
 def test_opening_what_is_no_run_says_how_to_make_one(tmp_path):

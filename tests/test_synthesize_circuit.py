@@ -23,8 +23,7 @@ def layout(n_circuits, n_layers, n_qubits):
         name="all",
         axis="flat",
         tensors=(ChunkedTensor(path="q_proj.lora_A.weight", shape=(4, 8)),),
-        first_chunk=0,
-        n_chunks=1,
+        states=(0,),
         chunk_size=32,
         decoder_widths=(n_circuits, 32),
         decoder_bias=False,
@@ -32,9 +31,11 @@ def layout(n_circuits, n_layers, n_qubits):
     return WeightLayout(
         provenance=Provenance(pass_name="test", options=(), seed=0, qpa_version="0", parent=None),
         generator="paper",
+        features="circuit",
         n_circuits=n_circuits,
         n_layers=n_layers,
         n_qubits=n_qubits,
+        windows=None,
         index_bits=False,
         groups=(group,),
         account=ParameterAccount(

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from qpa.adapter import adapter_parameters
-from qpa.documents import AdapterSpec, FrozenAdapter, NativeCircuit, TrainedGenerator
+from qpa.documents import AdapterSpec, FrozenAdapter, NativeCircuit, TrainedGenerator, WeightLayout
 from qpa.errors import CheckpointError, DataError, DivergedError, DocumentError, ModelError, OptionError
 from qpa.passes import planning_pipeline, training_pipeline
 from qpa.passes import train_generator as module
@@ -33,7 +33,7 @@ def plan(
 ) -> RunDirectory:
     pipeline = planning_pipeline(
         InspectModel(str(model), **{"rank": 2, **(inspect or {})}),
-        PlanLayout(**{"heads": 3, "layers": 2, **layout}),
+        PlanLayout(**{"heads": 2, "layers": 2, **layout}),
         TranspileCircuit(),
     )
     out.mkdir(parents=True)
@@ -91,6 +91,19 @@ def test_metrics_have_both_learning_rates_and_both_evaluations(
     assert lines[0]["eval_perplexity"] == pytest.approx(math.exp(frozen.result.base_loss))
     assert lines[-1]["eval_loss"] == frozen.result.eval_loss
     assert lines[1]["angle_learning_rate"] == pytest.approx(2 * lines[1]["learning_rate"])
+
+
+@pytest.mark.parametrize("generator", ["spectral", "aligned", "paper"])
+@pytest.mark.parametrize("given", [{}, {"lr": 0.5}, {"angle_lr": 0.25}, {"lr": 0.5, "angle_lr": 0.0}])
+def test_learning_rates_are_those_given_or_those_that_suit_the_generator(
+    generator: str, given: dict[str, float]
+) -> None:
+    file = Path(__file__).parent / "golden" / "weight-layout-2" / f"{generator}.json"
+    layout = WeightLayout.from_json(file.read_bytes(), file.name)
+    default, default_angle = module.DEFAULT_RATES[generator]
+    lr, angle_lr = module._learning_rates(TrainGenerator(data="text.txt", **given), layout)
+    assert lr == given.get("lr", default)
+    assert angle_lr == pytest.approx(given.get("angle_lr", lr * default_angle / default))
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(
@@ -151,6 +164,56 @@ def test_resuming_a_finished_training_changes_nothing(
     assert sorted((run.path / "checkpoints").iterdir())[-1].name == f"step-{STEPS:08d}"
     train(run, text_file, resume=True)
     assert (run.read(FrozenAdapter), (run.path / module.METRICS).read_text()) == before
+
+
+def test_resuming_takes_the_bases_from_the_checkpoint(
+    trained: RunDirectory, llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = plan(llama, tmp_path / "run")
+    _interrupt_after(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, text_file)
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        "qpa.calibration.gradient_bases", lambda *_: pytest.fail("the gradient was read again")
+    )
+    train(run, text_file, resume=True)
+    assert same_bits(arrays(run), arrays(trained))
+    assert same_bits(tensors(run), tensors(trained))
+    bases = [tensor for name, tensor in arrays(run).items() if name.startswith("basis_")]
+    assert len(bases) == 2 * 7 * 2
+    assert all(bool(basis.any()) for basis in bases)
+
+
+def arrays(run: RunDirectory) -> dict[str, torch.Tensor]:
+    return load_file(run.files.get(run.read(TrainedGenerator).arrays))
+
+
+@pytest.mark.parametrize("options", [{}, {"heads": None}, {"features": "random"}, {"features": "classical"}])
+def test_before_the_first_step_the_bases_are_there_and_the_function_is_the_base_models(
+    llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    seen: list[Any] = []
+    original = module._Training._fit
+
+    def spy(self: Any, *rest: Any) -> None:
+        ids = torch.arange(1, 33)[None]
+        self.model.eval()
+        with torch.no_grad():
+            live = self.model(input_ids=ids).logits
+            with self.model.disable_adapter():
+                seen.append((live, self.model(input_ids=ids).logits))
+        for path, parameter in self.parameters.items():
+            filled = [bool(row.any()) for row in parameter]
+            assert all(filled) if "lora_A" in path else not any(filled)
+        original(self, *rest)
+
+    monkeypatch.setattr(module._Training, "_fit", spy)
+    run = plan(llama, tmp_path / "run", **options)
+    frozen = train(run, text_file, max_steps=2)
+    ((live, base),) = seen
+    assert torch.equal(live, base)
+    assert frozen.result.eval_loss < frozen.result.base_loss
 
 
 def test_where_the_data_lies_does_not_change_the_documents(
@@ -218,7 +281,7 @@ def test_resume_refuses_what_would_not_be_the_same_training(
     trained: RunDirectory, text_file: Path, tmp_path: Path
 ) -> None:
     run = copied(trained, tmp_path)
-    with pytest.raises(CheckpointError, match=r"expected --lr 0\.003, as before, found 0\.5"):
+    with pytest.raises(CheckpointError, match=r"expected --lr None, as before, found 0\.5"):
         train(run, text_file, resume=True, lr=0.5)
     with pytest.raises(CheckpointError, match="expected --seed 0, as before, found 7"):
         train(run, text_file, resume=True, seed=7)
@@ -275,7 +338,7 @@ def test_rows_without_a_completion_inside_max_length_are_refused(llama: Path, tm
         train(plan(llama, tmp_path / "run"), data, max_length=32)
 
 
-@pytest.mark.parametrize("generator", ["aligned", "paper"])
+@pytest.mark.parametrize("generator", ["spectral", "aligned", "paper"])
 def test_an_adapter_on_the_head_learns(llama: Path, text_file: Path, tmp_path: Path, generator: str) -> None:
     """TRL's fused head knows only the base weight; an adapter on the head must train all the same."""
     layout = {"heads": None, "layers": None, "generator": generator}
@@ -359,11 +422,23 @@ def test_freeze_refuses_an_adapter_that_is_not_the_generators(trained: RunDirect
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_on_cuda_agrees_with_the_cpu(llama: Path, text_file: Path, tmp_path: Path) -> None:
-    cpu, cuda = plan(llama, tmp_path / "cpu"), plan(llama, tmp_path / "cuda")
+    cpu, cuda = (plan(llama, tmp_path / device, spectrum=False) for device in ("cpu", "cuda"))
     train(cpu, text_file)
     train(cuda, text_file, device="cuda")
     for path, tensor in tensors(cpu).items():
         torch.testing.assert_close(tensors(cuda)[path], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_spectrum_on_cuda_learns_as_much_as_on_the_cpu(
+    llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """Directions of nearly equal singular values may turn between devices; what they buy may not."""
+    cpu, cuda = plan(llama, tmp_path / "cpu"), plan(llama, tmp_path / "cuda")
+    expected = train(cpu, text_file).result
+    found = train(cuda, text_file, device="cuda").result
+    assert found.base_loss == pytest.approx(expected.base_loss, rel=1e-4)
+    assert found.eval_loss == pytest.approx(expected.eval_loss, rel=1e-2)
 
 
 @pytest.mark.assets

@@ -13,8 +13,12 @@ from qpa.documents.weight_layout import (
     MAX_QUBITS,
     ChunkedTensor,
     ChunkGroup,
+    FeatureKind,
     ParameterAccount,
+    TensorShape,
     WeightLayout,
+    Windows,
+    n_feature_parameters,
 )
 
 __all__ = [
@@ -29,6 +33,7 @@ __all__ = [
     "ChunkedTensor",
     "Document",
     "EngineCheck",
+    "FeatureKind",
     "FrozenAdapter",
     "GateCount",
     "LogicalCircuit",
@@ -38,9 +43,12 @@ __all__ = [
     "PassOption",
     "Provenance",
     "Record",
+    "TensorShape",
     "TrainedGenerator",
     "TrainingResult",
     "Verification",
     "WeightLayout",
+    "Windows",
+    "n_feature_parameters",
     "read_manifest",
 ]

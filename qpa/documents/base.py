@@ -130,8 +130,7 @@ class Document(Record):
                 "run the pass again instead of editing its result",
             )
         del content["schema"]
-        for upgrade in cls.upgrades[version - 1 :]:
-            content = upgrade(content)
+        content = cls._upgraded(content, version, subject)
         try:
             return cls.model_validate_json(json.dumps(content))
         except ValidationError as error:
@@ -140,6 +139,19 @@ class Document(Record):
             raise DocumentError(
                 subject, f"a valid {cls.kind} document", f"{where}: {first['msg']}"
             ) from error
+
+    @classmethod
+    def _upgraded(cls, content: JsonObject, version: int, subject: str) -> JsonObject:
+        """Return content of the newest schema; an upgrade trusts that the old one's fields are there."""
+        try:
+            for upgrade in cls.upgrades[version - 1 :]:
+                content = upgrade(content)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            missing = isinstance(error, KeyError)
+            found = f"{error.args[0]}: Field required" if missing else f"{type(error).__name__}: {error}"
+            expected = f"a valid {cls.kind} document"
+            raise DocumentError(subject, expected, " ".join(found.split())[:200]) from error
+        return content
 
     def _content(self) -> JsonObject:
         content: JsonObject = self.model_dump(mode="json")

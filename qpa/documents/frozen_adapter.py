@@ -9,7 +9,7 @@ from pydantic import model_validator
 from qpa.documents.adapter_spec import BaseModelReference
 from qpa.documents.base import Attachment, Document
 from qpa.documents.trained_generator import TrainingResult
-from qpa.documents.weight_layout import ChunkedTensor, ParameterAccount
+from qpa.documents.weight_layout import ParameterAccount, TensorShape
 
 
 class FrozenAdapter(Document):
@@ -29,7 +29,7 @@ class FrozenAdapter(Document):
     alpha: float
     target_modules: tuple[str, ...]
     fan_in_fan_out: bool
-    tensors: tuple[ChunkedTensor, ...]
+    tensors: tuple[TensorShape, ...]
     arrays: Attachment
     probe: Attachment
     source: Literal["exact"]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from qpa.documents.base import Document, Record
+from qpa.documents.base import Document, JsonObject, Record
 
 MAX_QUBITS = 24
 
-ChunkAxis = Literal["row", "column", "flat"]
+GeneratorKind = Literal["spectral", "aligned", "paper"]
+FeatureKind = Literal["circuit", "classical", "random", "bits"]
+ChunkAxis = Literal["row", "column", "spectrum", "flat"]
 
 
-class ChunkedTensor(Record):
-    """An adapter tensor as the layout sees it: its path in the AdapterSpec and its shape."""
+class TensorShape(Record):
+    """An adapter tensor by its path in the AdapterSpec, and its shape."""
 
     path: str
     shape: tuple[int, int]
@@ -25,15 +27,29 @@ class ChunkedTensor(Record):
         return self.shape[0] * self.shape[1]
 
 
+class ChunkedTensor(TensorShape):
+    """An adapter tensor, or a block of its rows or columns, and the chunks that fill it.
+
+    Args:    chunks: numbers of the group's chunks, in the order of the block's rows or columns; the same
+             chunks may fill several tensors. Empty in a flat group, where tensors lie end to end, and
+             for the lora_A of a spectrum, which holds the basis itself.
+    """
+
+    chunks: tuple[int, ...] = ()
+
+
 class ChunkGroup(Record):
     """Chunks that share one decoder.
 
-    Chunk `first_chunk + i` is, for axis "row", row i of the tensors stacked on top of each other; for
-    "column", column i of the tensors laid side by side; for "flat", numbers i * chunk_size and
-    following of the tensors raveled in C order and laid end to end, the last chunk padded.
+    A chunk is, for axis "row", a row of lora_A; for "column", a column of lora_B; for "spectrum", one
+    factor for each of chunk_size fixed rank-1 matrices u v^T, whose v are rows of lora_A after the
+    generated ones, and whose u, times their factors, are columns of lora_B; for "flat", numbers
+    i * chunk_size and following of the tensors raveled in C order and laid end to end, the last chunk
+    padded.
 
     Args:    name: "q_proj.lora_A", or "all" for the flat layout.
-             tensors: in the order in which their chunks are numbered.
+             tensors: where the axis is "spectrum", lora_A and lora_B of each module in turn.
+             states: the basis state of the circuits that gives each chunk its features.
              decoder_widths: layer widths from n_features to chunk_size.
              decoder_bias: every layer of the decoder has a bias.
     """
@@ -41,11 +57,15 @@ class ChunkGroup(Record):
     name: str
     axis: ChunkAxis
     tensors: tuple[ChunkedTensor, ...]
-    first_chunk: int
-    n_chunks: int
+    states: tuple[int, ...]
     chunk_size: int
     decoder_widths: tuple[int, ...]
     decoder_bias: bool
+
+    @property
+    def n_chunks(self) -> int:
+        """Return the number of chunks."""
+        return len(self.states)
 
     @property
     def n_decoder_parameters(self) -> int:
@@ -53,30 +73,61 @@ class ChunkGroup(Record):
         pairs = zip(self.decoder_widths, self.decoder_widths[1:], strict=False)
         return sum((n_in + self.decoder_bias) * n_out for n_in, n_out in pairs)
 
-    def chunks_of(self, tensor: ChunkedTensor) -> int:
-        """Return how many chunks one tensor of an aligned group has."""
-        return tensor.shape[0] if self.axis == "row" else tensor.shape[1]
-
     @model_validator(mode="after")
     def _verify(self) -> Self:
+        if self.chunk_size < 1 or not self.states:
+            raise ValueError(f"{self.name}: a group has at least one chunk of at least one number")
+        if len(self.decoder_widths) < 2 or self.decoder_widths[-1] != self.chunk_size:
+            raise ValueError(f"{self.name}: the decoder must end in chunk_size numbers")
+        if self.axis == "flat":
+            self._verify_flat()
+        else:
+            self._verify_blocks()
+        return self
+
+    def _verify_flat(self) -> None:
         n_numbers = sum(tensor.n_numbers for tensor in self.tensors)
-        if self.chunk_size < 1 or self.n_chunks != -(-n_numbers // self.chunk_size):
+        if self.n_chunks != -(-n_numbers // self.chunk_size):
             raise ValueError(
                 f"{self.name}: {self.n_chunks} chunks of {self.chunk_size} do not cover {n_numbers}"
             )
-        if self.axis != "flat":
-            vector = {tensor.shape[1] if self.axis == "row" else tensor.shape[0] for tensor in self.tensors}
-            if vector != {self.chunk_size}:
-                raise ValueError(f"{self.name}: a chunk is one {self.axis}, so its size must be {vector}")
-        if len(self.decoder_widths) < 2 or self.decoder_widths[-1] != self.chunk_size:
-            raise ValueError(f"{self.name}: the decoder must end in chunk_size numbers")
-        return self
+
+    def _verify_blocks(self) -> None:
+        used = {chunk for tensor in self.tensors for chunk in tensor.chunks}
+        if used != set(range(self.n_chunks)):
+            raise ValueError(f"{self.name}: {self.n_chunks} chunks, but tensors use {len(used)} of them")
+        for tensor in self.tensors:
+            is_row = self.axis == "row" or (self.axis == "spectrum" and not tensor.chunks)
+            rank, length = tensor.shape if is_row else tensor.shape[::-1]
+            n_used = len(tensor.chunks) * (self.chunk_size if self.axis == "spectrum" else 1)
+            if self.axis != "spectrum" and length != self.chunk_size:
+                raise ValueError(f"{self.name}: a chunk is one {self.axis} of {length} numbers")
+            if n_used > rank:
+                raise ValueError(f"{self.name}: {n_used} {self.axis}s do not fit rank {rank}")
+        if self.axis == "spectrum" and any(bool(t.chunks) != i % 2 for i, t in enumerate(self.tensors)):
+            raise ValueError(
+                f"{self.name}: a spectrum has lora_A without chunks and lora_B with chunks in turn"
+            )
+
+
+class Windows(Record):
+    """Circuit k starts spread evenly over the basis states whose first n_head_qubits bits are k.
+
+    Those are the chunks of a few neighbouring layers, the k-th window of them, in every group.
+
+    Args:    n_head_qubits: qubits that number the windows.
+             n_layer_qubits: qubits that number the chunks within one; the rest number the groups.
+    """
+
+    n_head_qubits: int
+    n_layer_qubits: int
 
 
 class ParameterAccount(Record):
     """Trainable numbers of the generator against those of the adapter it generates.
 
-    Args:    n_angles: circuit angles, n_circuits * n_layers * n_qubits.
+    Args:    n_angles: trained numbers of the features: n_circuits * n_layers * n_qubits circuit angles,
+             or what a control has in their place.
              n_decoder: decoder weights and biases of all groups.
              n_adapter: m, the trainable numbers of the same adapter without a generator.
     """
@@ -96,24 +147,51 @@ class ParameterAccount(Record):
         return 100.0 * self.n_generator / self.n_adapter
 
 
+def _upgrade_1(content: JsonObject) -> JsonObject:
+    """Version 1 knew circuits without windows only, and numbered chunks without gap."""
+    groups: list[Any] = content["groups"]  # type: ignore[assignment]
+    for group in groups:
+        first, n_chunks = group.pop("first_chunk"), group.pop("n_chunks")
+        if not 0 <= n_chunks <= 2**MAX_QUBITS:
+            raise ValueError(f"{n_chunks} chunks are not within 0 and 2**{MAX_QUBITS}")
+        group["states"] = list(range(first, first + n_chunks))
+        placed = 0
+        for tensor in group["tensors"]:
+            n_used = {"row": tensor["shape"][0], "column": tensor["shape"][1]}.get(group["axis"], 0)
+            if placed + n_used > n_chunks:
+                raise ValueError(f"{n_chunks} chunks, but tensors use {placed + n_used} of them")
+            tensor["chunks"] = list(range(placed, placed + n_used))
+            placed += n_used
+    return content | {"features": "circuit", "windows": None, "groups": groups}
+
+
 class WeightLayout(Document):
     """How a generator's outputs become the adapter.
 
-    Invariants: groups number their chunks without gap; no tensor occurs twice; 2**n_qubits basis
-    states are enough for all chunks; decoders take n_features numbers; the account adds up.
+    Invariants: every chunk has a basis state of its own; a tensor is in one group, or in one of axis
+    "column" and one of axis "spectrum", which together fit its rank; decoders take n_features numbers;
+    the account adds up.
 
-    Args:    generator: "aligned" (ours: a chunk is a rank-1 vector, linear decoders per module type
-             and role) or "paper" (arXiv 2410.09846: flat chunks, one affine mapping model).
+    Args:    generator: "spectral" (ours: rank-1 vectors shared over windows of layers, and factors of the
+             gradient's singular directions), "aligned" (ours: rank-1 vectors from random circuits) or
+             "paper" (arXiv 2410.09846: flat chunks, one affine mapping model).
+             features: "circuit", or a control of the same size: "classical" (a trained table in place
+             of the circuits), "random" (the circuits' angles stay as drawn), "bits" (the bits of the
+             basis state through one layer of tanh, no circuit).
              n_circuits: independent circuits ("heads"), each giving one feature per chunk.
-             index_bits: the bits of the chunk index are features too, most significant first.
+             windows: where a spectral layout's circuits start; None: angles uniform in [-pi, pi).
+             index_bits: the bits of the basis state are features too, most significant first.
     """
 
     kind: ClassVar[str] = "weight-layout"
+    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1,)
 
-    generator: Literal["aligned", "paper"]
+    generator: GeneratorKind
+    features: FeatureKind
     n_circuits: int
     n_layers: int
     n_qubits: int
+    windows: Windows | None
     index_bits: bool
     groups: tuple[ChunkGroup, ...]
     account: ParameterAccount
@@ -129,19 +207,20 @@ class WeightLayout(Document):
         return self.n_circuits + (self.n_qubits if self.index_bits else 0)
 
     @property
-    def tensors(self) -> tuple[ChunkedTensor, ...]:
+    def tensors(self) -> tuple[TensorShape, ...]:
         """Return all tensors, in the order in which the generator emits them."""
-        return tuple(tensor for group in self.groups for tensor in group.tensors)
+        shapes = {tensor.path: tensor.shape for group in self.groups for tensor in group.tensors}
+        return tuple(TensorShape(path=path, shape=shape) for path, shape in shapes.items())
 
     @model_validator(mode="after")
     def _verify(self) -> Self:
         self._verify_groups()
         if min(self.n_circuits, self.n_layers) < 1 or not 1 <= self.n_qubits <= MAX_QUBITS:
             raise ValueError(f"circuits and layers must be at least 1, qubits within 1 and {MAX_QUBITS}")
-        if self.n_chunks > 2**self.n_qubits:
-            raise ValueError(f"{self.n_chunks} chunks do not fit 2**{self.n_qubits} basis states")
         expected = ParameterAccount(
-            n_angles=self.n_circuits * self.n_layers * self.n_qubits,
+            n_angles=n_feature_parameters(
+                self.features, self.n_circuits, self.n_layers, self.n_qubits, self.windows
+            ),
             n_decoder=sum(group.n_decoder_parameters for group in self.groups),
             n_adapter=sum(tensor.n_numbers for tensor in self.tensors),
         )
@@ -152,13 +231,37 @@ class WeightLayout(Document):
     def _verify_groups(self) -> None:
         if not self.groups:
             raise ValueError("a layout has at least one group")
-        paths = [tensor.path for tensor in self.tensors]
-        if len(set(paths)) != len(paths):
+        places = [(tensor.path, g.axis == "spectrum") for g in self.groups for tensor in g.tensors]
+        if len(set(places)) != len(places):
             raise ValueError("a tensor belongs to one group only")
-        first_chunk = 0
+        states = [state for group in self.groups for state in group.states]
+        if len(set(states)) != len(states) or not all(0 <= s < 2**self.n_qubits for s in states):
+            raise ValueError(f"{len(states)} chunks need as many of the 2**{self.n_qubits} basis states")
+        self._verify_ranks()
         for group in self.groups:
-            if group.first_chunk != first_chunk:
-                raise ValueError(f"{group.name}: first_chunk must be {first_chunk}")
             if group.decoder_widths[0] != self.n_features:
                 raise ValueError(f"{group.name}: the decoder must take {self.n_features} features")
-            first_chunk += group.n_chunks
+
+    def _verify_ranks(self) -> None:
+        """Check that what fills a lora_B, and with it what fills its lora_A, fits its rank."""
+        used: dict[str, int] = {}
+        for group in (group for group in self.groups if group.axis in ("column", "spectrum")):
+            n_columns = group.chunk_size if group.axis == "spectrum" else 1
+            for tensor in group.tensors:
+                used[tensor.path] = used.get(tensor.path, 0) + n_columns * len(tensor.chunks)
+                if used[tensor.path] > tensor.shape[1]:
+                    raise ValueError(f"{tensor.path}: {used[tensor.path]} columns do not fit its rank")
+
+
+def n_feature_parameters(
+    features: FeatureKind, n_circuits: int, n_layers: int, n_qubits: int, windows: Windows | None
+) -> int:
+    """Return how many numbers a kind of features trains."""
+    if features == "classical":
+        n_table = n_qubits if windows is None else windows.n_head_qubits + windows.n_layer_qubits
+        return n_circuits << n_table
+    return {
+        "circuit": n_circuits * n_layers * n_qubits,
+        "random": 0,
+        "bits": n_circuits * (n_qubits + 1),
+    }[features]

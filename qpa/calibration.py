@@ -1,0 +1,124 @@
+"""Singular directions of the loss's gradient, read off an ordinary adapter.
+
+For delta W = s B A, the adapter's own gradients at B = 0 and at A = 0 are products with the gradient G of
+the base weight: dL/dB = s G A^T and dL/dA = s B^T G. So two passes over a few batches, with A random in the
+first and B orthonormal in the second, are a randomized range finder of G: nothing larger than the adapter
+is ever held, and quantised bases, several ranks and any forward pass work as they do in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from qpa.documents import AdapterSpec, WeightLayout
+from qpa.errors import DivergedError
+from qpa.generator import Bases, basis_shapes
+from qpa.pipeline import split_seed
+
+N_CALIBRATION_BATCHES = 8
+
+
+def choose_rows(n_rows: int, batch_size: int, seed: int) -> list[list[int]]:
+    """Return the row numbers of N_CALIBRATION_BATCHES batches, or of as many as there are rows for."""
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+    chosen: list[int] = order[: batch_size * N_CALIBRATION_BATCHES].tolist()
+    return [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
+
+
+def gradient_bases(
+    parameters: dict[str, Parameter],
+    spec: AdapterSpec,
+    layout: WeightLayout,
+    loss: Callable[[Any], Tensor],
+    batches: Sequence[Any],
+) -> Bases:
+    """Return the leading singular vectors of the gradient of every base weight that has a spectrum.
+
+    The pair (u, v) of the i-th largest singular value is column i of lora_B's basis and row i of
+    lora_A's. Its sign is that of the gradient, so that the same factor means the same thing, up or down
+    the slope, in every layer. lora_B's is divided by LoRA's scale s = alpha / rank, so that factors are
+    singular values of delta W. The adapter's values are left as they were, its gradients empty.
+
+    Args:    parameters: of the adapter, by path (`qpa.adapter.adapter_parameters`).
+             spec: its seed draws the range finder's test matrices.
+             loss: of the model with this adapter on a batch.
+             batches: of the training data, few.
+    Raises:  DivergedError: the gradient is not finite.
+    Source:  Halko, Martinsson, Tropp, SIAM Review 53 (2011), algorithms 4.1 and 5.1; ours: the adapter as
+             the only access to the gradient.
+    """
+    shapes = basis_shapes(layout)
+    if not shapes:
+        return {}
+    paths = [tensor.path for tensor in spec.tensors]
+    pairs = [(a, b) for a, b in zip(paths[::2], paths[1::2], strict=True) if a in shapes]
+    kept = {path: parameter.detach().clone() for path, parameter in parameters.items()}
+    try:
+        ranges = _find_ranges(parameters, spec, pairs, loss, batches)
+        rows = _project(parameters, pairs, ranges, loss, batches)
+    finally:
+        _put(parameters, kept)
+    bases: dict[str, Tensor] = {}
+    for a, b in pairs:
+        # gesdd does not converge on a gradient that is not finite.
+        if not bool(torch.isfinite(rows[a]).all()):
+            raise DivergedError(a, "a finite gradient before training", "NaN or infinity")
+        u, _, vh = torch.linalg.svd(rows[a], full_matrices=False)
+        n = shapes[a][0]
+        left = ranges[b] @ u[:, :n] * (spec.rank / spec.alpha)
+        bases[a], bases[b] = vh[:n].contiguous(), left.contiguous()
+    return bases
+
+
+def _find_ranges(
+    parameters: dict[str, Parameter],
+    spec: AdapterSpec,
+    pairs: list[tuple[str, str]],
+    loss: Callable[[Any], Tensor],
+    batches: Sequence[Any],
+) -> dict[str, Tensor]:
+    """Return orthonormal float[out, rank] that span G times a random matrix, by the path of lora_B."""
+    seed = split_seed(spec.provenance.seed, "calibration")
+    shapes = {tensor.path: tensor for tensor in spec.tensors}
+    for a, b in pairs:
+        random = torch.Generator().manual_seed(split_seed(seed, a))
+        _put(parameters, {a: torch.randn(shapes[a].shape, generator=random), b: torch.zeros(shapes[b].shape)})
+    gradients = _gradients(parameters, [b for _, b in pairs], loss, batches)
+    return {path: torch.linalg.qr(gradient)[0] for path, gradient in gradients.items()}
+
+
+def _project(
+    parameters: dict[str, Parameter],
+    pairs: list[tuple[str, str]],
+    ranges: dict[str, Tensor],
+    loss: Callable[[Any], Tensor],
+    batches: Sequence[Any],
+) -> dict[str, Tensor]:
+    """Return s Q^T G, float[rank, in], by the path of lora_A."""
+    for a, b in pairs:
+        _put(parameters, {a: torch.zeros_like(parameters[a]), b: ranges[b]})
+    return _gradients(parameters, [a for a, _ in pairs], loss, batches)
+
+
+def _gradients(
+    parameters: dict[str, Parameter], paths: list[str], loss: Callable[[Any], Tensor], batches: Sequence[Any]
+) -> dict[str, Tensor]:
+    """Return the gradients of some parameters, summed over batches, and leave none behind."""
+    for batch in batches:
+        loss(batch).backward()  # type: ignore[no-untyped-call]
+    zeros = {path: torch.zeros_like(parameters[path]) for path in paths}
+    gradients = {path: parameters[path].grad for path in paths}
+    for parameter in parameters.values():
+        parameter.grad = None
+    return {path: zeros[path] if g is None else g for path, g in gradients.items()}
+
+
+@torch.no_grad()
+def _put(parameters: dict[str, Parameter], values: dict[str, Tensor]) -> None:
+    for path, value in values.items():
+        parameters[path].copy_(value)
