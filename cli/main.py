@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from qpa import __version__
-from qpa.cli import export, inspect, plan, train, verify
+from qpa.cli import bench, export, inspect, plan, train, verify
 
 app = typer.Typer(
     name="qpa",
@@ -28,6 +28,7 @@ app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
+app.command(epilog=bench.EXAMPLES)(bench.bench)
 
 _LIBRARY_SETTINGS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -1,0 +1,1 @@
+"""A bench for methods that train few parameters: the same data, steps, search and counting for all."""

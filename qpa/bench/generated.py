@@ -1,0 +1,169 @@
+"""qpa's own generator as a method of the bench, its controls, and itself with one part changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qpa.adapter import adapter_parameters, attach_adapter
+from qpa.bench.method import Attached, BenchBase, Configuration
+from qpa.calibration import choose_rows, gradient_bases
+from qpa.documents import AdapterSpec, WeightLayout
+from qpa.generator import Generator
+from qpa.optimizer import GeneratedAdapterOptimizer
+from qpa.passes.choose_size import sized_plans
+from qpa.passes.inspect_model import DEFAULT_RANK
+from qpa.passes.plan_layout import PlanLayout
+from qpa.pipeline import split_seed
+
+BATCH_SIZE = 8
+ALIGNED_RANK = 8
+PAPER_RANK = 4
+MAX_CHUNK_SIZE = 4096
+
+Plans = Callable[[PlanLayout, AdapterSpec, int], Iterable[PlanLayout]]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generator, of sizes that one rule gives for a budget.
+
+    Args:    plan: options of the layout besides its size.
+             plans: the sizes around a budget, as plans.
+             rank: of the adapter, or the smallest side of an adapted module where that is less.
+    """
+
+    name: str
+    plan: PlanLayout
+    plans: Plans
+    rates: tuple[float, float, float] = (1e-2, 2e-2, 4e-2)
+    rank: int = DEFAULT_RANK
+
+    def sizes(self, base: BenchBase, budgets: Sequence[int]) -> Sequence[Configuration]:
+        """Return the plans around each budget."""
+        spec = self._spec(base, seed=0)
+        found: dict[str, Configuration] = {}
+        for budget in budgets:
+            for plan in self.plans(self.plan, spec, budget):
+                n_trained = plan.layout(spec, spec.provenance).account.n_generator
+                knobs = self._knobs(plan)
+                label = ", ".join(f"{name} {value}" for name, value in knobs)
+                found[label] = Configuration(label, knobs, n_trained)
+        return sorted(found.values(), key=lambda configuration: configuration.n_trained)
+
+    def attach(self, base: BenchBase, configuration: Configuration, *, rate: float, seed: int) -> Attached:
+        """Put an ordinary LoRA adapter on the model and a generator into its optimizer.
+
+        Args:    rate: of decoders and angles alike.
+                 seed: of lora_A, the angles and the calibration rows.
+        """
+        spec = self._spec(base, seed)
+        layout = self._layout(configuration, spec)
+        model = attach_adapter(base.load(), spec, layout)
+        parameters = adapter_parameters(model, spec)
+        rows = base.train_rows
+        chosen = choose_rows(len(rows), BATCH_SIZE, split_seed(seed, "calibration"))
+        device = next(iter(parameters.values())).device
+        batches = [rows[numbers].to(device) for numbers in chosen]
+
+        def loss(batch: Tensor) -> Tensor:
+            return _loss(model, batch, base.bf16)
+
+        bases = gradient_bases(parameters, spec, layout, loss, batches)
+        adapter = [parameters[tensor.path] for tensor in layout.tensors]
+        optimizer = GeneratedAdapterOptimizer(adapter, Generator(layout, seed, bases), lr=rate, angle_lr=rate)
+        return Attached(model, optimizer, lambda folder: _save(parameters, folder), exports_to_lora=True)
+
+    def _spec(self, base: BenchBase, seed: int) -> AdapterSpec:
+        smallest = min(max(tensor.shape) for tensor in base.inspect(1).tensors)
+        spec = base.inspect(min(self.rank, smallest))
+        return spec.model_copy(update={"provenance": spec.provenance.model_copy(update={"seed": seed})})
+
+    def _layout(self, configuration: Configuration, spec: AdapterSpec) -> WeightLayout:
+        knobs: dict[str, Any] = dict(configuration.knobs)
+        if "vectors" in knobs:
+            knobs["vectors"] = tuple(knobs["vectors"].split(" "))
+        return replace(self.plan, **knobs).layout(spec, spec.provenance)
+
+    def _knobs(self, plan: PlanLayout) -> tuple[tuple[str, int | str], ...]:
+        """Return the options in which a plan of some size differs from the method's own."""
+        found: list[tuple[str, int | str]] = []
+        for option in fields(plan):
+            value = getattr(plan, option.name)
+            if value != getattr(self.plan, option.name):
+                found.append((option.name, " ".join(value) if isinstance(value, tuple) else value))
+        return tuple(found)
+
+
+def _spectral_plans(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[PlanLayout]:
+    return [sized.plan for sized in sized_plans(plan, spec, budget)[-2:]]
+
+
+def _aligned_plans(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[PlanLayout]:
+    """Return the heads below and above the budget."""
+    n_head = replace(plan, heads=1).layout(spec, spec.provenance).account.n_generator
+    return [replace(plan, heads=heads) for heads in {max(1, budget // n_head), budget // n_head + 1}]
+
+
+def _paper_plans(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[PlanLayout]:
+    """Return the chunk size that fits the budget, or the smallest sensible one where none does."""
+    smallest, per_number = 64, 33
+    fixed = replace(plan, chunk_size=smallest).layout(spec, spec.provenance).account.n_generator
+    size = smallest + max(0, budget - fixed) // per_number
+    return [replace(plan, chunk_size=min(size, MAX_CHUNK_SIZE))]
+
+
+def _loss(model: Any, rows: Tensor, bf16: bool) -> Tensor:
+    with torch.autocast(rows.device.type, torch.bfloat16, enabled=bf16):
+        logits = model(input_ids=rows, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), rows[:, 1:].flatten())
+
+
+def _save(parameters: dict[str, torch.nn.Parameter], folder: Path) -> None:
+    tensors = {path: parameter.detach().cpu().contiguous() for path, parameter in parameters.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def _spectral(name: str, **options: Any) -> Generated:
+    return Generated(name, PlanLayout(**options), _spectral_plans)
+
+
+CONTROLS = (
+    _spectral("qpa:classical", features="classical"),
+    _spectral("qpa:random", features="random"),
+    _spectral("qpa:bits", features="bits"),
+)
+ABLATIONS = (
+    _spectral("qpa:no-spectrum", spectrum=False),
+    _spectral("qpa:no-windows", windows=False),
+    _spectral("qpa:own-inputs", share_inputs=False),
+    _spectral("qpa:four-layers", layers=4),
+)
+GENERATED = {
+    method.name: method
+    for method in (
+        _spectral("qpa"),
+        *CONTROLS,
+        *ABLATIONS,
+        Generated(
+            "qpa:aligned",
+            PlanLayout(generator="aligned"),
+            _aligned_plans,
+            (1e-3, 3e-3, 1e-2),
+            ALIGNED_RANK,
+        ),
+        Generated(
+            "qpa:paper",
+            PlanLayout(generator="paper"),
+            _paper_plans,
+            (3e-4, 1e-3, 3e-3),
+            PAPER_RANK,
+        ),
+    )
+}

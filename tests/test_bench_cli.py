@@ -1,0 +1,97 @@
+"""`qpa bench` as a user types it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from qpa.cli.main import main
+
+SMALL = ["--steps", "2", "--batch-size", "2", "--length", "32", "--device", "cpu"]
+
+
+class Cli:
+    """Run `qpa bench` in this process and keep what it printed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["qpa", "bench", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = self._capsys.readouterr()
+        return code, printed.out, printed.err
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    for name in ("QPA_DEBUG", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    return Cli(monkeypatch, capsys)
+
+
+def test_a_bench_prints_its_table_and_is_redrawn_from_its_directory(
+    cli: Cli, llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    options = ["--model", llama, "--data", text_file, "--out", tmp_path, *SMALL]
+    code, out, err = cli(*options, "--methods", "lora,ia3", "--budgets", "25%,40", "--seeds", "2")
+    assert code == 0, err
+    assert "[1/4] lora r=1 1,856 seed 0 lr 0.003: " in err
+    assert "- lora cannot meet 40 (40): its nearest size is 1,856." in out
+    drawn = {name: (tmp_path / name).read_bytes() for name in ("table.md", "loss.png", "results.jsonl")}
+    for name in ("table.md", "loss.png"):
+        (tmp_path / name).unlink()
+    assert cli("--report", "--out", tmp_path)[:2] == (0, out)
+    assert {name: (tmp_path / name).read_bytes() for name in drawn} == drawn
+
+
+def test_out_of_time_is_no_failure_and_the_same_command_goes_on(
+    cli: Cli, llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    options = ["--model", llama, "--data", text_file, "--out", tmp_path, *SMALL]
+    options += ["--methods", "ia3", "--budgets", "900", "--seeds", "1"]
+    code, out, err = cli(*options, "--minutes", "0")
+    assert (code, out) == (0, "")
+    assert err.splitlines()[-1] == "3 runs are left; the same command goes on"
+    code, out, err = cli(*options)
+    assert code == 0
+    assert err.count("] ia3") == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--methods", "lorra"], "error: --methods: expected known methods, found lorra"),
+        (["--methods", ""], "error: --methods: "),
+        (["--budgets", "0%"], "error: --budgets: "),
+        (["--budgets", ","], "error: --budgets: "),
+        (["--data", "missing.txt"], "error: missing.txt: "),
+        (["--eval", "missing.txt"], "error: missing.txt: "),
+        (["--model", "./missing"], "error: ./missing: "),
+        (["--seeds", "0"], "error: --seeds: "),
+        (["--jobs", "0"], "error: --jobs: "),
+        (["--steps", "0"], "error: --steps: "),
+        (["--target-modules", "nothing"], "error: --targets: "),
+        (["--device", "abacus"], "error: --device: "),
+    ],
+)
+def test_bad_input_is_one_line(
+    cli: Cli, llama: Path, text_file: Path, tmp_path: Path, wrong: list[str], message: str
+) -> None:
+    options = ["--model", llama, "--data", text_file, "--methods", "lora", "--out", tmp_path]
+    code, out, err = cli(*options, *SMALL, *wrong)
+    assert (code, out, err.count("\n")) == (1, "", 1), err
+    assert err.startswith(message)
+
+
+def test_a_report_of_nothing_and_a_bench_of_nothing_are_one_line(cli: Cli, tmp_path: Path) -> None:
+    for options in (["--report"], []):
+        code, out, err = cli(*options, "--out", tmp_path)
+        assert (code, out, err.count("\n")) == (1, "", 1), err
