@@ -13,7 +13,7 @@ from qpa.cli.output import JsonOption, number, print_json, print_line, print_tab
 EXAMPLES = """
 [bold]Examples[/bold]
 
-qpa plan --model ./models/stories260K --rank 8 --out runs/bard
+qpa plan --model ./models/stories260K --max-params 25% --out runs/bard
 
 qpa plan --model Qwen/Qwen3-0.6B --targets q_proj,v_proj --out runs/qv
 
@@ -116,9 +116,9 @@ def plan(
     )
     with RunDirectory.create(out, force=force) as run, progress_bar() as progress:
         context = pipeline.run(None, PassContext(seed, run.files, (), progress), run.write)
-    _report(out, context, json_)
     if max_params is not None and not json_:
         _explain(pipeline.passes[1], context, max_params)
+    _report(out, context, json_)
 
 
 def _explain(layout: Any, context: Any, max_params: str) -> None:

@@ -57,8 +57,12 @@ def spectral_drafts(
         axis: ChunkAxis = "row" if role == "lora_A" else "column"
         drafts.append(_draft_of(f"{name}.{role}", axis, members, n_rows, length))
     if spectrum_size:
-        for (name, *_), members in _by_sides(spec).items():
-            drafts.append(_draft_of(f"{name}.spectrum", "spectrum", members, n_rows, spectrum_size // n_rows))
+        sides = _by_sides(spec)
+        names = [name for name, *_ in sides]
+        for (name, n_in, n_out), members in sides.items():
+            suffix = f".{n_in}x{n_out}" if names.count(name) > 1 else ""
+            size = spectrum_size // n_rows
+            drafts.append(_draft_of(f"{name}.spectrum{suffix}", "spectrum", members, n_rows, size))
     return _with_unique_names(drafts)
 
 

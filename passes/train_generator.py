@@ -150,14 +150,14 @@ class _Training:
         splits = self._read_splits(tokenizer)
         model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust).to(device)
         _check_length(options.max_length, model.config)
-        self.lr = DEFAULT_RATES[layout.generator] if options.lr is None else options.lr
+        self.lr, self.angle_lr = _learning_rates(options, layout)
         self.model = attach_adapter(model, spec, layout)
         self.parameters = adapter_parameters(self.model, spec)
         self.optimizer = GeneratedAdapterOptimizer(
             [self.parameters[tensor.path] for tensor in layout.tensors],
             Generator(layout, layout.provenance.seed),
             lr=self.lr,
-            angle_lr=self.lr if options.angle_lr is None else options.angle_lr,
+            angle_lr=self.angle_lr,
         )
         self.trainer = self._make_trainer(tokenizer, splits)
         self.n_steps = self._count_steps()
@@ -342,6 +342,12 @@ class _Training:
             probe=put("{sha256}.safetensors", save(probe, {"format": "pt"})),
             result=result,
         )
+
+
+def _learning_rates(options: TrainGenerator, layout: WeightLayout) -> tuple[float, float]:
+    """Return the peak learning rates of decoders and angles."""
+    lr = DEFAULT_RATES[layout.generator] if options.lr is None else options.lr
+    return lr, lr if options.angle_lr is None else options.angle_lr
 
 
 def _check_length(max_length: int, config: Any) -> None:

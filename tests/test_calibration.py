@@ -33,6 +33,8 @@ class Attached:
         self.model = attach_adapter(load_model(self.spec.base, keep_dtype=False), self.spec, self.layout)
         self.model.eval()
         self.parameters = adapter_parameters(self.model, self.spec)
+        # lora_B's bases are divided by this, so that factors are singular values of delta W.
+        self.scale = self.spec.alpha / self.spec.rank
 
     def loss(self, rows):
         return self.model(input_ids=rows, labels=rows).loss
@@ -66,7 +68,7 @@ def test_the_bases_are_the_singular_vectors_of_the_gradient(request, name):
     bases, dense = attached.bases(), dense_gradients(attached)
     assert bases.keys() == {tensor.path for tensor in attached.spec.tensors}
     for module, gradient in dense.items():
-        v, u = bases[f"{module}.lora_A.weight"], bases[f"{module}.lora_B.weight"]
+        v, u = bases[f"{module}.lora_A.weight"], attached.scale * bases[f"{module}.lora_B.weight"]
         exact_u, values, exact_v = torch.linalg.svd(gradient, full_matrices=False)
         for i in range(N_EXACT):
             cosine_u, cosine_v = float(u[:, i] @ exact_u[:, i]), float(v[i] @ exact_v[i])
@@ -85,7 +87,7 @@ def test_the_bases_are_orthonormal_and_have_the_layouts_shapes(request, name):
     bases = attached.bases()
     assert {path: tuple(basis.shape) for path, basis in bases.items()} == basis_shapes(attached.layout)
     for path, basis in bases.items():
-        product = basis @ basis.T if "lora_A" in path else basis.T @ basis
+        product = basis @ basis.T if "lora_A" in path else attached.scale**2 * basis.T @ basis
         torch.testing.assert_close(product, torch.eye(12), atol=1e-4, rtol=0, msg=path)
 
 
@@ -93,7 +95,7 @@ def test_a_small_rank_finds_most_of_the_steepest_directions(llama):
     attached = Attached(llama, PlanLayout(), rank=16)
     bases, dense = attached.bases(), dense_gradients(attached)
     for module, gradient in dense.items():
-        v, u = bases[f"{module}.lora_A.weight"], bases[f"{module}.lora_B.weight"]
+        v, u = bases[f"{module}.lora_A.weight"], attached.scale * bases[f"{module}.lora_B.weight"]
         assert v.shape[0] == u.shape[1] == 15
         values = torch.linalg.svdvals(gradient)
         slopes = (u.T @ gradient @ v.T).diagonal()

@@ -100,10 +100,9 @@ def test_learning_rates_are_those_given_or_those_that_suit_the_generator(
 ) -> None:
     file = Path(__file__).parent / "golden" / "weight-layout-2" / f"{generator}.json"
     layout = WeightLayout.from_json(file.read_bytes(), file.name)
-    default, default_angle = module.DEFAULT_RATES[generator]
     lr, angle_lr = module._learning_rates(TrainGenerator(data="text.txt", **given), layout)
-    assert lr == given.get("lr", default)
-    assert angle_lr == pytest.approx(given.get("angle_lr", lr * default_angle / default))
+    assert lr == given.get("lr", module.DEFAULT_RATES[generator])
+    assert angle_lr == given.get("angle_lr", lr)
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(
