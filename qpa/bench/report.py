@@ -32,6 +32,7 @@ class Row:
     Args:    n_trained: counted from the optimizer.
              mean, deviation: of the test loss, nats per token; mean None where a seed diverged, deviation
              (n - 1) None below two seeds.
+             search: (rate, validation loss of seed 0), ascending; None where it diverged.
              at_edge: the best rate is the search's smallest or largest.
              train_s, peak_mb: mean and largest over the seeds.
     """
@@ -40,6 +41,7 @@ class Row:
     label: str
     n_trained: int
     rate: float
+    search: tuple[tuple[float, float | None], ...]
     at_edge: bool
     n_seeds: int
     mean: float | None
@@ -151,6 +153,7 @@ def _row(method: str, label: str, runs: list[Line]) -> Row:
         label=label,
         n_trained=best["n_trained"],
         rate=best["rate"],
+        search=tuple(sorted((run["rate"], run["validation"]) for run in search)),
         at_edge=best["rate"] in (rates[0], rates[-1]),
         n_seeds=len(chosen),
         mean=statistics.mean(tests) if complete else None,
@@ -169,9 +172,12 @@ def write_report(directories: Sequence[Path], out: Path) -> str:
     """
     results = read_results(directories)
     draw(results, out / PLOT)
-    table, frontier = markdown_table(_table(results)), markdown_table(_frontier_table(results))
-    notes = _notes(results)
-    text = f"{table}\n\n{notes}\n\n## Frontier\n\n{_FRONTIER_NOTE}\n\n{frontier}\n"
+    text = f"{markdown_table(_table(results))}\n\n{_notes(results)}\n"
+    for title, note, rows in (
+        ("Learning rates", _SEARCH_NOTE, _search_table(results)),
+        ("Frontier", _FRONTIER_NOTE, _frontier_table(results)),
+    ):
+        text += f"\n## {title}\n\n{note}\n\n{markdown_table(rows)}\n"
     if any(row.method == OURS for row in results.rows):
         differences = markdown_table(_difference_table(results))
         text += f"\n## Against {OURS}\n\n{_DIFFERENCE_NOTE}\n\n{differences}\n"
@@ -186,9 +192,21 @@ _FRONTIER_NOTE = (
 )
 
 
+_SEARCH_NOTE = "Validation loss of seed 0 at each rate, nats per token."
+
+
+def _search_table(results: Results) -> list[tuple[str, ...]]:
+    rates = sorted({rate for row in results.rows for rate, _ in row.search})
+    table: list[tuple[str, ...]] = [("method", "trained", *(f"{rate:g}" for rate in rates))]
+    for row in results.rows:
+        found = {rate: "diverged" if loss is None else f"{loss:.4f}" for rate, loss in row.search}
+        table.append((row.method, f"{row.n_trained:,}", *(found.get(rate, _NONE) for rate in rates)))
+    return table
+
+
 _DIFFERENCE_NOTE = (
     f"Test loss less that of {OURS} at its own sizes: positive where {OURS} is better. A method stands with\n"
-    "at most as many parameters, and one percent more, interpolated as above."
+    "at most as many parameters, and one percent more, interpolated as above; - is too far from its sizes."
 )
 
 
@@ -202,6 +220,8 @@ def _difference_table(results: Results) -> list[tuple[str, ...]]:
 
 
 def _difference(frontier: Frontier, ours: Row) -> str:
+    if not frontier or ours.n_trained > MAX_SIZE_RATIO * frontier[-1][0]:
+        return _NONE
     loss = best_with_at_most(frontier, round(ours.n_trained * (1 + EQUAL_SIZE)))
     return _NONE if loss is None or ours.mean is None else f"{loss - ours.mean:+.4f}"
 
