@@ -158,3 +158,33 @@ def test_tables_are_aligned_with_numbers_on_the_right() -> None:
         "| a      | 1,000 |",
         "| longer |     - |",
     ]
+
+
+def test_methods_stand_against_ours_near_their_own_sizes_only(tmp_path: Path) -> None:
+    lines = [LINES[1]]
+    for method, n_trained, loss in (
+        ("qpa", 1000, 2.0),
+        ("qpa", 2000, 1.5),
+        ("qpa:random", 1010, 2.1),
+        ("lora", 500, 3.0),
+        ("lora", 2000, 1.0),
+    ):
+        lines += [run(method, n_trained, rate, 0, 1.0 + rate, loss) for rate in (1e-2, 2e-2)]
+    write(tmp_path / "results.jsonl", lines)
+    text = write_report([tmp_path], tmp_path)
+    rows = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in text[text.index("## Against qpa") :].splitlines()
+        if line.startswith("|")
+    }
+    assert rows["method"] == ["1,000", "2,000"]
+    assert rows["qpa:random"] == ["+0.1000", "-"]
+    middle = 3.0 + math.log(1010 / 500) / math.log(4) * (1.0 - 3.0)
+    assert rows["lora"] == [f"{middle - 2.0:+.4f}", "-0.5000"]
+
+
+def test_the_report_shows_every_rate_that_was_searched(results: Path) -> None:
+    text = write_report([results], results)
+    section = text[text.index("## Learning rates") : text.index("## Frontier")]
+    row = next(line for line in section.splitlines() if line.startswith("| ours ") and " 100 " in line)
+    assert row.count("|") >= 4 and any(cell.strip().startswith("2.") for cell in row.split("|")[3:])
