@@ -318,7 +318,7 @@ def _is_number(cell: str) -> bool:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw test loss over trained parameters, one line a method, with deviations and the base model."""
+    """Draw test loss over trained parameters, one line a method, with deviations; name the base's."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 
@@ -327,7 +327,8 @@ def draw(results: Results, path: Path) -> None:
     for index, method in enumerate(dict.fromkeys(row.method for row in results.rows)):
         _draw_method(axes, [row for row in results.rows if row.method == method], method, index)
     if results.base_loss is not None:
-        axes.axhline(results.base_loss, color="black", linestyle="--", linewidth=1, label="base model")
+        # Drawn to scale it would squeeze everything else into a corner.
+        axes.plot([], [], color="none", label=f"base model {results.base_loss:.3f}")
     axes.set(xscale="log", xlabel="trained parameters", ylabel="test loss, nats per token")
     for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_formatter(StrMethodFormatter("{x:,.0f}"))
