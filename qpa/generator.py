@@ -77,11 +77,14 @@ class Generator(nn.Module):
         self.source: ProbabilitySource = source or ExactSimulator()
         self.angles = nn.Parameter(_initial_angles(layout, seed), requires_grad=layout.features != "random")
         self.decoders = nn.ModuleList(Decoder(group, split_seed(seed, group.name)) for group in layout.groups)
-        bits = _bits(2**layout.n_qubits, layout.n_qubits)
-        self.register_buffer("bits", bits, persistent=False)
+        if layout.index_bits or layout.features == "bits":
+            self.register_buffer("bits", _bits(2**layout.n_qubits, layout.n_qubits), persistent=False)
         self._register_places()
-        for index, shape in enumerate(basis_shapes(layout).values()):
-            self.register_buffer(f"basis_{index}", torch.zeros(shape))
+        self._shapes = {tensor.path: tensor.shape for tensor in layout.tensors}
+        self._basis_names: dict[str, str] = {}
+        for index, (path, shape) in enumerate(basis_shapes(layout).items()):
+            self._basis_names[path] = f"basis_{index}"
+            self.register_buffer(self._basis_names[path], torch.zeros(shape))
         if bases is not None:
             self.set_bases(bases)
 
@@ -90,8 +93,7 @@ class Generator(nn.Module):
         features = self._circuit_features()
         if not self.layout.index_bits:
             return features
-        assert isinstance(self.bits, Tensor)
-        return torch.cat((self.bits, features), dim=1)
+        return torch.cat((self.get_buffer("bits"), features), dim=1)
 
     def forward(self) -> tuple[Tensor, ...]:
         """Return the generated part of every adapter tensor, in the order and shapes of `layout.tensors`."""
@@ -99,12 +101,12 @@ class Generator(nn.Module):
 
     def decode(self, features: Tensor) -> tuple[Tensor, ...]:
         """Decode `features()` to the adapter's tensors, as `forward` returns them."""
-        blocks: dict[str, list[Tensor]] = {tensor.path: [] for tensor in self.layout.tensors}
+        blocks: dict[str, list[Tensor]] = {path: [] for path in self._shapes}
         for index, (group, decoder) in enumerate(zip(self.layout.groups, self.decoders, strict=True)):
             chunks = decoder(features[self.get_buffer(f"states_{index}")])
             for path, block in self._blocks(index, group, chunks):
                 blocks[path].append(block)
-        return tuple(_join(blocks[tensor.path], tensor.shape) for tensor in self.layout.tensors)
+        return tuple(_join(blocks[path], shape) for path, shape in self._shapes.items())
 
     @torch.no_grad()
     def set_bases(self, bases: Bases) -> None:
@@ -132,7 +134,7 @@ class Generator(nn.Module):
                 self.register_buffer(f"chunks_{index}_{place}", chunks, persistent=False)
 
     def _basis(self, path: str) -> Tensor:
-        return self.get_buffer(f"basis_{list(basis_shapes(self.layout)).index(path)}")
+        return self.get_buffer(self._basis_names[path])
 
     def _circuit_features(self) -> Tensor:
         """Return float[2**n_qubits, n_circuits].
@@ -156,8 +158,8 @@ class Generator(nn.Module):
 
     def _signed_bits(self) -> Tensor:
         """Return float[2**n_qubits, n_qubits + 1]: the bits as -1 and 1, and a one."""
-        assert isinstance(self.bits, Tensor)
-        return torch.cat((2 * self.bits - 1, torch.ones_like(self.bits[:, :1])), dim=1)
+        bits = self.get_buffer("bits")
+        return torch.cat((2 * bits - 1, torch.ones_like(bits[:, :1])), dim=1)
 
     def _table(self) -> Tensor:
         """Return the classical control's table, the same for every group, by basis state."""
