@@ -21,7 +21,7 @@ from torch import Tensor
 from qpa.adapter import adapter_parameters, attach_adapter
 from qpa.base_model import load_model, load_tokenizer
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.evaluation import IGNORED
+from qpa.evaluation import IGNORED, causal_loss, count_tokens
 from qpa.generator import Generator
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel
@@ -49,15 +49,6 @@ def padded_lines(tokenizer: Any, text: str, length: int, n_rows: int) -> Rows:
     return ids, labels
 
 
-def loss_of(model: Any, ids: Tensor, labels: Tensor, *, bf16: bool) -> Tensor:
-    """Return the mean loss over the labels that count."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        logits = model(input_ids=ids, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
-    )
-
-
 @torch.no_grad()
 def score(model: Any, rows: Rows, *, bf16: bool, counts_padding: bool) -> float:
     """Return nats per token over all rows, of real tokens or of all."""
@@ -66,8 +57,8 @@ def score(model: Any, rows: Rows, *, bf16: bool, counts_padding: bool) -> float:
     total, n_tokens = 0.0, 0
     for start in range(0, len(ids), BATCH_SIZE):
         batch = slice(start, start + BATCH_SIZE)
-        n = int((labels[batch, 1:] != IGNORED).sum())
-        total += n * float(loss_of(model, ids[batch], labels[batch], bf16=bf16))
+        n = count_tokens(labels[batch])
+        total += n * float(causal_loss(model, ids[batch], labels[batch], bf16=bf16))
         n_tokens += n
     return total / n_tokens
 
@@ -87,7 +78,7 @@ def train(
     for step in range(options.steps):
         chosen = torch.randint(len(ids), (BATCH_SIZE,), generator=random)
         optimizer.param_groups[0]["lr"] = options.lr * (1 - step / options.steps)
-        loss_of(model, ids[chosen], (ids if counts else labels)[chosen], bf16=options.bf16).backward()
+        causal_loss(model, ids[chosen], (ids if counts else labels)[chosen], bf16=options.bf16).backward()
         torch.nn.utils.clip_grad_norm_(adapter, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -60,14 +60,33 @@ def evaluate(
     return TokenLoss(float(total) / max(1, n_tokens), n_tokens)
 
 
+def causal_loss(model: Any, ids: Tensor, labels: Tensor, *, bf16: bool) -> Tensor:
+    """Return the mean next-token loss of a batch without an attention mask, float32, in nats per token.
+
+    Args:    ids: int64[n_rows, n_positions].
+             labels: of the same shape, -100 where there is no loss; not shifted.
+             bf16: run the model under bfloat16 autocast.
+    """
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+        logits = model(input_ids=ids, use_cache=False).logits
+    return _next_token_loss(logits, labels, "mean")
+
+
 def summed_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the summed next-token loss in nats, float32.
 
     Args:    logits: float[n_rows, n_positions, n_vocabulary].
              labels: int64[n_rows, n_positions], -100 where there is no loss; not shifted.
     """
+    return _next_token_loss(logits, labels, "sum")
+
+
+def _next_token_loss(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
     return torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+        logits[:, :-1].float().flatten(0, 1),
+        labels[:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction=reduction,
     )
 
 

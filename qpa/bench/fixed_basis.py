@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.bench.peft_methods import MAX_SERVED_RANK
+from qpa.evaluation import causal_loss
 
 N_CALIBRATION_BATCHES = 16
 CALIBRATION_BATCH_SIZE = 8
@@ -130,10 +131,7 @@ def _gradients(base: BenchBase, seed: int) -> dict[str, Tensor]:
     order = torch.randperm(len(base.train_rows), generator=torch.Generator().manual_seed(seed))
     rows = base.train_rows[order[: N_CALIBRATION_BATCHES * CALIBRATION_BATCH_SIZE]]
     for batch in torch.split(rows.to(model.device), CALIBRATION_BATCH_SIZE):
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=base.bf16):
-            logits = model(input_ids=batch, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten())
-        torch.autograd.backward(loss)
+        torch.autograd.backward(causal_loss(model, batch, batch, bf16=base.bf16))
     gradients = {path: module.weight.grad for path, module in modules.items()}
     return {path: g.T if isinstance(modules[path], Conv1D) else g for path, g in gradients.items()}
 

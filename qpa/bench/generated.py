@@ -15,6 +15,7 @@ from qpa.adapter import adapter_parameters, attach_adapter
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.calibration import choose_rows, gradient_bases
 from qpa.documents import AdapterSpec, WeightLayout
+from qpa.evaluation import causal_loss
 from qpa.generator import Generator
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.choose_size import sized_plans
@@ -73,7 +74,7 @@ class Generated:
         batches = [rows[numbers].to(device) for numbers in chosen]
 
         def loss(batch: Tensor) -> Tensor:
-            return _loss(model, batch, base.bf16)
+            return causal_loss(model, batch, batch, bf16=base.bf16)
 
         bases = gradient_bases(parameters, spec, layout, loss, batches)
         adapter = [parameters[tensor.path] for tensor in layout.tensors]
@@ -117,12 +118,6 @@ def _paper_plans(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[PlanL
     fixed = replace(plan, chunk_size=smallest).layout(spec, spec.provenance).account.n_generator
     size = smallest + max(0, budget - fixed) // per_number
     return [replace(plan, chunk_size=min(size, MAX_CHUNK_SIZE))]
-
-
-def _loss(model: Any, rows: Tensor, bf16: bool) -> Tensor:
-    with torch.autocast(rows.device.type, torch.bfloat16, enabled=bf16):
-        logits = model(input_ids=rows, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), rows[:, 1:].flatten())
 
 
 def _save(parameters: dict[str, torch.nn.Parameter], folder: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from qpa.bench.method import Attached, Configuration, Method, trained_numbers
 from qpa.bench.task import Task
 from qpa.errors import DivergedError
-from qpa.evaluation import evaluate
+from qpa.evaluation import causal_loss, evaluate
 
 WARM_UP_SHARE = 0.05
 MAX_NORM = 1.0
@@ -137,9 +137,7 @@ def _trains(task: Task, attached: Attached, seed: int) -> bool:
 
 
 def _step(attached: Attached, rows: Tensor, bf16: bool) -> None:
-    with torch.autocast(rows.device.type, torch.bfloat16, enabled=bf16):
-        logits = attached.model(input_ids=rows, use_cache=False).logits
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), rows[:, 1:].flatten())
+    loss = causal_loss(attached.model, rows, rows, bf16=bf16)
     if loss.requires_grad:
         torch.autograd.backward(loss)
     parameters = [p for group in attached.optimizer.param_groups for p in group["params"]]
