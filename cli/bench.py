@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpa.cli.output import print_line
+from qpa.cli.output import print_line, split_names
 
 if TYPE_CHECKING:
     from qpa.bench.task import Setting
@@ -64,23 +64,24 @@ def bench(
     """Tune and train each method at the same numbers of trained parameters, and compare their test losses."""
     if not report:
         _check(model, data, seeds, jobs)
+        from qpa.base_model import torch_device
         from qpa.bench.methods import ABLATION
         from qpa.bench.task import Setting
 
-        chosen = ABLATION if ablate else _names(methods)
+        chosen = ABLATION if ablate else split_names(methods)
         setting = Setting(
             model=str(model),
             data=Path(str(data)),
             eval_data=eval_,
-            targets=_names(target_modules),
+            targets=split_names(target_modules),
             steps=steps,
             batch_size=batch_size,
             length=length,
             bf16=bf16,
             test_share=test_share,
-            device=_device(device),
+            device=torch_device(device),
         )
-        if not _run(setting, out, _names(budgets), chosen, seeds, jobs, minutes):
+        if not _run(setting, out, split_names(budgets), chosen, seeds, jobs, minutes):
             return
     _report(out)
 
@@ -94,12 +95,6 @@ def _check(model: str | None, data: Path | None, seeds: int, jobs: int) -> None:
     for option, value in (("--seeds", seeds), ("--jobs", jobs)):
         if value < 1:
             raise OptionError(option, "a whole number of at least 1", str(value))
-
-
-def _device(name: str) -> str:
-    from qpa.passes.train_generator import TrainGenerator
-
-    return TrainGenerator(data="", device=name).torch_device()
 
 
 def _run(
@@ -137,7 +132,3 @@ def _report(out: Path) -> None:
 
     print_line(write_report([out], out).rstrip())
     print_line(f"wrote {out / TABLE} and {out / PLOT}")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from qpa.cli.output import JsonOption, number, print_json, print_line, print_table, progress_bar
+from qpa.cli.output import (
+    JsonOption,
+    number,
+    print_json,
+    print_line,
+    print_table,
+    progress_bar,
+    split_names,
+)
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -97,7 +105,7 @@ def plan(
             model=model,
             rank=rank,
             alpha=alpha,
-            targets=_names(targets),
+            targets=split_names(targets),
             method=method,
             revision=revision,
             trust_remote_code=trust_remote_code,
@@ -109,7 +117,7 @@ def plan(
             qubits=qubits,
             layers=layers,
             heads=heads,
-            vectors=_names(vectors),
+            vectors=split_names(vectors),
             max_params=max_params,
         ),
         TranspileCircuit(target=target),
@@ -146,10 +154,6 @@ def _explain(layout: Any, context: Any, max_params: str) -> None:
 
 def _size(plan: Any) -> str:
     return f"heads {plan.heads}" + ("" if "all" in plan.vectors else f", vectors {','.join(plan.vectors)}")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _report(out: Path, context: Any, as_json: bool) -> None:

@@ -116,26 +116,13 @@ class TrainGenerator:
             if number is not None and not 0 <= number <= MAX_NUMBER:
                 raise OptionError(f"--{option}", f"a number from 0 to {MAX_NUMBER:g}", str(number))
 
-    def torch_device(self) -> str:
-        """Return "cpu" or "cuda".
-
-        Raises:  OptionError: another device, or cuda where there is none.
-        """
-        import torch
-
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise OptionError("--device", "auto, cpu or cuda", self.device)
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise OptionError("--device", "a CUDA device", "none on this machine", "use --device cpu")
-        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
-
 
 class _Training:
     """One training: the model, its generator's optimizer, and TRL's trainer around them."""
 
     def __init__(self, options: TrainGenerator, source: NativeCircuit, context: PassContext) -> None:
         from qpa.adapter import adapter_parameters, attach_adapter
-        from qpa.base_model import load_model, load_tokenizer
+        from qpa.base_model import load_model, load_tokenizer, torch_device
         from qpa.generator import Generator
         from qpa.optimizer import GeneratedAdapterOptimizer
 
@@ -143,7 +130,7 @@ class _Training:
         self.provenance = context.provenance(options, source)
         self.root = context.files.path / CHECKPOINTS
         spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
-        device = options.torch_device()
+        device = torch_device(options.device)
         trust = options.trust_remote_code
         context.progress("loading the base model and the data", 0, 1)
         tokenizer = load_tokenizer(spec.base, trust_remote_code=trust)
@@ -201,12 +188,13 @@ class _Training:
         """Give the generator's spectra the directions of the gradient of a few training batches."""
         import torch
 
+        from qpa.base_model import torch_device
         from qpa.calibration import choose_rows, gradient_bases
 
         rows, batch_size = self.trainer.train_dataset, self.options.batch_size
         chosen = choose_rows(len(rows), batch_size, self.context.seed_for("calibration"))
         batches = [self.trainer.data_collator([rows[i] for i in batch]) for batch in chosen]
-        device = self.options.torch_device()
+        device = torch_device(self.options.device)
 
         def loss(batch: Any) -> torch.Tensor:
             with torch.autocast(device, torch.bfloat16, enabled=self.options.bf16):

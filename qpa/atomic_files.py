@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -9,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from qpa.errors import OptionError
 
 FILE_MODE = 0o644
 DIRECTORY_MODE = 0o755
@@ -22,6 +25,24 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def locked_directory(directory: Path, expected: str, found: str) -> Iterator[None]:
+    """Hold a directory for one process.
+
+    Args:    expected, found: what to say where another process holds it.
+    Raises:  OptionError: another process does.
+    """
+    with (directory / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OptionError(str(directory), expected, found) from error
+        try:
+            yield
+        finally:
+            Path(stream.name).unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -11,11 +11,25 @@ from typing import Any
 
 from qpa.documents import BaseModelReference
 from qpa.documents.base import digest_of
-from qpa.errors import ModelError
+from qpa.errors import ModelError, OptionError
 
 _VOLATILE = frozenset(
     {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures"}
 )
+
+
+def torch_device(name: str) -> str:
+    """Return "cpu" or "cuda" for "auto", "cpu" or "cuda".
+
+    Raises:  OptionError: another device, or cuda where there is none.
+    """
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise OptionError("--device", "auto, cpu or cuda", name)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise OptionError("--device", "a CUDA device", "none on this machine", "use --device cpu")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def load_config(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

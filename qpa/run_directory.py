@@ -9,7 +9,6 @@ runs/bard/
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import re
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from qpa.atomic_files import TEMPORARY_PREFIX, new_directory, sha256_of, write_file
+from qpa.atomic_files import TEMPORARY_PREFIX, locked_directory, new_directory, sha256_of, write_file
 from qpa.documents import (
     AdapterSpec,
     Attachment,
@@ -209,17 +208,8 @@ class RunDirectory:
 
         Raises:  OptionError: another process holds it.
         """
-        with (self.path / ".lock").open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OptionError(
-                    str(self.path), "a run that nobody trains", "another qpa train at work"
-                ) from error
-            try:
-                yield
-            finally:
-                Path(stream.name).unlink(missing_ok=True)
+        with locked_directory(self.path, "a run that nobody trains", "another qpa train at work"):
+            yield
 
     def _read_file(self, kind: type[D]) -> tuple[D, str]:
         path = self.path / kind.file_name()

@@ -9,7 +9,6 @@ A last line without a line feed was cut off by a kill: it is dropped, and its ru
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qpa.atomic_files import locked_directory
 from qpa.errors import DataError, OptionError
 
 FILE_NAME = "results.jsonl"
@@ -56,8 +56,7 @@ class Book:
         """
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / FILE_NAME
-        with (directory / ".lock").open("w") as lock:
-            _hold(lock.fileno(), directory)
+        with locked_directory(directory, "a directory that nobody writes", "another qpa bench at work"):
             if path.exists():
                 _cut_torn_line(path)
             lines = read_lines(path) if path.exists() else []
@@ -101,15 +100,6 @@ def _parse(path: Path, number: int, text: str) -> Line:
     if not (isinstance(line, dict) and "kind" in line and "setting" in line):
         raise DataError(f"{path}, line {number}", "a result of qpa bench", "something else")
     return line
-
-
-def _hold(descriptor: int, directory: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OptionError(
-            str(directory), "a directory that nobody writes", "another qpa bench at work"
-        ) from error
 
 
 def _cut_torn_line(path: Path) -> None:
