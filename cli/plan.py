@@ -132,19 +132,18 @@ def plan(
 def _explain(layout: Any, context: Any, max_params: str) -> None:
     """Show the plan that was chosen among its neighbours, and what each is expected to cost."""
     from qpa.documents import AdapterSpec
-    from qpa.passes.choose_size import choose_size, parse_max_params, sized_plans
+    from qpa.passes.choose_size import parse_max_params, plans_around
 
     spec = context.document(AdapterSpec)
     budget = parse_max_params(max_params, spec)
-    chosen = choose_size(layout, spec, budget)
-    plans = sized_plans(layout, spec, budget)
-    first = max(0, plans.index(chosen) - 2)
+    plans = plans_around(layout, spec, budget)
+    chosen = max((plan for plan in plans if plan.n_trained <= budget), key=lambda plan: plan.n_trained)
     rows = [
         (
             f"{'*' if plan == chosen else ' '} {_size(plan.plan)}",
             f"{number(plan.n_trained)} trained, loss {plan.predicted_loss(chosen):+.2f}",
         )
-        for plan in plans[first : first + 4]
+        for plan in plans
     ]
     title = (
         f"largest plan (*) within {number(budget)} trained numbers, its neighbours, and the loss to expect"

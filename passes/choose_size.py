@@ -11,8 +11,9 @@ Rules, each with the measurement behind it in docs/results.md:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from qpa.documents import AdapterSpec
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 REFERENCE_RANK = 4
 """A budget in percent is a share of LoRA of this rank on the same modules."""
-
 
 NATS_PER_EFOLD = 0.1
 """Loss, in nats per token, that e times as many trained numbers save (docs/results.md, qpa bench)."""
@@ -45,33 +45,42 @@ class SizedPlan:
 
 
 def parse_max_params(text: str, spec: AdapterSpec) -> int:
-    """Return a budget such as "5000" or "25%" as a number of parameters.
+    """Return a budget such as "5000" or "25%" as a number of parameters, rounded down.
 
-    Raises:  OptionError: neither a whole number nor a percentage, or not above 0.
+    Raises:  OptionError: neither a number nor a percentage, or not above 0.
     """
-    sides = sum(a.shape[1] + b.shape[0] for a, b in zip(spec.tensors[::2], spec.tensors[1::2], strict=True))
+    sides = sum(a.shape[1] + b.shape[0] for a, b in spec.pairs)
+    return int(parse_budget("--max-params", text, REFERENCE_RANK * sides))
+
+
+def parse_budget(option: str, text: str, n_reference: int) -> float:
+    """Return a budget such as "5000" or "25%" of a reference as parameters, at least 1.
+
+    Raises:  OptionError: neither a number nor a percentage, or not above 0.
+    """
     try:
         number = float(text.removesuffix("%").replace(",", ""))
     except ValueError:
         number = 0.0
-    budget = number / 100 * REFERENCE_RANK * sides if text.endswith("%") else number
+    budget = number / 100 * n_reference if text.endswith("%") else number
     if not 1 <= budget < 2**62:
-        raise OptionError("--max-params", "a number of parameters such as 5000, or a share such as 25%", text)
-    return int(budget)
+        raise OptionError(option, "a number of parameters such as 5000, or a share such as 25%", text)
+    return budget
 
 
-def sized_plans(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[SizedPlan]:
-    """Return the plans the rules consider, from the smallest to the first above the budget.
+def plans_around(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[SizedPlan]:
+    """Return the largest plan within a budget, the two before it, and the next above, by growing size.
 
     Raises:  OptionError: an option of the plan is out of range.
     """
-    found: list[SizedPlan] = []
-    for candidate in _candidates(plan, spec):
-        n_trained = candidate.layout(spec, spec.provenance).account.n_generator
-        found.append(SizedPlan(candidate, n_trained))
-        if n_trained > budget:
-            break
-    return sorted(found, key=lambda sized: sized.n_trained)
+
+    @cache
+    def n_trained(candidate: PlanLayout) -> int:
+        return candidate.layout(spec, spec.provenance).account.n_generator
+
+    plans = candidates(plan, spec)
+    n_within = bisect_right(plans, budget, key=n_trained)
+    return [SizedPlan(near, n_trained(near)) for near in plans[max(0, n_within - 3) : n_within + 1]]
 
 
 def choose_size(plan: PlanLayout, spec: AdapterSpec, budget: int) -> SizedPlan:
@@ -79,7 +88,7 @@ def choose_size(plan: PlanLayout, spec: AdapterSpec, budget: int) -> SizedPlan:
 
     Raises:  OptionError: the smallest one is larger than the budget.
     """
-    plans = sized_plans(plan, spec, budget)
+    plans = plans_around(plan, spec, budget)
     fitting = [sized for sized in plans if sized.n_trained <= budget]
     if not fitting:
         advice = "raise it, or name fewer layers with --targets"
@@ -87,20 +96,21 @@ def choose_size(plan: PlanLayout, spec: AdapterSpec, budget: int) -> SizedPlan:
     return fitting[-1]
 
 
-def _candidates(plan: PlanLayout, spec: AdapterSpec) -> Iterator[PlanLayout]:
-    """Yield plans of growing size."""
+def candidates(plan: PlanLayout, spec: AdapterSpec) -> list[PlanLayout]:
+    """Return the plans the rules consider, from the smallest to the largest."""
     types = _types_by_length(spec)
-    for n_types in range(len(types) if plan.spectrum else 0):
-        yield replace(plan, max_params=None, heads=1, vectors=tuple(types[:n_types]) or ("none",))
-    n_layers = max(sum(t.module_type == name for t in spec.tensors[::2]) for name in types)
+    chosen = [tuple(types[:n_types]) or ("none",) for n_types in range(len(types) if plan.spectrum else 0)]
+    n_layers = spec.n_layers
     heads = [*range(1, n_layers + 1), *range(2 * n_layers, n_layers * spec.rank, n_layers)]
-    for n_heads in heads:
-        yield replace(plan, max_params=None, heads=n_heads)
+    unsized = replace(plan, max_params=None)
+    return [replace(unsized, heads=1, vectors=vectors) for vectors in chosen] + [
+        replace(unsized, heads=n_heads) for n_heads in heads
+    ]
 
 
 def _types_by_length(spec: AdapterSpec) -> list[str]:
     """Return the module types, those with the fewest numbers a head first."""
     lengths: dict[str, int] = {}
-    for a, b in zip(spec.tensors[::2], spec.tensors[1::2], strict=True):
+    for a, b in spec.pairs:
         lengths[a.module_type] = max(lengths.get(a.module_type, 0), a.shape[1] + b.shape[0])
     return sorted(lengths, key=lambda name: lengths[name])

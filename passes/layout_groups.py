@@ -123,7 +123,7 @@ def _by_kind(
 def _by_sides(spec: AdapterSpec) -> dict[tuple[str, int, int], list[AdapterTensor]]:
     """Gather pairs of lora_A and lora_B by module type and both sides."""
     members: dict[tuple[str, int, int], list[AdapterTensor]] = {}
-    for a, b in zip(spec.tensors[::2], spec.tensors[1::2], strict=True):
+    for a, b in spec.pairs:
         members.setdefault((a.module_type, a.shape[1], b.shape[0]), []).extend((a, b))
     return members
 

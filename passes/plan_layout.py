@@ -51,7 +51,7 @@ FEATURES = get_args(FeatureKind)
 ALL = "all"
 NONE = "none"
 
-_HEADS = {"spectral": 1, "aligned": 8, "paper": 1}
+_HEADS = {"aligned": 8, "paper": 1}
 _LAYERS = {"spectral": 1, "aligned": 8, "paper": 8}
 
 
@@ -104,9 +104,7 @@ class PlanLayout:
 
     def layout(self, source: AdapterSpec, provenance: Provenance) -> WeightLayout:
         """Return the layout of these options, checked already."""
-        n_circuits = self.heads or (
-            _n_layers(source) if self.generator == "spectral" else _HEADS[self.generator]
-        )
+        n_circuits = self.heads or _HEADS.get(self.generator, source.n_layers)
         n_layers = self.layers or _LAYERS[self.generator]
         windows, groups, n_qubits = self._groups(source, n_circuits)
         features = cast(FeatureKind, self.features)
@@ -160,13 +158,13 @@ class PlanLayout:
         return (windows if self.windows else None), groups, n_qubits
 
     def _spectral_drafts(self, source: AdapterSpec, n_circuits: int) -> list[Draft]:
-        n_rows = -(-n_circuits // _n_layers(source))
+        n_rows = -(-n_circuits // source.n_layers)
         largest = source.rank - self.spectrum
         if not largest:
             advice = "or use --generator aligned"
             raise OptionError("--rank", "at least 2, for a vector and a spectrum", str(source.rank), advice)
         if n_rows > largest:
-            expected = f"at most {largest * _n_layers(source)}, {largest} a layer with rank {source.rank}"
+            expected = f"at most {largest * source.n_layers}, {largest} a layer with rank {source.rank}"
             raise OptionError("--heads", expected, str(n_circuits), "lower it or raise --rank")
         types = {tensor.module_type for tensor in source.tensors}
         chosen = types if ALL in self.vectors else set(self.vectors) - {NONE}
@@ -219,9 +217,3 @@ class PlanLayout:
             )
             raise OptionError("--qubits", f"at most {MAX_QUBITS}", str(chosen), advice)
         return chosen
-
-
-def _n_layers(spec: AdapterSpec) -> int:
-    """Return the largest number of modules of one type: a layer each."""
-    types = [tensor.module_type for tensor in spec.tensors[::2]]
-    return max(types.count(module_type) for module_type in set(types))

@@ -83,6 +83,6 @@ def _generated_rows(layout: WeightLayout | None) -> dict[str, int]:
 
 @torch.no_grad()
 def set_adapter(parameters: dict[str, Parameter], values: dict[str, Tensor]) -> None:
-    """Copy values into parameters of the same names."""
-    for path, parameter in parameters.items():
-        parameter.copy_(values[path])
+    """Copy values into the parameters of their names."""
+    for path, value in values.items():
+        parameters[path].copy_(value)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from qpa.adapter import set_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import DivergedError
 from qpa.generator import Bases, basis_shapes
@@ -55,14 +56,13 @@ def gradient_bases(
     shapes = basis_shapes(layout)
     if not shapes:
         return {}
-    paths = [tensor.path for tensor in spec.tensors]
-    pairs = [(a, b) for a, b in zip(paths[::2], paths[1::2], strict=True) if a in shapes]
+    pairs = [(a.path, b.path) for a, b in spec.pairs if a.path in shapes]
     kept = {path: parameter.detach().clone() for path, parameter in parameters.items()}
     try:
         ranges = _find_ranges(parameters, spec, pairs, loss, batches)
         rows = _project(parameters, pairs, ranges, loss, batches)
     finally:
-        _put(parameters, kept)
+        set_adapter(parameters, kept)
     bases: dict[str, Tensor] = {}
     for a, b in pairs:
         # gesdd does not converge on a gradient that is not finite.
@@ -87,7 +87,8 @@ def _find_ranges(
     shapes = {tensor.path: tensor for tensor in spec.tensors}
     for a, b in pairs:
         random = torch.Generator().manual_seed(split_seed(seed, a))
-        _put(parameters, {a: torch.randn(shapes[a].shape, generator=random), b: torch.zeros(shapes[b].shape)})
+        test_matrix = torch.randn(shapes[a].shape, generator=random)
+        set_adapter(parameters, {a: test_matrix, b: torch.zeros(shapes[b].shape)})
     gradients = _gradients(parameters, [b for _, b in pairs], loss, batches)
     return {path: torch.linalg.qr(gradient)[0] for path, gradient in gradients.items()}
 
@@ -101,7 +102,7 @@ def _project(
 ) -> dict[str, Tensor]:
     """Return s Q^T G, float[rank, in], by the path of lora_A."""
     for a, b in pairs:
-        _put(parameters, {a: torch.zeros_like(parameters[a]), b: ranges[b]})
+        set_adapter(parameters, {a: torch.zeros_like(parameters[a]), b: ranges[b]})
     return _gradients(parameters, [a for a, _ in pairs], loss, batches)
 
 
@@ -116,9 +117,3 @@ def _gradients(
     for parameter in parameters.values():
         parameter.grad = None
     return {path: zeros[path] if g is None else g for path, g in gradients.items()}
-
-
-@torch.no_grad()
-def _put(parameters: dict[str, Parameter], values: dict[str, Tensor]) -> None:
-    for path, value in values.items():
-        parameters[path].copy_(value)

@@ -5,11 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpa.errors import OptionError
-from qpa.passes.choose_size import choose_size, parse_max_params, sized_plans
+from qpa.passes.choose_size import SizedPlan, candidates, choose_size, parse_max_params
 from qpa.passes.plan_layout import PlanLayout
 from tests.small_specs import NOWHERE, small_spec, spec_of
-
-EVERYTHING = 2**61
 
 
 @functools.cache
@@ -19,7 +17,8 @@ def small(n_layers, rank):
 
 @functools.cache
 def all_plans(n_layers, rank):
-    return sized_plans(PlanLayout(), small(n_layers, rank), EVERYTHING)
+    spec = small(n_layers, rank)
+    return [SizedPlan(plan, trained(plan, spec)) for plan in candidates(PlanLayout(), spec)]
 
 
 def trained(plan, spec):

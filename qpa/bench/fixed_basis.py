@@ -95,8 +95,7 @@ class FixedBasis:
 
 
 def _smaller_sides(base: BenchBase) -> list[int]:
-    tensors = base.inspect(1).tensors
-    return [min(a.shape[1], b.shape[0]) for a, b in zip(tensors[::2], tensors[1::2], strict=True)]
+    return [min(a.shape[1], b.shape[0]) for a, b in base.inspect(1).pairs]
 
 
 def _weight(module: Any) -> Tensor:

@@ -18,7 +18,7 @@ from qpa.documents import AdapterSpec, WeightLayout
 from qpa.evaluation import causal_loss
 from qpa.generator import Generator
 from qpa.optimizer import GeneratedAdapterOptimizer
-from qpa.passes.choose_size import sized_plans
+from qpa.passes.choose_size import plans_around
 from qpa.passes.inspect_model import DEFAULT_RANK
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import split_seed
@@ -103,7 +103,7 @@ class Generated:
 
 
 def _spectral_plans(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[PlanLayout]:
-    return [sized.plan for sized in sized_plans(plan, spec, budget)[-2:]]
+    return [sized.plan for sized in plans_around(plan, spec, budget)[-2:]]
 
 
 def _aligned_plans(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[PlanLayout]:

@@ -118,9 +118,8 @@ def _common_options(base: BenchBase) -> dict[str, Any]:
 
 
 def _shapes(base: BenchBase) -> Shapes:
-    tensors = base.inspect(1).tensors
-    inputs = [tensor.shape[1] for tensor in tensors[::2]]
-    outputs = [tensor.shape[0] for tensor in tensors[1::2]]
+    pairs = base.inspect(1).pairs
+    inputs, outputs = [a.shape[1] for a, _ in pairs], [b.shape[0] for _, b in pairs]
     return Shapes(len(inputs), sum(inputs), sum(outputs), math.gcd(*inputs, *outputs))
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from qpa.bench.method import Configuration
 from qpa.errors import OptionError
+from qpa.passes.choose_size import parse_budget
 
 MAX_SIZE_RATIO = 1.35
 
@@ -27,20 +28,9 @@ def parse_budgets(texts: Sequence[str], n_reference: int) -> tuple[Budget, ...]:
     """
     if not texts:
         raise OptionError("--budgets", "at least one, such as 25% or 1850", "none")
-    return tuple(Budget(text, _n_trained(text, n_reference)) for text in dict.fromkeys(texts))
-
-
-def _n_trained(text: str, n_reference: int) -> int:
-    try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        value = math.nan
-    n_trained = value / 100 * n_reference if text.endswith("%") else value
-    if not (math.isfinite(n_trained) and round(n_trained) >= 1):
-        raise OptionError(
-            "--budgets", "a share of LoRA r=4 such as 25%, or a number of parameters", repr(text)
-        )
-    return round(n_trained)
+    return tuple(
+        Budget(text, round(parse_budget("--budgets", text, n_reference))) for text in dict.fromkeys(texts)
+    )
 
 
 def size_ratio(n_trained: int, budget: int) -> float:

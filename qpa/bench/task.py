@@ -23,6 +23,7 @@ from qpa.base_model import load_model, load_tokenizer
 from qpa.bench.method import BenchBase
 from qpa.documents import AdapterSpec
 from qpa.errors import DataError, OptionError
+from qpa.passes.choose_size import REFERENCE_RANK
 from qpa.passes.inspect_model import InspectModel
 from qpa.pipeline import PassContext, Pipeline
 from qpa.run_directory import DirectoryStore
@@ -93,13 +94,13 @@ def load_task(setting: Setting) -> Task:
     """
     setting.check()
     inspect = _inspector(setting)
-    reference = inspect(4)
+    reference = inspect(REFERENCE_RANK)
     tokenizer = load_tokenizer(reference.base)
     train, validation, test = _split(setting, tokenizer)
     base = BenchBase(
         load=_loader(setting, reference),
         inspect=inspect,
-        target_modules=tuple(tensor.module for tensor in reference.tensors[::2]),
+        target_modules=tuple(a.module for a, _ in reference.pairs),
         train_rows=train,
         bf16=setting.bf16,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -88,14 +89,23 @@ class AdapterSpec(Document):
         """Return m, the number of trainable numbers LoRA itself would have."""
         return sum(tensor.n_numbers for tensor in self.tensors)
 
+    @property
+    def pairs(self) -> tuple[tuple[AdapterTensor, AdapterTensor], ...]:
+        """Return (lora_A, lora_B) of every module."""
+        return tuple(zip(self.tensors[::2], self.tensors[1::2], strict=True))
+
+    @property
+    def n_layers(self) -> int:
+        """Return the largest number of modules of one type: a layer each."""
+        return max(Counter(a.module_type for a, _ in self.pairs).values())
+
     @model_validator(mode="after")
     def _verify(self) -> Self:
-        pairs = list(zip(self.tensors[::2], self.tensors[1::2], strict=False))
-        if not pairs or len(self.tensors) % 2:
+        if not self.tensors or len(self.tensors) % 2:
             raise ValueError("tensors must be lora_A and lora_B in pairs")
         if len({tensor.path for tensor in self.tensors}) != len(self.tensors):
             raise ValueError("tensor paths must be unique")
-        for a, b in pairs:
+        for a, b in self.pairs:
             if (a.role, b.role) != ("lora_A", "lora_B") or a.module != b.module:
                 raise ValueError(f"{a.module}: lora_A must be followed by lora_B of the same module")
             if a.shape[0] != self.rank or b.shape[1] != self.rank:
