@@ -24,10 +24,12 @@ from qpa.pipeline import split_seed
 N_CALIBRATION_BATCHES = 8
 
 
-def choose_rows(n_rows: int, batch_size: int, seed: int) -> list[list[int]]:
-    """Return the row numbers of N_CALIBRATION_BATCHES batches, or of as many as there are rows for."""
+def choose_rows(
+    n_rows: int, batch_size: int, seed: int, n_batches: int = N_CALIBRATION_BATCHES
+) -> list[list[int]]:
+    """Return the row numbers of n_batches batches, or of as many as there are rows for."""
     order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
-    chosen: list[int] = order[: batch_size * N_CALIBRATION_BATCHES].tolist()
+    chosen: list[int] = order[: batch_size * n_batches].tolist()
     return [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
 
 

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.bench.peft_methods import MAX_SERVED_RANK
+from qpa.calibration import choose_rows
 from qpa.evaluation import causal_loss
 
 N_CALIBRATION_BATCHES = 16
@@ -127,9 +128,9 @@ def _gradients(base: BenchBase, seed: int) -> dict[str, Tensor]:
     modules = {path: model.get_submodule(path) for path in base.target_modules}
     for module in modules.values():
         module.weight = Parameter(module.weight.detach().float())
-    order = torch.randperm(len(base.train_rows), generator=torch.Generator().manual_seed(seed))
-    rows = base.train_rows[order[: N_CALIBRATION_BATCHES * CALIBRATION_BATCH_SIZE]]
-    for batch in torch.split(rows.to(model.device), CALIBRATION_BATCH_SIZE):
+    chosen = choose_rows(len(base.train_rows), CALIBRATION_BATCH_SIZE, seed, N_CALIBRATION_BATCHES)
+    for numbers in chosen:
+        batch = base.train_rows[numbers].to(model.device)
         torch.autograd.backward(causal_loss(model, batch, batch, bf16=base.bf16))
     gradients = {path: module.weight.grad for path, module in modules.items()}
     return {path: g.T if isinstance(modules[path], Conv1D) else g for path, g in gradients.items()}

@@ -19,7 +19,6 @@ from qpa.evaluation import causal_loss
 from qpa.generator import Generator
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.choose_size import plans_around
-from qpa.passes.inspect_model import DEFAULT_RANK
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import split_seed
 
@@ -37,14 +36,14 @@ class Generated:
 
     Args:    plan: options of the layout besides its size.
              plans: the sizes around a budget, as plans.
-             rank: of the adapter, or the smallest side of an adapted module where that is less.
+             rank: of the adapter, where it is not what `InspectModel` chooses.
     """
 
     name: str
     plan: PlanLayout
     plans: Plans
     rates: tuple[float, float, float] = (1e-2, 2e-2, 4e-2)
-    rank: int = DEFAULT_RANK
+    rank: int | None = None
 
     def sizes(self, base: BenchBase, budgets: Sequence[int]) -> Sequence[Configuration]:
         """Return the plans around each budget."""
@@ -82,8 +81,9 @@ class Generated:
         return Attached(model, optimizer, lambda folder: _save(parameters, folder), exports_to_lora=True)
 
     def _spec(self, base: BenchBase, seed: int) -> AdapterSpec:
-        smallest = min(max(tensor.shape) for tensor in base.inspect(1).tensors)
-        spec = base.inspect(min(self.rank, smallest))
+        spec = base.inspect(None)
+        if self.rank is not None:
+            spec = base.inspect(min(self.rank, spec.rank))
         return spec.model_copy(update={"provenance": spec.provenance.model_copy(update={"seed": seed})})
 
     def _layout(self, configuration: Configuration, spec: AdapterSpec) -> WeightLayout:

@@ -24,7 +24,7 @@ from qpa.bench.method import BenchBase
 from qpa.documents import AdapterSpec
 from qpa.errors import DataError, OptionError
 from qpa.passes.choose_size import REFERENCE_RANK
-from qpa.passes.inspect_model import InspectModel
+from qpa.passes.inspect_model import ALL_LINEAR, InspectModel
 from qpa.pipeline import PassContext, Pipeline
 from qpa.run_directory import DirectoryStore
 from qpa.text_data import EVAL_SHARE, read_splits
@@ -47,7 +47,7 @@ class Setting:
     model: str
     data: Path
     eval_data: Path | None = None
-    targets: tuple[str, ...] = ("all-linear",)
+    targets: tuple[str, ...] = (ALL_LINEAR,)
     steps: int = 200
     batch_size: int = 8
     length: int = 128
@@ -108,9 +108,9 @@ def load_task(setting: Setting) -> Task:
     return Task(setting, base, validation, test, facts, reference.n_numbers)
 
 
-def _inspector(setting: Setting) -> Callable[[int], AdapterSpec]:
+def _inspector(setting: Setting) -> Callable[[int | None], AdapterSpec]:
     @cache
-    def inspect(rank: int) -> AdapterSpec:
+    def inspect(rank: int | None) -> AdapterSpec:
         inspection = InspectModel(setting.model, rank=rank, targets=setting.targets)
         context = Pipeline(inspection).run(None, PassContext(0, DirectoryStore(Path())))
         return context.document(AdapterSpec)
