@@ -35,7 +35,7 @@ class BenchBase:
     """A base model as the methods see it.
 
     Args:    load: returns the model anew, frozen, in evaluation mode, in its own dtype.
-             inspect: returns the AdapterSpec of LoRA at a rank, or at the default one, on the bench's target modules.
+             inspect: returns the AdapterSpec of LoRA on the target modules, at a rank or the default one.
              target_modules: paths of the adapted linear layers.
              train_rows: int64[n_rows, length], token ids of the training split, for methods that calibrate.
              bf16: the model runs under bfloat16 autocast.
