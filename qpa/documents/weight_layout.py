@@ -122,6 +122,12 @@ class Windows(Record):
     n_head_qubits: int
     n_layer_qubits: int
 
+    def fit(self, n_qubits: int) -> bool:
+        """Return whether circuits of a size have these qubits."""
+        return min(self.n_head_qubits, self.n_layer_qubits) >= 0 and (
+            self.n_head_qubits + self.n_layer_qubits <= n_qubits
+        )
+
 
 class ParameterAccount(Record):
     """Trainable numbers of the generator against those of the adapter it generates.
@@ -150,9 +156,11 @@ class ParameterAccount(Record):
 def _upgrade_1(content: JsonObject) -> JsonObject:
     """Version 1 knew circuits without windows only, and numbered chunks without gap."""
     groups: list[Any] = content["groups"]  # type: ignore[assignment]
+    n_left = 2**MAX_QUBITS
     for group in groups:
         first, n_chunks = group.pop("first_chunk"), group.pop("n_chunks")
-        if not 0 <= n_chunks <= 2**MAX_QUBITS:
+        n_left -= n_chunks
+        if n_chunks < 0 or n_left < 0:
             raise ValueError(f"{n_chunks} chunks are not within 0 and 2**{MAX_QUBITS}")
         group["states"] = list(range(first, first + n_chunks))
         placed = 0
@@ -214,9 +222,12 @@ class WeightLayout(Document):
 
     @model_validator(mode="after")
     def _verify(self) -> Self:
-        self._verify_groups()
+        # First of all, as powers of two follow from these.
         if min(self.n_circuits, self.n_layers) < 1 or not 1 <= self.n_qubits <= MAX_QUBITS:
             raise ValueError(f"circuits and layers must be at least 1, qubits within 1 and {MAX_QUBITS}")
+        if self.windows is not None and not self.windows.fit(self.n_qubits):
+            raise ValueError(f"{self.windows} do not fit {self.n_qubits} qubits")
+        self._verify_groups()
         expected = ParameterAccount(
             n_angles=n_feature_parameters(
                 self.features, self.n_circuits, self.n_layers, self.n_qubits, self.windows
