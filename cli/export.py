@@ -22,34 +22,41 @@ def export(
     format_: Annotated[
         str, typer.Option("--format", help="lora: a directory for PEFT, transformers, vLLM.")
     ] = "lora",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16.  [default: float32]")
+    ] = None,
+    rank_pad: Annotated[
+        int | None, typer.Option(help="Pad the rank with zeros to a multiple of this.")
+    ] = None,
     allow_tied_head: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--allow-tied-head", help="Export a LoRA on a tied lm_head: right unmerged, wrong merged."
         ),
-    ] = False,
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Write a frozen adapter in a format that knows nothing of generators or circuits."""
     from qpa.documents import FrozenAdapter
-    from qpa.errors import OptionError
-    from qpa.exporters.lora import ExportLora
+    from qpa.exporters.export_directory import emit_export
+    from qpa.exporters.formats import exporter_for
     from qpa.pipeline import PassContext
     from qpa.run_directory import RunDirectory
 
-    if format_ != "lora":
-        raise OptionError("--format", "lora", format_)
+    options = {"dtype": dtype, "rank_pad": rank_pad, "allow_tied_head": allow_tied_head}
+    exporter = exporter_for(format_, options)
     directory = RunDirectory.open(run)
     documents = directory.read_through(FrozenAdapter)
     frozen = documents[-1]
     assert isinstance(frozen, FrozenAdapter)
     context = PassContext(frozen.provenance.seed, directory.files, documents)
-    manifest = ExportLora(allow_tied_head=allow_tied_head).emit(frozen, out, context, force=force)
+    manifest = emit_export(exporter, frozen, out, context, force=force)
     if json_:
         files = [entry.model_dump() for entry in manifest.files]
         print_json({"out": str(out), "format": manifest.format, "rank": manifest.rank, "files": files})
         return
     rows = [(entry.file, f"{number(entry.n_bytes)} bytes") for entry in manifest.files]
-    print_table(f"{out}: LoRA rank {manifest.rank} for {manifest.base.name_or_path}", rows)
+    title = f"{out}: {manifest.format}, rank {manifest.rank}, {manifest.dtype}, "
+    print_table(f"{title}for {manifest.base.name_or_path}", rows)
     print_line(f"wrote {out}; next: qpa verify {out} --model {manifest.base.name_or_path}")

@@ -90,10 +90,11 @@ def _stage(document: Document) -> str:
 def _inspect_adapter(path: Path, as_json: bool) -> None:
     from qpa.cli import summary
     from qpa.documents import MANIFEST_PATH, read_manifest
-    from qpa.exporters.lora_contract import check_lora_contract, read_config, read_tensor_entries, short
+    from qpa.exporters.lora_contract import check_lora_contract, read_config, read_tensor_file
+    from qpa.exporters.manifest_contract import short
 
     findings = check_lora_contract(path)
-    config, tensors = read_config(path), read_tensor_entries(path)
+    config, tensors = read_config(path), read_tensor_file(path).entries
     manifest = read_manifest(path) if (path / MANIFEST_PATH).is_file() else None
     n_numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
     if as_json:
@@ -119,7 +120,7 @@ def _inspect_adapter(path: Path, as_json: bool) -> None:
 
 
 def _config_rows(config: dict[str, object]) -> list[tuple[str, ...]]:
-    from qpa.exporters.lora_contract import short
+    from qpa.exporters.manifest_contract import short
 
     targets = config.get("target_modules")
     names = ", ".join(short(name) for name in targets) if isinstance(targets, list) else short(targets)
@@ -132,7 +133,7 @@ def _config_rows(config: dict[str, object]) -> list[tuple[str, ...]]:
 
 def _manifest_rows(manifest: Manifest | None) -> list[tuple[str, ...]]:
     from qpa.cli import summary
-    from qpa.exporters.lora_contract import short
+    from qpa.exporters.manifest_contract import short
 
     if manifest is None:
         return [("made by", "unknown: no qpa/manifest.json")]

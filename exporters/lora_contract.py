@@ -35,18 +35,15 @@ Source: ours; each rule was seen to matter in PEFT, transformers, vLLM, SGLang o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
-from qpa.atomic_files import sha256_of
-from qpa.documents import MANIFEST_PATH, read_manifest
 from qpa.errors import DocumentError
+from qpa.exporters.manifest_contract import Finding, check_manifest, several, short
+from qpa.tensor_file import TensorEntry, TensorFile
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -71,39 +68,10 @@ _MORE_THAN_LORA = (
     "megatron_config",
 )
 _OTHER_CHOICES = ("exclude_modules", "layers_to_transform", "layers_pattern")
-_FLOAT_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_BF16_EXPONENT = 0x7F80
+_FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 
 JsonObject = dict[str, object]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One broken rule.
-
-    Args:    rule: "L01" and following, see the module's docstring.
-             subject: the file, config field or tensor; the first one where there are several.
-    """
-
-    rule: str
-    subject: str
-    expected: str
-    found: str
-
-    def __str__(self) -> str:
-        """Return the finding as one line."""
-        return f"{self.rule} {self.subject}: expected {self.expected}, found {self.found}"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """A tensor as the safetensors header describes it; start and end are positions in the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 def check_lora_contract(directory: Path) -> tuple[Finding, ...]:
@@ -128,22 +96,23 @@ def _check(directory: Path) -> Iterator[Finding]:
         return
     files = sorted(entry for entry in directory.rglob("*") if entry.is_file())
     yield from _check_files(directory, files)
-    yield from _check_manifest(directory, files)
+    yield from check_manifest(directory)
     config: JsonObject | None = None
-    tensors: dict[str, TensorEntry] | None = None
+    file: TensorFile | None = None
     if CONFIG_FILE not in missing:
         config = yield from _tried("L04", read_config, directory)
     if WEIGHTS_FILE not in missing:
-        tensors = yield from _tried("L13", read_tensor_entries, directory)
+        file = yield from _tried("L13", read_tensor_file, directory)
     if config is not None:
         yield from _check_config(config)
-    if tensors is not None:
-        yield from _check_metadata(directory / WEIGHTS_FILE)
-        yield from _check_keys(tensors)
-        yield from _check_numbers(directory / WEIGHTS_FILE, tensors)
-    if config is not None and tensors is not None:
-        yield from _check_rank(config, tensors)
-        yield from _check_targets(config, tensors)
+    if file is not None:
+        if file.metadata.get("format") != "pt":
+            yield Finding("L13", WEIGHTS_FILE, 'metadata {"format": "pt"}', short(dict(file.metadata)))
+        yield from _check_keys(file.entries)
+        yield from _check_numbers(file)
+    if config is not None and file is not None:
+        yield from _check_rank(config, file.entries)
+        yield from _check_targets(config, file.entries)
 
 
 def _check_files(directory: Path, files: list[Path]) -> Iterator[Finding]:
@@ -153,40 +122,16 @@ def _check_files(directory: Path, files: list[Path]) -> Iterator[Finding]:
     if private:
         yield Finding(
             "L02",
-            _several(str(names[path]) for path in private),
+            several(str(names[path]) for path in private),
             "a file readable by everyone (mode 0644)",
             f"mode {modes[private[0]]:04o}",
         )
     pickles = [str(names[path]) for path in files if path.suffix.lower() in _PICKLE_SUFFIXES]
     if pickles:
-        yield Finding("L03", _several(pickles), "safetensors only", "a file type that can hold a pickle")
+        yield Finding("L03", several(pickles), "safetensors only", "a file type that can hold a pickle")
     other = [path.name for path in directory.glob("*.safetensors") if path.name != WEIGHTS_FILE]
     if other:
-        yield Finding("L03", _several(sorted(other)), f"{WEIGHTS_FILE} alone", "another weights file")
-
-
-def _check_manifest(directory: Path, files: list[Path]) -> Iterator[Finding]:
-    if not (directory / MANIFEST_PATH).is_file():
-        return
-    try:
-        manifest = read_manifest(directory)
-    except DocumentError as error:
-        yield Finding("L20", MANIFEST_PATH, short(error.expected), short(error.found))
-        return
-    listed = {entry.file: entry for entry in manifest.files}
-    present = {entry.relative_to(directory).as_posix(): entry for entry in files}
-    for name, entry in listed.items():
-        if name not in present:
-            yield Finding("L20", short(name), "a file, as the manifest lists it", "nothing")
-        elif present[name].stat().st_size != entry.n_bytes:
-            n_bytes = present[name].stat().st_size
-            yield Finding("L20", short(name), f"{entry.n_bytes} bytes", f"{n_bytes} bytes")
-        elif (sha256 := sha256_of(present[name])) != entry.sha256:
-            yield Finding("L20", short(name), f"SHA-256 {entry.sha256[:16]}..", f"{sha256[:16]}..")
-    # The Hub and its client add hidden files (.gitattributes, .cache), which no engine reads.
-    visible = {name for name in present if not name.startswith(".")}
-    for name in sorted(visible - {*listed, MANIFEST_PATH}):
-        yield Finding("L20", short(name), "only files the manifest lists", "another file")
+        yield Finding("L03", several(sorted(other)), f"{WEIGHTS_FILE} alone", "another weights file")
 
 
 def _tried(rule: str, read: Callable[[Path], T], directory: Path) -> Generator[Finding, None, T | None]:
@@ -227,31 +172,16 @@ def _is_shallow(content: object) -> bool:
     return not level
 
 
-def read_tensor_entries(directory: Path) -> dict[str, TensorEntry]:
+def read_tensor_file(directory: Path) -> TensorFile:
     """Return type, shape and place of every tensor in a directory of any origin.
 
     Raises:  DocumentError: adapter_model.safetensors is missing, cut short, or no safetensors file.
     """
     path = directory / WEIGHTS_FILE
     try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DocumentError(WEIGHTS_FILE, "a whole safetensors file", short(error)) from error
-    with path.open("rb") as stream:
-        n_header = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(n_header))
-    start = 8 + n_header
-    return {
-        name: TensorEntry(
-            entry["dtype"],
-            tuple(entry["shape"]),
-            start + entry["data_offsets"][0],
-            start + entry["data_offsets"][1],
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+        return TensorFile.open(path)
+    except DocumentError as error:
+        raise DocumentError(WEIGHTS_FILE, error.expected, short(error.found)) from error
 
 
 def _check_config(config: JsonObject) -> Iterator[Finding]:
@@ -295,57 +225,39 @@ def _check_field_types(config: JsonObject) -> Iterator[Finding]:
         yield _field(config, "L04", "lora_dropout", "a number within 0 and 1")
 
 
-def _check_metadata(path: Path) -> Iterator[Finding]:
-    with safe_open(path, framework="numpy") as reader:
-        metadata = reader.metadata() or {}
-    if metadata.get("format") != "pt":
-        yield Finding("L13", WEIGHTS_FILE, 'metadata {"format": "pt"}', short(metadata))
-
-
-def _check_keys(tensors: dict[str, TensorEntry]) -> Iterator[Finding]:
+def _check_keys(tensors: Mapping[str, TensorEntry]) -> Iterator[Finding]:
     if not tensors:
         yield Finding("L14", WEIGHTS_FILE, "lora_A and lora_B tensors", "no tensor")
     prefix = [name for name in tensors if not _has_right_prefix(name)]
     if prefix:
-        yield Finding("L14", _several(prefix), f"one prefix {KEY_PREFIX}", "another prefix")
+        yield Finding("L14", several(prefix), f"one prefix {KEY_PREFIX}", "another prefix")
     ending = [name for name in tensors if not name.endswith(_ROLES)]
     if ending:
         named = any(".lora_A." in name or ".lora_B." in name for name in ending)
         found = "an adapter's name in the key" if named else "another ending"
-        yield Finding("L14", _several(ending), "a key ending in .lora_A.weight or .lora_B.weight", found)
+        yield Finding("L14", several(ending), "a key ending in .lora_A.weight or .lora_B.weight", found)
     for role, other in (_ROLES, _ROLES[::-1]):
         alone = [
             name for name in tensors if name.endswith(role) and name.removesuffix(role) + other not in tensors
         ]
         if alone:
-            yield Finding("L15", _several(alone), f"a {other[1:7]} of the same module", "none")
+            yield Finding("L15", several(alone), f"a {other[1:7]} of the same module", "none")
 
 
-def _check_numbers(path: Path, tensors: dict[str, TensorEntry]) -> Iterator[Finding]:
-    shapes = [name for name, tensor in tensors.items() if len(tensor.shape) != 2]
+def _check_numbers(file: TensorFile) -> Iterator[Finding]:
+    shapes = [name for name, tensor in file.entries.items() if len(tensor.shape) != 2]
     if shapes:
-        yield Finding("L16", _several(shapes), "a 2-D tensor", f"shape {short(tensors[shapes[0]].shape)}")
-    types = [name for name, tensor in tensors.items() if tensor.dtype not in _FLOAT_TYPES]
+        found = f"shape {short(file.entries[shapes[0]].shape)}"
+        yield Finding("L16", several(shapes), "a 2-D tensor", found)
+    types = [name for name, tensor in file.entries.items() if tensor.dtype not in _FLOAT_TYPES]
     if types:
-        yield Finding("L16", _several(types), "a floating-point type", tensors[types[0]].dtype)
-    if path.stat().st_size == 0:
-        return
-    content = np.memmap(path, dtype=np.uint8, mode="r")
-    broken = [name for name, tensor in tensors.items() if not _is_finite(content, tensor)]
+        yield Finding("L16", several(types), "a floating-point type", file.entries[types[0]].dtype)
+    broken = [name for name in file.entries if name not in types and not np.all(np.isfinite(file.read(name)))]
     if broken:
-        yield Finding("L17", _several(broken), "finite numbers", "NaN or infinity")
+        yield Finding("L17", several(broken), "finite numbers", "NaN or infinity")
 
 
-def _is_finite(content: npt.NDArray[np.uint8], tensor: TensorEntry) -> bool:
-    if tensor.dtype not in _FLOAT_TYPES:
-        return True
-    numbers = np.frombuffer(content[tensor.start : tensor.end].tobytes(), dtype=_FLOAT_TYPES[tensor.dtype])
-    if tensor.dtype == "BF16":
-        return not bool(np.any((numbers & _BF16_EXPONENT) == _BF16_EXPONENT))
-    return bool(np.all(np.isfinite(numbers)))
-
-
-def _check_rank(config: JsonObject, tensors: dict[str, TensorEntry]) -> Iterator[Finding]:
+def _check_rank(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> Iterator[Finding]:
     rank = config.get("r")
     if not _is_integer(rank):
         return
@@ -357,20 +269,20 @@ def _check_rank(config: JsonObject, tensors: dict[str, TensorEntry]) -> Iterator
     wrong = [name for name in ranks if ranks[name] != rank]
     if wrong:
         found = ", ".join(str(value) for value in sorted({ranks[name] for name in wrong})[:4])
-        yield Finding("L18", _several(wrong), f"rank {short(rank)}, as in {CONFIG_FILE}", f"rank {found}")
+        yield Finding("L18", several(wrong), f"rank {short(rank)}, as in {CONFIG_FILE}", f"rank {found}")
 
 
-def _check_targets(config: JsonObject, tensors: dict[str, TensorEntry]) -> Iterator[Finding]:
+def _check_targets(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> Iterator[Finding]:
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not _is_list_of_names(targets):
         return
     modules = {module_of(name) for name in tensors if name.endswith(_ROLES) and _has_right_prefix(name)}
     untargeted = sorted(module for module in modules if not any(selects(t, module) for t in targets))
     if untargeted:
-        yield Finding("L19", _several(untargeted), "a module that target_modules selects", "tensors only")
+        yield Finding("L19", several(untargeted), "a module that target_modules selects", "tensors only")
     unused = sorted({t for t in targets if not any(selects(t, module) for module in modules)})
     if unused:
-        yield Finding("L19", f"target_modules {_several(unused)}", "tensors of that module", "none")
+        yield Finding("L19", f"target_modules {several(unused)}", "tensors of that module", "none")
 
 
 def module_of(key: str) -> str:
@@ -407,14 +319,3 @@ def _is_list_of_names(value: object) -> bool:
 
 def _field(config: JsonObject, rule: str, name: str, expected: str) -> Finding:
     return Finding(rule, f"{CONFIG_FILE} {name}", expected, short(config.get(name, "nothing")))
-
-
-def _several(names: Iterable[str]) -> str:
-    first, *others = names
-    return short(first) + (f" and {len(others)} more" if others else "")
-
-
-def short(value: object) -> str:
-    """Return a value as at most 120 printable characters in one line, whatever it holds."""
-    text = " ".join("".join(c if c.isprintable() else "?" for c in str(value)[:400]).split())
-    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -17,19 +17,20 @@ VLLM_DEFAULT_RANK = 16
 VLLM_HEAD_ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM", "GPTNeoXForCausalLM")
 
 
-def model_card(frozen: FrozenAdapter) -> str:
+def model_card(frozen: FrozenAdapter, rank: int | None = None) -> str:
     """Return the README.md of an adapter exported as LoRA.
 
     Args:    frozen: what is exported.
+             rank: as written; None for the adapter's own, without padding.
     Returns: Markdown with YAML front matter valid for the Hub.
     Source:  ours; front matter as in the Hub's model card specification.
     """
     parts = (
         _front_matter(frozen.base),
-        _introduction(frozen),
+        _introduction(frozen, rank or frozen.rank),
         _account(frozen),
         _result(frozen),
-        _loading(frozen),
+        _loading(frozen, rank or frozen.rank),
     )
     return "\n\n".join(parts) + "\n"
 
@@ -52,12 +53,12 @@ def _front_matter(base: BaseModelReference) -> str:
     return "\n".join([*lines, "tags:", "- lora", "- peft", "- qpa", "---"])
 
 
-def _introduction(frozen: FrozenAdapter) -> str:
+def _introduction(frozen: FrozenAdapter, rank: int) -> str:
     base = frozen.base
     revision = f" at revision `{base.revision}`" if base.revision else ""
     return f"""# LoRA adapter made by qpa {__version__}
 
-A plain rank-{frozen.rank} LoRA for `{base.name_or_path}`{revision} ({base.architecture}). During training its
+A plain rank-{rank} LoRA for `{base.name_or_path}`{revision} ({base.architecture}). During training its
 weights were produced by a small generator around a parameterised quantum circuit, which was then evaluated
 once and left behind. **Nothing quantum is needed to serve it**: no quantum hardware, no simulator, no qpa,
 only the tensors of `adapter_model.safetensors`.
@@ -92,7 +93,7 @@ def _result(frozen: FrozenAdapter) -> str:
 count, padding does not."""
 
 
-def _loading(frozen: FrozenAdapter) -> str:
+def _loading(frozen: FrozenAdapter, rank: int) -> str:
     arguments = json.dumps(frozen.base.name_or_path)
     if frozen.base.revision:
         arguments += f", revision={json.dumps(frozen.base.revision)}"
@@ -119,11 +120,11 @@ model = AutoModelForCausalLM.from_pretrained({arguments})
 model.load_adapter("path/to/this/directory")
 ```
 
-{_loading_in_vllm(frozen)}"""
+{_loading_in_vllm(frozen, rank)}"""
 
 
-def _loading_in_vllm(frozen: FrozenAdapter) -> str:
-    option = vllm_rank_option(frozen.rank)
+def _loading_in_vllm(frozen: FrozenAdapter, rank: int) -> str:
+    option = vllm_rank_option(rank)
     if frozen.fan_in_fan_out:
         return (
             "vLLM: it has no LoRA for models built from Conv1D layers such as GPT-2; merge the adapter first."

@@ -74,7 +74,7 @@ class PassContext:
         """Return a 63-bit seed that depends on the context's seed and a name only."""
         return split_seed(self.seed, name)
 
-    def provenance(self, made_by: Pass, source: Document | None) -> Provenance:
+    def provenance(self, made_by: Maker, source: Document | None) -> Provenance:
         """Return the provenance of a document that `made_by` makes from `source`."""
         options = tuple(
             PassOption(name=option.name, value=_plain(getattr(made_by, option.name)))
@@ -90,19 +90,27 @@ class PassContext:
         )
 
 
-class Pass(Protocol):
-    """A frozen dataclass whose fields are its options.
+class Maker(Protocol):
+    """A frozen dataclass whose fields are its options: a pass or an exporter.
 
     A field with metadata {"provenance": False} cannot change the result and is left out of provenance.
-    Class attributes: `name` is kebab-case; `consumes` is the source's type (NoneType for the first
-    pass); `requires` are further documents it reads from the context; `produces` is the result's type.
+    Class attributes: `name` is kebab-case.
     """
 
     name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class Pass(Maker, Protocol):
+    """A step of a pipeline.
+
+    Class attributes: `consumes` is the source's type (NoneType for the first
+    pass); `requires` are further documents it reads from the context; `produces` is the result's type.
+    """
+
     consumes: ClassVar[type]
     requires: ClassVar[tuple[type[Document], ...]]
     produces: ClassVar[type[Document]]
-    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def run(self, source: Any, context: PassContext) -> Document:
         """Lower the source. Nothing is mutated, and no document is written."""

@@ -249,7 +249,8 @@ def manifests(draw):
     names = sorted(draw(st.lists(NAME, min_size=1, max_size=4, unique=True)))
     return Manifest(
         provenance=draw(PROVENANCE),
-        format="lora",
+        format=draw(st.sampled_from(["lora", "merged", "onnx-adapter", "gguf"])),
+        dtype=draw(st.sampled_from(["float32", "bfloat16"])),
         base=draw(BASE),
         rank=draw(POSITIVE),
         files=tuple(draw(ATTACHMENT).model_copy(update={"file": name}) for name in names),
@@ -710,11 +711,17 @@ BROKEN = {
     ),
     "other number of weights": ("frozen-adapter-1/llama", (("account", "n_adapter"), 35), "account's number"),
     "tensor of another rank": ("frozen-adapter-1/llama", (("rank",), 3), "must have rank 3"),
-    "files not sorted": ("manifest-1/lora", lambda c: c["files"].reverse(), "must be sorted"),
-    "one file twice": ("manifest-1/lora", lambda c: c["files"].insert(0, c["files"][0]), "unique"),
-    "no probe": ("manifest-1/lora", (("probe",), "probe.safetensors"), "contain the probe"),
-    "file outside": ("manifest-1/lora", (("files", 0, "file"), "../README.md"), "inside the document"),
-    "absolute file": ("manifest-1/lora", (("files", 0, "file"), "/etc/passwd"), "inside the document"),
+    "qubits without end": ("weight-layout-2/aligned", (("n_qubits",), 10**12), "qubits within 1 and 24"),
+    "windows of more qubits": (
+        "weight-layout-2/spectral",
+        (("windows", "n_layer_qubits"), 10**12),
+        "do not fit",
+    ),
+    "files not sorted": ("manifest-2/lora", lambda c: c["files"].reverse(), "must be sorted"),
+    "one file twice": ("manifest-2/lora", lambda c: c["files"].insert(0, c["files"][0]), "unique"),
+    "no probe": ("manifest-2/lora", (("probe",), "probe.safetensors"), "contain the probe"),
+    "file outside": ("manifest-2/lora", (("files", 0, "file"), "../README.md"), "inside the document"),
+    "absolute file": ("manifest-2/lora", (("files", 0, "file"), "/etc/passwd"), "inside the document"),
 }
 
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save
 
 from qpa.atomic_files import TEMPORARY_PREFIX
 from qpa.documents import MANIFEST_PATH, FrozenAdapter, Manifest
-from qpa.errors import DocumentError, ExportError
-from qpa.exporters.lora import PROBE_FILE, ExportLora
+from qpa.errors import DocumentError, ExportError, OptionError
+from qpa.exporters.export_directory import PROBE_FILE
+from qpa.exporters.lora import ExportLora
 from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
 from qpa.exporters.model_card import model_card, targets_head, vllm_rank_option
 from tests.random_adapter import RandomAdapter, random_adapter
@@ -359,3 +360,48 @@ def test_vllms_rank_option():
         512,
         None,
     ]
+
+
+# Types and padding
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
+def test_another_type_is_one_rounding_of_the_folded_numbers(made, tmp_path, dtype, kind):
+    manifest = ExportLora(dtype=dtype).emit(made.frozen, tmp_path / "out", made.context)
+    assert manifest.dtype == dtype
+    assert check_lora_contract(tmp_path / "out") == ()
+    tensors = load_file(tmp_path / "out" / WEIGHTS_FILE)
+    for path, tensor in made.tensors.items():
+        folded = tensor * 1.5 if path.endswith(".lora_B.weight") else tensor
+        assert torch.equal(tensors[KEY_PREFIX + path], folded.to(kind)), path
+
+
+def test_a_number_too_large_for_the_type_is_refused(made, tmp_path):
+    broken = made.tensors | {_first_b(made): made.tensors[_first_b(made)].clone().fill_(1e5)}
+    with pytest.raises(ExportError, match=r"finite float16 numbers, found one too large: 1\.5e\+05"):
+        ExportLora(dtype="float16").emit(_with_arrays(made, broken), tmp_path / "out", made.context)
+    ExportLora(dtype="bfloat16").emit(_with_arrays(made, broken), tmp_path / "out", made.context)
+
+
+def test_padding_changes_the_rank_and_not_the_function(made, tmp_path):
+    manifest = ExportLora(rank_pad=16).emit(made.frozen, tmp_path / "out", made.context)
+    assert manifest.rank == 16
+    assert check_lora_contract(tmp_path / "out") == ()
+    assert "rank-16 LoRA" in (tmp_path / "out" / "README.md").read_text()
+    config = json.loads((tmp_path / "out" / CONFIG_FILE).read_text())
+    assert (config["r"], config["lora_alpha"]) == (16, 16)
+    tensors = load_file(tmp_path / "out" / WEIGHTS_FILE)
+    for a in (path for path in made.tensors if path.endswith(".lora_A.weight")):
+        b = a.replace("lora_A", "lora_B")
+        product = tensors[KEY_PREFIX + b] @ tensors[KEY_PREFIX + a]
+        assert torch.allclose(product, 1.5 * made.tensors[b] @ made.tensors[a], rtol=0, atol=1e-6)
+        assert not tensors[KEY_PREFIX + a][4:].any() and not tensors[KEY_PREFIX + b][:, 4:].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"dtype": "int8"}, "--dtype: expected float32"), ({"rank_pad": 0}, "--rank-pad:")]
+)
+def test_an_option_out_of_range_is_one_error(made, tmp_path, options, words):
+    with pytest.raises(OptionError, match=f"^{words}"):
+        ExportLora(**options).emit(made.frozen, tmp_path / "out", made.context)
+    assert list(tmp_path.iterdir()) == []

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from qpa.documents.adapter_spec import BaseModelReference
-from qpa.documents.base import Attachment, Document
+from qpa.documents.base import Attachment, Document, JsonObject
 from qpa.documents.trained_generator import TrainingResult
 from qpa.documents.weight_layout import ParameterAccount
 from qpa.errors import DocumentError
 
 MANIFEST_PATH = "qpa/manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+ExportFormat = Literal["lora", "merged", "onnx", "onnx-adapter", "genai", "gguf", "mlx"]
+
+
+def _upgrade_1(content: JsonObject) -> JsonObject:
+    """Version 1 knew float32 only."""
+    return content | {"dtype": "float32"}
 
 
 class Manifest(Document):
@@ -25,13 +33,17 @@ class Manifest(Document):
     top level.
 
     Args:    format: the exporter's name.
+             dtype: of the adapter's numbers, or of the merged weights.
+             rank: as written, padding included.
              files: every other file of the directory, paths relative to it, sorted.
              probe: path of the probe among `files`.
     """
 
     kind: ClassVar[str] = "manifest"
+    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1,)
 
-    format: Literal["lora"]
+    format: ExportFormat
+    dtype: DtypeName
     base: BaseModelReference
     rank: int
     files: tuple[Attachment, ...]

@@ -1,0 +1,166 @@
+"""What all exports have in common: a directory that appears whole, with a probe and a manifest.
+
+Rules:
+1. The directory appears whole or not at all; qpa/manifest.json is written last.
+2. It holds the probe, so that any engine's answers can be compared with the live model's.
+3. Only the frozen adapter and the exporter's options decide the bytes: no time, no path of the output.
+4. An existing directory is replaced on request only, and only if it holds nothing but an export of qpa.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Protocol, cast
+
+from qpa.atomic_files import new_directory, sha256_of
+from qpa.documents import (
+    MANIFEST_PATH,
+    Attachment,
+    FrozenAdapter,
+    Manifest,
+    read_manifest,
+)
+from qpa.documents.manifest import DtypeName, ExportFormat
+from qpa.errors import DocumentError, ExportError
+from qpa.pipeline import Maker, PassContext
+from qpa.tensor_file import Array, TensorPlan, write_tensors
+
+PROBE_FILE = "qpa/probe.safetensors"
+CARD_FILE = "README.md"
+
+
+class Exporter(Maker, Protocol):
+    """A frozen dataclass whose fields are its options, of which `dtype` is one.
+
+    Class attributes: `name` is the format's, as on the command line and in the manifest.
+    """
+
+    @property
+    def dtype(self) -> str: ...
+
+    def check(self, frozen: FrozenAdapter) -> None:
+        """Refuse, before anything is written, what the format cannot carry or engines serve wrongly.
+
+        Raises:  ExportError: with the reason, and the format that can.
+        """
+        ...
+
+    def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
+        """Write the format's own files, the model card included.
+
+        Returns: the rank that was written.
+        Raises:  ExportError, DocumentError: something is wrong with the arrays or the base model.
+        """
+        ...
+
+
+class ExportDirectory:
+    """The files of an export while it is being made.
+
+    Args:    path: of the temporary directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files: list[Attachment] = []
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file; a name may have folders."""
+        self._new(name).write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        self.files.append(Attachment(file=name, sha256=sha256, n_bytes=len(content)))
+
+    def write_tensors(
+        self,
+        name: str,
+        plans: Iterable[TensorPlan],
+        read: Callable[[str], Array],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write a safetensors file, see `qpa.tensor_file.write_tensors`."""
+        written = write_tensors(self._new(name), plans, read, metadata)
+        self.files.append(written.model_copy(update={"file": name}))
+
+    def take(self, name: str) -> None:
+        """List a file that a library has written below `path`."""
+        path = self.path / name
+        self.files.append(Attachment(file=name, sha256=sha256_of(path), n_bytes=path.stat().st_size))
+
+    def _new(self, name: str) -> Path:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def emit_export(
+    exporter: Exporter, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
+) -> Manifest:
+    """Write an export whole or not at all.
+
+    Args:    out: a new or empty directory.
+             context: its file store holds the adapter's arrays and probe.
+             force: replace an export of qpa that is already there. A directory that is anything
+             else, or holds anything else, is never removed.
+    Returns: the manifest, as it stands in the directory.
+    Raises:  ExportError: the format cannot carry this adapter, numbers that are not finite, arrays
+             that are not the document's, an output that is in the way or cannot be written.
+             DocumentError: the arrays or the probe are missing or damaged.
+    """
+    exporter.check(frozen)
+    check_output(out, force=force)
+    probe = context.files.get(frozen.probe).read_bytes()
+    try:
+        with new_directory(out) as work:
+            directory = ExportDirectory(work)
+            rank = exporter.write(frozen, context, directory)
+            directory.write(PROBE_FILE, probe)
+            manifest = _manifest(exporter, frozen, rank, directory.files, context)
+            (work / MANIFEST_PATH).write_bytes(manifest.to_json())
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        raise ExportError(str(out), "a directory that can be written", found) from error
+    return manifest
+
+
+def _manifest(
+    exporter: Exporter, frozen: FrozenAdapter, rank: int, files: list[Attachment], context: PassContext
+) -> Manifest:
+    return Manifest(
+        provenance=context.provenance(exporter, frozen),
+        format=cast(ExportFormat, exporter.name),
+        dtype=cast(DtypeName, exporter.dtype),
+        base=frozen.base,
+        rank=rank,
+        files=tuple(sorted(files, key=lambda entry: entry.file)),
+        probe=PROBE_FILE,
+        account=frozen.account,
+        result=frozen.result,
+    )
+
+
+def check_output(out: Path, *, force: bool) -> None:
+    """Check that an export may be written to `out`.
+
+    Raises:  ExportError: a file; an export of qpa without `force`; or a directory that is none, or
+             holds files that are not the export's own, with or without `force`.
+    """
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
+        raise ExportError(str(out), "a new directory", "a file")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    try:
+        manifest = read_manifest(out)
+    except DocumentError as error:
+        raise ExportError(
+            str(out), "a new or empty directory", "a directory that is no qpa export"
+        ) from error
+    own = {entry.file for entry in manifest.files} | {MANIFEST_PATH}
+    present = {entry.relative_to(out).as_posix() for entry in out.rglob("*") if not entry.is_dir()}
+    if foreign := sorted(present - own):
+        raise ExportError(str(out), "a directory with nothing but a qpa export", f"{foreign[0]} in it")
+    if not force:
+        raise ExportError(str(out), "a new directory", "an existing export", "pass --force to replace it")

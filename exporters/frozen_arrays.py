@@ -1,0 +1,103 @@
+"""A frozen adapter's numbers as exporters want them: scaling folded in, padded, cast, and finite.
+
+Rules:
+1. LoRA's scaling alpha / rank is multiplied into lora_B in float32, so that no format has to carry it. A
+   scaling of 1 leaves the bits alone.
+2. Padding adds rows of zeros to lora_A and columns of zeros to lora_B.
+3. A cast rounds to nearest even, last of all; what does not fit the type is refused, never infinite.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+
+from qpa.documents import FrozenAdapter, TensorShape
+from qpa.documents.manifest import DtypeName
+from qpa.errors import DocumentError, ExportError, OptionError
+from qpa.pipeline import PassContext
+from qpa.tensor_file import DTYPES, Array, TensorFile
+
+SAFETENSORS_TYPE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+@dataclass(frozen=True)
+class FrozenArrays:
+    """The tensors of a frozen adapter, read one at a time.
+
+    Args:    rank: at least the adapter's; more is padding.
+    """
+
+    frozen: FrozenAdapter
+    file: TensorFile
+    dtype: str
+    rank: int
+
+    @classmethod
+    def open(
+        cls, frozen: FrozenAdapter, context: PassContext, *, dtype: str = "float32", rank_pad: int = 1
+    ) -> FrozenArrays:
+        """Check that the arrays are those of the document.
+
+        Args:    dtype: "float32", "bfloat16" or "float16".
+                 rank_pad: pad the rank to a multiple of it.
+        Raises:  OptionError: an unknown type, or a multiple below 1.
+                 DocumentError: the file is missing or damaged.
+                 ExportError: its tensors are not the document's.
+        """
+        if dtype not in get_args(DtypeName):
+            raise OptionError("--dtype", "float32, bfloat16 or float16", dtype)
+        if rank_pad < 1:
+            raise OptionError("--rank-pad", "a whole number of at least 1", str(rank_pad))
+        path = context.files.get(frozen.arrays)
+        try:
+            file = TensorFile.open(path)
+        except DocumentError as error:
+            raise ExportError(str(path), "a safetensors file of float32 tensors", error.found) from error
+        _check_names(frozen, file)
+        return cls(frozen, file, dtype, -(-frozen.rank // rank_pad) * rank_pad)
+
+    def shape(self, tensor: TensorShape) -> tuple[int, int]:
+        """Return a tensor's shape with the padding."""
+        n_out, n_in = tensor.shape
+        return (self.rank, n_in) if _is_a(tensor.path) else (n_out, self.rank)
+
+    def read(self, path: str) -> Array:
+        """Return one tensor, of the type that was asked for.
+
+        Raises:  ExportError: a number is, or becomes, NaN or infinity.
+        """
+        array = self.file.read(path)
+        if not _is_a(path) and (scaling := np.float32(self.frozen.alpha / self.frozen.rank)) != 1:
+            with np.errstate(over="ignore", invalid="ignore"):
+                array *= scaling
+        n_missing = self.rank - self.frozen.rank
+        if n_missing:
+            array = np.pad(array, ((0, n_missing), (0, 0)) if _is_a(path) else ((0, 0), (0, n_missing)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            cast = array.astype(DTYPES[SAFETENSORS_TYPE[self.dtype]], copy=False)
+        if not np.all(np.isfinite(cast)):
+            if np.all(np.isfinite(array)):
+                found, advice = f"one too large: {np.abs(array).max():.1e}", "use bfloat16 or float32"
+            else:
+                found, advice = "NaN or infinity", "train again with a smaller step"
+            raise ExportError(path, f"finite {self.dtype} numbers", found, advice)
+        return cast
+
+
+def _is_a(path: str) -> bool:
+    return path.endswith(".lora_A.weight")
+
+
+def _check_names(frozen: FrozenAdapter, file: TensorFile) -> None:
+    expected = {tensor.path: tensor.shape for tensor in frozen.tensors}
+    for name in sorted(expected.keys() ^ file.entries.keys()):
+        found = "none" if name in expected else "a tensor the document does not name"
+        raise ExportError(name, f"the {len(expected)} tensors of the frozen adapter", found)
+    for name, entry in file.entries.items():
+        if entry.dtype != "F32" or entry.shape != expected[name]:
+            raise ExportError(name, f"F32{list(expected[name])}", f"{entry.dtype}{list(entry.shape)}")

@@ -1,0 +1,74 @@
+"""What the manifest of an export promises, checked file by file; and how a broken rule is told.
+
+L20  The manifest is valid, no file is missing or extra, and every SHA-256 is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpa.atomic_files import sha256_of
+from qpa.documents import MANIFEST_PATH, read_manifest
+from qpa.errors import DocumentError
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One broken rule.
+
+    Args:    rule: "L01" and following, see `qpa.exporters.lora_contract`.
+             subject: the file, config field or tensor; the first one where there are several.
+    """
+
+    rule: str
+    subject: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        """Return the finding as one line."""
+        return f"{self.rule} {self.subject}: expected {self.expected}, found {self.found}"
+
+
+def check_manifest(directory: Path) -> Iterator[Finding]:
+    """Yield what differs from the manifest of a directory, nothing where there is no manifest.
+
+    Source:  ours.
+    """
+    if not (directory / MANIFEST_PATH).is_file():
+        return
+    try:
+        manifest = read_manifest(directory)
+    except DocumentError as error:
+        yield Finding("L20", MANIFEST_PATH, short(error.expected), short(error.found))
+        return
+    listed = {entry.file: entry for entry in manifest.files}
+    present = {
+        file.relative_to(directory).as_posix(): file for file in directory.rglob("*") if file.is_file()
+    }
+    for name, entry in listed.items():
+        if name not in present:
+            yield Finding("L20", short(name), "a file, as the manifest lists it", "nothing")
+        elif present[name].stat().st_size != entry.n_bytes:
+            n_bytes = present[name].stat().st_size
+            yield Finding("L20", short(name), f"{entry.n_bytes} bytes", f"{n_bytes} bytes")
+        elif (sha256 := sha256_of(present[name])) != entry.sha256:
+            yield Finding("L20", short(name), f"SHA-256 {entry.sha256[:16]}..", f"{sha256[:16]}..")
+    # The Hub and its client add hidden files (.gitattributes, .cache), which no engine reads.
+    visible = {name for name in present if not name.startswith(".")}
+    for name in sorted(visible - {*listed, MANIFEST_PATH}):
+        yield Finding("L20", short(name), "only files the manifest lists", "another file")
+
+
+def several(names: Iterable[str]) -> str:
+    """Return the first name and how many others there are."""
+    first, *others = names
+    return short(first) + (f" and {len(others)} more" if others else "")
+
+
+def short(value: object) -> str:
+    """Return a value as at most 120 printable characters in one line, whatever it holds."""
+    text = " ".join("".join(c if c.isprintable() else "?" for c in str(value)[:400]).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."
