@@ -1,4 +1,4 @@
-"""README.md of an exported LoRA: the Hub's front matter, the account, the result, how to load it.
+"""README.md of an export: the Hub's front matter, the account, the result, how to load it.
 
 The text depends on the frozen adapter only, so the same adapter gets the same card everywhere.
 """
@@ -25,14 +25,64 @@ def model_card(frozen: FrozenAdapter, rank: int | None = None) -> str:
     Returns: Markdown with YAML front matter valid for the Hub.
     Source:  ours; front matter as in the Hub's model card specification.
     """
+    return format_card(
+        frozen,
+        title="LoRA adapter",
+        library="peft",
+        tags=("lora", "peft"),
+        what=_what(frozen, rank or frozen.rank),
+        loading=_loading(frozen, rank or frozen.rank),
+    )
+
+
+def format_card(
+    frozen: FrozenAdapter,
+    *,
+    title: str,
+    library: str,
+    tags: tuple[str, ...],
+    what: str,
+    loading: str,
+    relation: str = "adapter",
+) -> str:
+    """Return the README.md of an export.
+
+    Args:    title: what it is, in two words or three.
+             library, tags, relation: for the Hub's front matter; relation is "adapter", "merge" or
+             "quantized".
+             what: a paragraph: what the files are and which modules are adapted.
+             loading: Markdown: how to load it in each engine that can.
+    """
     parts = (
-        _front_matter(frozen.base),
-        _introduction(frozen, rank or frozen.rank),
+        _front_matter(frozen.base, library, tags, relation),
+        f"# {title} made by qpa {__version__}",
+        what,
         _account(frozen),
         _result(frozen),
-        _loading(frozen, rank or frozen.rank),
+        "## Loading",
+        loading,
     )
     return "\n\n".join(parts) + "\n"
+
+
+def origin() -> str:
+    """Return the sentence on where the weights come from, the same in every card, without its full stop."""
+    return (
+        "During training its weights were\nproduced by a small generator around a parameterised quantum "
+        "circuit, which was then evaluated once and left\nbehind. **Nothing quantum is needed to serve it**"
+    )
+
+
+def base_name(frozen: FrozenAdapter) -> str:
+    """Return the base model's name, revision and architecture, as a card says them."""
+    base = frozen.base
+    revision = f" at revision `{base.revision}`" if base.revision else ""
+    return f"`{base.name_or_path}`{revision} ({base.architecture})"
+
+
+def adapted_modules(frozen: FrozenAdapter) -> str:
+    """Return the names of the adapted modules, in code font."""
+    return ", ".join(f"`{name}`" for name in sorted(frozen.target_modules))
 
 
 def vllm_rank_option(rank: int) -> int | None:
@@ -45,26 +95,20 @@ def targets_head(frozen: FrozenAdapter) -> bool:
     return any(tensor.path.rpartition(".lora_")[0] == frozen.base.head for tensor in frozen.tensors)
 
 
-def _front_matter(base: BaseModelReference) -> str:
+def _front_matter(base: BaseModelReference, library: str, tags: tuple[str, ...], relation: str) -> str:
     lines = ["---"]
     if not base.local:
-        lines += [f"base_model: {json.dumps(base.name_or_path)}", "base_model_relation: adapter"]
-    lines += ["library_name: peft", "pipeline_tag: text-generation"]
-    return "\n".join([*lines, "tags:", "- lora", "- peft", "- qpa", "---"])
+        lines += [f"base_model: {json.dumps(base.name_or_path)}", f"base_model_relation: {relation}"]
+    lines += [f"library_name: {library}", "pipeline_tag: text-generation", "tags:"]
+    return "\n".join([*lines, *(f"- {tag}" for tag in (*tags, "qpa")), "---"])
 
 
-def _introduction(frozen: FrozenAdapter, rank: int) -> str:
-    base = frozen.base
-    revision = f" at revision `{base.revision}`" if base.revision else ""
-    return f"""# LoRA adapter made by qpa {__version__}
+def _what(frozen: FrozenAdapter, rank: int) -> str:
+    return f"""A plain rank-{rank} LoRA for {base_name(frozen)}. {origin()}: no quantum hardware, no
+simulator, no qpa, only the tensors of `adapter_model.safetensors`.
 
-A plain rank-{rank} LoRA for `{base.name_or_path}`{revision} ({base.architecture}). During training its
-weights were produced by a small generator around a parameterised quantum circuit, which was then evaluated
-once and left behind. **Nothing quantum is needed to serve it**: no quantum hardware, no simulator, no qpa,
-only the tensors of `adapter_model.safetensors`.
-
-Adapted modules: {", ".join(f"`{name}`" for name in sorted(frozen.target_modules))}. The scaling is folded
-into `lora_B`, so `lora_alpha` equals `r`."""
+Adapted modules: {adapted_modules(frozen)}.
+The scaling is folded into `lora_B`, so `lora_alpha` equals `r`."""
 
 
 def _account(frozen: FrozenAdapter) -> str:
@@ -99,9 +143,7 @@ def _loading(frozen: FrozenAdapter, rank: int) -> str:
         arguments += f", revision={json.dumps(frozen.base.revision)}"
     if frozen.base.trust_remote_code:
         arguments += ", trust_remote_code=True"
-    return f"""## Loading
-
-PEFT:
+    return f"""PEFT:
 
 ```python
 from peft import PeftModel

@@ -69,9 +69,11 @@ class VerifyAdapter:
                  ModelError: the model needs its own Python code, and the user did not allow it.
                  VerificationError: any rule of this module is broken.
         """
+        from qpa.base_model import moved_base
+
         self._check_options()
         self._check_static(source)
-        base = self._base(source)
+        base = moved_base(source.base, self.model)
         self._check_base(base)
         context.progress("loading the adapter in an independent process", 0, 1)
         answer = self._ask_worker(source, base)
@@ -167,12 +169,6 @@ class VerifyAdapter:
         if not answer["greedy_tokens_equal"]:
             found = f"others: {answer['greedy_tokens']}"
             raise VerificationError(subject, "the trained model's greedy tokens", found)
-
-    def _base(self, source: Manifest) -> BaseModelReference:
-        if self.model is None:
-            return source.base
-        moved = {"name_or_path": self.model, "local": Path(self.model).is_dir(), "revision": None}
-        return source.base.model_copy(update=moved)
 
 
 def _engine_check(answer: dict[str, Any]) -> EngineCheck:

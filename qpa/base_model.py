@@ -63,6 +63,14 @@ def build_on_meta(config: Any, name_or_path: str, *, trust_remote_code: bool = F
         raise _model_error(name_or_path, "a causal language model", error) from error
 
 
+def moved_base(base: BaseModelReference, model: str | None) -> BaseModelReference:
+    """Return the reference to the same model at another place; None is where it was."""
+    if model is None:
+        return base
+    moved = {"name_or_path": model, "local": Path(model).is_dir(), "revision": None}
+    return base.model_copy(update=moved)
+
+
 def load_model(base: BaseModelReference, *, keep_dtype: bool, trust_remote_code: bool = False) -> Any:
     """Return the base model with its weights, on the CPU, in eval mode.
 
