@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpa.cli.output import JsonOption, print_json, print_line, print_table
+from qpa.cli.output import JsonOption, print_json, print_line, print_table, split_names
+
+if TYPE_CHECKING:
+    from qpa.passes.verify_adapter import VerifyAdapter
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -23,26 +26,46 @@ def verify(
     model: Annotated[
         str | None, typer.Option(help="Base model to verify with.  [default: the one it was trained on]")
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Engines that read the format, separated by commas: peft, transformers, onnxruntime, "
+            "onnxruntime-genai, vllm, llama.cpp; all: those installed."
+        ),
+    ] = "all",
+    python: Annotated[
+        str | None,
+        typer.Option(help="Python of the environment that has the engines.  [default: this one]"),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
     static: Annotated[
-        bool, typer.Option("--static", help="Only check the files against the LoRA contract; any origin.")
+        bool, typer.Option("--static", help="Only check the files: the manifest's; of a LoRA of any origin.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Load an adapter with PEFT and with transformers in a fresh process and compare with the live model."""
+    """Load an export with engines that know nothing of qpa, in a fresh process, and compare answers."""
     if static:
         _verify_static(directory, json_)
-    else:
-        _verify_engines(directory, model, trust_remote_code, json_)
+        return
+    from qpa.passes.verify_adapter import VerifyAdapter
+
+    step = VerifyAdapter(
+        directory=str(directory),
+        model=model,
+        engines=None if engine == "all" else split_names(engine),
+        python=python,
+        trust_remote_code=trust_remote_code,
+    )
+    _verify_engines(step, directory, json_)
 
 
 def _verify_static(directory: Path, as_json: bool) -> None:
     from qpa.errors import VerificationError
-    from qpa.exporters.lora_contract import check_lora_contract
+    from qpa.exporters.contracts import check_contract
 
-    findings = check_lora_contract(directory)
+    findings = check_contract(directory)
     if as_json:
         print_json({"adapter": str(directory), "findings": [str(finding) for finding in findings]})
     else:
@@ -50,24 +73,22 @@ def _verify_static(directory: Path, as_json: bool) -> None:
             print_line(str(finding))
     if findings:
         raise VerificationError(
-            str(directory), "the LoRA contract to be kept", f"{len(findings)} findings: {findings[0]}"
+            str(directory), "the contract to be kept", f"{len(findings)} findings: {findings[0]}"
         )
     if not as_json:
-        print_line(f"{directory}: keeps the LoRA contract")
+        print_line(f"{directory}: keeps the contract")
 
 
-def _verify_engines(directory: Path, model: str | None, trust_remote_code: bool, as_json: bool) -> None:
+def _verify_engines(step: VerifyAdapter, directory: Path, as_json: bool) -> None:
     from qpa.cli.output import progress_bar
     from qpa.documents import Verification, read_manifest
     from qpa.passes import verification_pipeline
-    from qpa.passes.verify_adapter import VerifyAdapter
     from qpa.pipeline import PassContext
     from qpa.run_directory import DirectoryStore
 
     manifest = read_manifest(directory)
     with progress_bar() as progress:
         context = PassContext(manifest.provenance.seed, DirectoryStore(directory), (), progress)
-        step = VerifyAdapter(directory=str(directory), model=model, trust_remote_code=trust_remote_code)
         document = verification_pipeline(step).run(manifest, context).document(Verification)
     if as_json:
         print_json(
@@ -77,8 +98,8 @@ def _verify_engines(directory: Path, model: str | None, trust_remote_code: bool,
     rows = [
         (
             check.engine,
-            f"{check.max_logit_difference:.1e}",
-            f"{check.max_base_difference:.1e}",
+            _difference(check.max_logit_difference),
+            _difference(check.max_base_difference),
             "equal" if check.greedy_tokens_equal else "differ",
             "none",
         )
@@ -86,3 +107,7 @@ def _verify_engines(directory: Path, model: str | None, trust_remote_code: bool,
     ]
     header = ("engine", "logits - live", "logits - base", "greedy tokens", "missing or unexpected keys")
     print_table(f"{directory}: the same function as the trained model", rows, header)
+
+
+def _difference(value: float | None) -> str:
+    return "no logits" if value is None else f"{value:.1e}"

@@ -1,18 +1,23 @@
 """verify-adapter: is an exported directory the function that was trained, for readers we did not write?
 
 Rules:
-1. The static contract of `qpa.exporters.lora_contract` is kept, the manifest's digests included.
+1. The static contract of the format is kept (`qpa.exporters.contracts`), the manifest's digests included.
 2. The base model's config.json is the one of the manifest, before any code of the model runs, and its
    answers are those of the base that was trained on. The manifest may be anybody's: that it asks for
    the model's own Python code is no permission to run it.
-3. The engines load the directory in one fresh process that cannot import qpa, Qiskit, PennyLane or Cirq.
+3. The engines load the directory in a fresh process that cannot import qpa, Qiskit, PennyLane or Cirq; on
+   request in the Python of another environment, for engines that need one of their own.
 4. Each engine finds every tensor it wants and wants every tensor it finds.
 5. Its logits are the live model's within `tolerance * max(1, largest live logit)`, and they are not
-   the base model's; its greedy tokens are the live model's.
+   the base model's; its greedy tokens are the live model's. An engine without logits is judged by its
+   tokens alone: they are the live model's, and not those of the base.
+6. An export in a smaller type is the live model rounded: the bound is ROUNDING times the type's epsilon
+   times the largest live logit, and its greedy tokens are reported, not judged.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -31,11 +36,26 @@ from qpa.documents import (
     read_manifest,
 )
 from qpa.errors import ModelError, OptionError, VerificationError
-from qpa.exporters.lora_contract import check_lora_contract
+from qpa.exporters.contracts import check_contract
 from qpa.pipeline import PassContext
 
-ENGINES = ("peft", "transformers")
+ENGINES_OF: dict[str, tuple[str, ...]] = {
+    "lora": ("peft", "transformers", "vllm"),
+    "merged": ("transformers", "vllm"),
+    "onnx": ("onnxruntime",),
+    "onnx-adapter": ("onnxruntime",),
+    "genai": ("onnxruntime-genai",),
+    "gguf": ("llama.cpp",),
+    "mlx": (),
+}
+"""The engines that can be asked about an export of a format."""
+
+PACKAGES = {"onnxruntime-genai": "onnxruntime_genai", "vllm": "vllm", "llama.cpp": "llama_cpp"}
+"""Modules of engines that may not be installed."""
+
 WORKER = Path(__file__).with_name("verify_worker.py")
+EPSILON = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+ROUNDING = 16.0
 
 
 @final
@@ -47,7 +67,8 @@ class VerifyAdapter:
              model: where the base model is now; None for where the manifest says.
              trust_remote_code: the user allows the model's own Python code to run.
              tolerance: largest logit difference, in units of max(1, largest |live logit|).
-             engines: any of "peft" and "transformers".
+             engines: names as in `ENGINES_OF`; None is those that this Python has.
+             python: interpreter of the environment that has the engines; None is this one.
     Source:  ours.
     """
 
@@ -59,7 +80,8 @@ class VerifyAdapter:
     directory: str
     model: str | None = None
     tolerance: float = 1e-5
-    engines: tuple[str, ...] = ENGINES
+    engines: tuple[str, ...] | None = None
+    python: str | None = field(default=None, metadata={"provenance": False})
     trust_remote_code: bool = field(default=False, metadata={"provenance": False})
 
     def run(self, source: Manifest, context: PassContext) -> Verification:
@@ -71,32 +93,51 @@ class VerifyAdapter:
         """
         from qpa.base_model import moved_base
 
-        self._check_options()
+        engines = self._engines(source)
         self._check_static(source)
         base = moved_base(source.base, self.model)
         self._check_base(base)
         context.progress("loading the adapter in an independent process", 0, 1)
-        answer = self._ask_worker(source, base)
+        answer = self._ask(source, base, engines)
         context.progress("loading the adapter in an independent process", 1, 1)
-        bound = self.tolerance * max(1.0, answer["largest_live_logit"])
+        scale = max(1.0, answer["largest_live_logit"])
+        bound = self.tolerance * scale
         self._check_base_answer(base, answer["base_difference"], bound)
+        bound += ROUNDING * EPSILON[source.dtype] * scale
         for engine in answer["engines"]:
-            self._check_engine(engine, bound)
+            self._check_engine(engine, bound, exact=source.dtype == "float32")
         return Verification(
             provenance=context.provenance(self, source),
             engines=tuple(_engine_check(engine) for engine in answer["engines"]),
             tolerance=self.tolerance,
         )
 
-    def _check_options(self) -> None:
-        unknown = [engine for engine in self.engines if engine not in ENGINES]
-        if unknown or not self.engines:
-            raise OptionError("engines", " or ".join(ENGINES), ", ".join(unknown) or "none")
+    def _engines(self, source: Manifest) -> tuple[str, ...]:
+        """Return the engines to ask."""
         if not 0.0 < self.tolerance < math.inf:
             raise OptionError("tolerance", "a finite number above 0", str(self.tolerance))
+        known = ENGINES_OF[source.format]
+        engines = tuple(filter(_is_here, known)) if self.engines is None else self.engines
+        expected = ", ".join(known) or f"--static: no engine here reads {source.format}"
+        if unknown := [engine for engine in engines if engine not in known]:
+            raise OptionError("--engine", expected, ", ".join(unknown))
+        if not engines:
+            raise OptionError("--engine", expected, "none that is installed", "see --python, or use --static")
+        if self.python is None and (missing := [engine for engine in engines if not _is_here(engine)]):
+            advice = "pass --python, the interpreter of an environment that has it"
+            raise OptionError("--engine", "an engine that is installed", missing[0], advice)
+        return engines
+
+    def _ask(self, source: Manifest, base: BaseModelReference, engines: tuple[str, ...]) -> dict[str, Any]:
+        """Return the base model's answer from this environment, and the engines' from theirs."""
+        if self.python is None:
+            return self._ask_worker(sys.executable, source, base, engines, checks_base=True)
+        here = self._ask_worker(sys.executable, source, base, (), checks_base=True)
+        there = self._ask_worker(self.python, source, base, engines, checks_base=False)
+        return here | {"engines": there["engines"]}
 
     def _check_static(self, source: Manifest) -> None:
-        findings = check_lora_contract(Path(self.directory))
+        findings = check_contract(Path(self.directory))
         if findings:
             first, others = findings[0], len(findings) - 1
             raise VerificationError(
@@ -118,17 +159,27 @@ class VerifyAdapter:
             advice = error.advice or "say where the base model is: --model"
             raise VerificationError(error.subject, error.expected, error.found, advice) from error
 
-    def _ask_worker(self, source: Manifest, base: BaseModelReference) -> dict[str, Any]:
+    def _ask_worker(
+        self,
+        python: str,
+        source: Manifest,
+        base: BaseModelReference,
+        engines: tuple[str, ...],
+        *,
+        checks_base: bool,
+    ) -> dict[str, Any]:
         request = {
             "directory": self.directory,
+            "format": source.format,
+            "checks_base": checks_base,
             "probe": str(Path(self.directory) / source.probe),
             "model": base.name_or_path,
             "revision": base.revision,
             "trust_remote_code": base.trust_remote_code,
-            "engines": self.engines,
+            "engines": engines,
         }
         finished = subprocess.run(
-            [sys.executable, "-I", str(WORKER)],
+            [python, "-I", str(WORKER)],
             input=json.dumps(request),
             capture_output=True,
             text=True,
@@ -152,32 +203,32 @@ class VerifyAdapter:
                 "its weights are not the ones the adapter was trained on",
             )
 
-    def _check_engine(self, answer: dict[str, Any], bound: float) -> None:
+    def _check_engine(self, answer: dict[str, Any], bound: float, *, exact: bool) -> None:
         subject = f"{self.directory} in {answer['engine']}"
         for kind in ("missing", "unexpected"):
             if keys := answer[f"{kind}_keys"]:
                 raise VerificationError(subject, f"no {kind} key", f"{len(keys)}, the first {keys[0]}")
-        difference = answer["max_logit_difference"]
-        if answer["max_base_difference"] == 0.0:
-            found = "the base model's: " + (
-                "the adapter changes nothing" if difference <= bound else "the adapter was ignored"
-            )
-            raise VerificationError(subject, "answers that differ from the base model's", found)
-        if not difference <= bound:
-            expected = f"the trained model's logits within {bound:.1e}"
-            raise VerificationError(subject, expected, f"a difference of {difference:.1e}")
-        if not answer["greedy_tokens_equal"]:
+        self._check_answers(subject, answer, bound)
+        if exact and not answer["greedy_tokens_equal"]:
             found = f"others: {answer['greedy_tokens']}"
             raise VerificationError(subject, "the trained model's greedy tokens", found)
 
+    def _check_answers(self, subject: str, answer: dict[str, Any], bound: float) -> None:
+        """Compare the logits, or, of an engine without, the tokens with the base model's."""
+        difference, from_base = answer["max_logit_difference"], answer["max_base_difference"]
+        if answer["base_tokens_equal"] or (from_base is not None and from_base <= bound):
+            is_live = answer["greedy_tokens_equal"] if difference is None else difference <= bound
+            found = "the adapter changes nothing" if is_live else "the adapter was ignored"
+            expected = "answers that differ from the base model's"
+            raise VerificationError(subject, expected, f"the base model's: {found}")
+        if difference is not None and not difference <= bound:
+            expected = f"the trained model's logits within {bound:.1e}"
+            raise VerificationError(subject, expected, f"a difference of {difference:.1e}")
+
 
 def _engine_check(answer: dict[str, Any]) -> EngineCheck:
-    return EngineCheck(
-        engine=answer["engine"],
-        max_logit_difference=answer["max_logit_difference"],
-        max_base_difference=answer["max_base_difference"],
-        greedy_tokens=tuple(answer["greedy_tokens"]),
-        greedy_tokens_equal=answer["greedy_tokens_equal"],
-        missing_keys=tuple(answer["missing_keys"]),
-        unexpected_keys=tuple(answer["unexpected_keys"]),
-    )
+    return EngineCheck.model_validate_json(json.dumps(answer))
+
+
+def _is_here(engine: str) -> bool:
+    return engine not in PACKAGES or importlib.util.find_spec(PACKAGES[engine]) is not None

@@ -2,13 +2,17 @@
 
 Rules:
 1. qpa, Qiskit and its packages, PennyLane and Cirq cannot be imported, from before anything is loaded.
-2. All engines answer in this process; the base model is loaded anew for each, in float32 on the CPU.
+2. All engines of a request answer in this process; the base model is loaded anew for each, in float32.
 3. The request is JSON on stdin, the answer JSON on stdout; whatever libraries print goes to stderr.
+4. Only numpy, safetensors and the engines' own packages are needed, so that the Python of another
+   environment can run this file.
 
-Request:  {"directory", "probe", "model", "revision", "trust_remote_code", "engines": [..]}
-Answer:   {"largest_live_logit", "base_difference", "engines": [{"engine", "max_logit_difference",
-          "max_base_difference", "greedy_tokens", "greedy_tokens_equal", "missing_keys",
-          "unexpected_keys"}]}
+Request:  {"directory", "format", "probe", "model", "revision", "trust_remote_code", "checks_base",
+          "engines": [..]}
+Answer:   {"largest_live_logit", "largest_adapter_effect", "base_difference", "engines": [{"engine",
+          "max_logit_difference", "max_base_difference", "greedy_tokens", "greedy_tokens_equal",
+          "base_tokens_equal", "missing_keys", "unexpected_keys"}]}; differences are null where an engine
+          gives no logits, base_tokens_equal is null where it gives some
 
 Source: ours.
 """
@@ -19,15 +23,45 @@ import importlib.abc
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 BLOCKED = ("qpa", "qiskit", "pennylane", "cirq", "passes", "exporters")
 
-Keys = tuple[list[str], list[str]]
+ENGINE_MODULES = {
+    "peft": "torch_models",
+    "transformers": "torch_models",
+    "onnxruntime": "onnx_models",
+    "onnxruntime-genai": "genai_models",
+    "vllm": "vllm_models",
+    "llama.cpp": "llama_cpp_models",
+}
+
+Probe = dict[str, npt.NDArray[Any]]
+
+
+class Engine(Protocol):
+    """A model with the adapter, in an engine that serves it.
+
+    Args:    missing_keys, unexpected_keys: what the engine wanted and did not find, and found and did not
+             want; known at the latest after `greedy`.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+    def logits(self, tokens: list[int]) -> npt.NDArray[np.float32] | None:
+        """Return float32[n_tokens, n_vocabulary], or None where the engine does not give them."""
+        ...
+
+    def greedy(self, prompt: list[int], n_new: int) -> list[int]:
+        """Return the greedy continuation of a prompt."""
+        ...
 
 
 class ImportBlocker(importlib.abc.MetaPathFinder):
@@ -48,6 +82,7 @@ def main() -> None:
     answer_stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     request = json.load(sys.stdin)
+    sys.path.insert(0, str(Path(__file__).parent))
     sys.meta_path.insert(0, ImportBlocker())
     answer = answer_probe(request)
     with answer_stream:
@@ -55,103 +90,56 @@ def main() -> None:
 
 
 def answer_probe(request: dict[str, Any]) -> dict[str, Any]:
-    """Answer the probe with the base model and with every engine of the request."""
-    import torch
-    from safetensors.torch import load_file
+    """Answer the probe with the base model, if asked to, and with every engine of the request."""
+    from safetensors.numpy import load_file
 
-    probe = load_file(request["probe"])
-    with torch.no_grad():
-        base_logits = _probe_logits(_load_base(request), probe)
-        engines = [_check_engine(engine, request, probe, base_logits) for engine in request["engines"]]
-    return {
-        "largest_live_logit": float(probe["logits"].abs().max()),
-        "base_difference": _largest_difference(base_logits, probe["base_logits"]),
-        "engines": engines,
+    probe: Probe = load_file(request["probe"])
+    answer: dict[str, Any] = {
+        "largest_live_logit": float(np.abs(probe["logits"]).max()),
+        "largest_adapter_effect": _largest_difference(probe["logits"], probe["base_logits"]),
+        "base_difference": 0.0,
     }
+    if request["checks_base"]:
+        torch_models = _engine_module("torch_models")
+        base = torch_models.TorchEngine(torch_models.load_base(request), [], [])
+        answer["base_difference"] = _largest_difference(_probe_logits(base, probe), probe["base_logits"])
+    answer["engines"] = [_check_engine(engine, request, probe) for engine in request["engines"]]
+    return answer
 
 
-def _check_engine(
-    engine: str, request: dict[str, Any], probe: dict[str, Tensor], base_logits: Tensor
-) -> dict[str, Any]:
-    load: Callable[[Any, str], tuple[Any, Keys]] = {
-        "peft": load_in_peft,
-        "transformers": load_in_transformers,
-    }[engine]
-    model, (missing, unexpected) = load(_load_base(request), request["directory"])
-    model.eval()
-    logits = _probe_logits(model, probe)
-    greedy = _greedy_continuation(model, probe["input_ids"], len(probe["greedy"]))
+def _engine_module(name: str) -> Any:
+    package = f"{__package__}." if __package__ else ""
+    return import_module(f"{package}verify_engines.{name}")
+
+
+def _check_engine(name: str, request: dict[str, Any], probe: Probe) -> dict[str, Any]:
+    engine: Engine = _engine_module(ENGINE_MODULES[name]).open_engine(name, request)
+    prompt, expected = probe["input_ids"].tolist(), probe["greedy"].tolist()
+    logits = _probe_logits(engine, probe)
+    greedy = engine.greedy(prompt, len(expected))
+    base_tokens_equal = None
+    if logits is None:
+        base_tokens_equal = engine.base_greedy(prompt, len(expected)) == greedy  # type: ignore[attr-defined]
     return {
-        "engine": engine,
+        "engine": name,
         "max_logit_difference": _largest_difference(logits, probe["logits"]),
-        "max_base_difference": _largest_difference(logits, base_logits),
+        "max_base_difference": _largest_difference(logits, probe["base_logits"]),
         "greedy_tokens": greedy,
-        "greedy_tokens_equal": greedy == probe["greedy"].tolist(),
-        "missing_keys": missing,
-        "unexpected_keys": unexpected,
+        "greedy_tokens_equal": greedy == expected,
+        "base_tokens_equal": base_tokens_equal,
+        "missing_keys": engine.missing_keys,
+        "unexpected_keys": engine.unexpected_keys,
     }
 
 
-def load_in_peft(model: Any, directory: str) -> tuple[Any, Keys]:
-    """Load with `PeftModel.from_pretrained`, which only warns of keys; keep what it was told of them."""
-    from peft import PeftModel
-
-    results: list[Any] = []
-    load_adapter = PeftModel.load_adapter
-
-    def recording(self: Any, *arguments: Any, **options: Any) -> Any:
-        results.append(load_adapter(self, *arguments, **options))
-        return results[-1]
-
-    PeftModel.load_adapter = recording
-    try:
-        model = PeftModel.from_pretrained(model, directory)
-    finally:
-        PeftModel.load_adapter = load_adapter
-    return model, (sorted(results[0].missing_keys), sorted(results[0].unexpected_keys))
-
-
-def load_in_transformers(model: Any, directory: str) -> tuple[Any, Keys]:
-    """Load with transformers' own `load_adapter`; a tensor of another shape counts as missing."""
-    info = model.load_adapter(directory)
-    if info.error_msgs:
-        raise RuntimeError(str(info.error_msgs[0]))
-    mismatched = {str(entry[0]) for entry in info.mismatched_keys}
-    return model, (sorted(set(info.missing_keys) | mismatched), sorted(info.unexpected_keys))
-
-
-def _load_base(request: dict[str, Any]) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        request["model"],
-        revision=request["revision"],
-        trust_remote_code=request["trust_remote_code"],
-        dtype=torch.float32,
-    )
-    return model.eval()
-
-
-def _probe_logits(model: Any, probe: dict[str, Tensor]) -> Tensor:
+def _probe_logits(engine: Engine, probe: Probe) -> npt.NDArray[np.float32] | None:
     """Return float32[n_prompt, n_columns]."""
-    logits: Tensor = model(input_ids=probe["input_ids"][None]).logits[0].float()
-    return logits[:, probe["columns"]]
+    logits = engine.logits(probe["input_ids"].tolist())
+    return None if logits is None else logits[:, probe["columns"]]
 
 
-def _greedy_continuation(model: Any, prompt: Tensor, n_new: int) -> list[int]:
-    import torch
-
-    tokens = prompt
-    for _ in range(n_new):
-        logits = model(input_ids=tokens[None]).logits[0, -1]
-        tokens = torch.cat((tokens, logits.argmax()[None]))
-    new_tokens: list[int] = tokens[len(prompt) :].tolist()
-    return new_tokens
-
-
-def _largest_difference(left: Tensor, right: Tensor) -> float:
-    return float((left - right).abs().max())
+def _largest_difference(left: npt.NDArray[Any] | None, right: npt.NDArray[Any]) -> float | None:
+    return None if left is None else float(np.abs(left - right).max())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from qpa.errors import DocumentError, ModelError, OptionError, VerificationError
 from qpa.exporters.lora import ExportLora
 from qpa.exporters.lora_contract import WEIGHTS_FILE
 from qpa.passes import verification_pipeline, verify_adapter, verify_worker
-from qpa.passes.verify_adapter import ENGINES, WORKER, VerifyAdapter
+from qpa.passes.verify_adapter import WORKER, VerifyAdapter
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_llama
 from tests.traced_model import traced_model
@@ -28,6 +28,7 @@ from tests.traced_model import traced_model
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 Tensors = dict[str, torch.Tensor]
+ENGINES = ("peft", "transformers")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_static_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave finding the defect to the engines."""
-    monkeypatch.setattr(verify_adapter, "check_lora_contract", lambda _: ())
+    monkeypatch.setattr(verify_adapter, "check_contract", lambda _: ())
 
 
 def _verify(out: Path, made: RandomAdapter, **options: object) -> Verification:
@@ -226,6 +227,7 @@ def test_a_crash_of_the_worker_is_one_line(out, made, tmp_path, monkeypatch, cod
 
 
 ANSWER = {
+    "base_tokens_equal": None,
     "engine": "peft",
     "max_logit_difference": 0.0,
     "max_base_difference": 1.0,
