@@ -13,6 +13,8 @@ EXAMPLES = """
 [bold]Examples[/bold]
 
 qpa export runs/bard --format lora --out adapters/bard
+
+qpa export runs/bard --format merged --dtype bfloat16 --out models/bard
 """
 
 
@@ -20,13 +22,24 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run directory with a trained adapter.")],
     out: Annotated[Path, typer.Option(help="Directory to make.")],
     format_: Annotated[
-        str, typer.Option("--format", help="lora: a directory for PEFT, transformers, vLLM.")
+        str,
+        typer.Option(
+            "--format",
+            help="lora: for PEFT, transformers, vLLM. merged: base model and adapter in one, for "
+            "transformers, vLLM and engines without LoRA.",
+        ),
     ] = "lora",
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16.  [default: float32]")
     ] = None,
     rank_pad: Annotated[
         int | None, typer.Option(help="Pad the rank with zeros to a multiple of this.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Base model to read.  [default: the one it was trained on]")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = None,
     allow_tied_head: Annotated[
         bool | None,
@@ -44,7 +57,13 @@ def export(
     from qpa.pipeline import PassContext
     from qpa.run_directory import RunDirectory
 
-    options = {"dtype": dtype, "rank_pad": rank_pad, "allow_tied_head": allow_tied_head}
+    options = {
+        "dtype": dtype,
+        "rank_pad": rank_pad,
+        "model": model,
+        "trust_remote_code": trust_remote_code,
+        "allow_tied_head": allow_tied_head,
+    }
     exporter = exporter_for(format_, options)
     directory = RunDirectory.open(run)
     documents = directory.read_through(FrozenAdapter)
@@ -59,4 +78,4 @@ def export(
     rows = [(entry.file, f"{number(entry.n_bytes)} bytes") for entry in manifest.files]
     title = f"{out}: {manifest.format}, rank {manifest.rank}, {manifest.dtype}, "
     print_table(f"{title}for {manifest.base.name_or_path}", rows)
-    print_line(f"wrote {out}; next: qpa verify {out} --model {manifest.base.name_or_path}")
+    print_line(f"wrote {out}; next: qpa verify {out} --model {model or manifest.base.name_or_path}")

@@ -11,6 +11,7 @@ from qpa.exporters.export_directory import Exporter
 
 FORMATS = {
     "lora": "qpa.exporters.lora:ExportLora",
+    "merged": "qpa.exporters.merged:ExportMerged",
 }
 """Module and class of each format."""
 

@@ -139,6 +139,7 @@ def write_tensors(
                 found = f"{array.dtype}{list(array.shape)}"
                 raise DocumentError(plan.name, f"{plan.dtype}{list(plan.shape)}", found)
             stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            del array  # before the next one is read
     return Attachment(file=path.name, sha256=stream.digest.hexdigest(), n_bytes=stream.n_bytes)
 
 

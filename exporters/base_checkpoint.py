@@ -1,0 +1,167 @@
+"""A base model's checkpoint: its safetensors files, and which tensor is which module's weight.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qpa.documents import BaseModelReference
+from qpa.documents.base import JsonObject
+from qpa.errors import ExportError
+from qpa.tensor_file import TensorFile
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+COPIED = (".json", ".jinja", ".model", ".tiktoken", ".txt")
+"""Endings of what a model directory holds besides weights and code."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The safetensors files of a model directory.
+
+    Args:    files: by file name; their headers are read, their numbers are not.
+             index: content of model.safetensors.index.json; None for a single file.
+    """
+
+    folder: Path
+    files: Mapping[str, TensorFile]
+    index: JsonObject | None
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Find the files as transformers does, and check that every tensor is in one place.
+
+        Raises:  ExportError: there are none, or they are not those of the index.
+                 DocumentError: one is missing or damaged.
+        """
+        if (folder / WEIGHTS_FILE).is_file():
+            return cls(folder, {WEIGHTS_FILE: TensorFile.open(folder / WEIGHTS_FILE)}, None)
+        if not (folder / INDEX_FILE).is_file():
+            pickles = sorted(file.name for file in folder.glob("*.bin"))
+            found = f"{pickles[0]}, which is pickle" if pickles else "neither"
+            advice = "save the base model with safetensors: save_pretrained of transformers does"
+            raise ExportError(str(folder), f"{WEIGHTS_FILE} or {INDEX_FILE}", found, advice)
+        index = read_json(folder / INDEX_FILE)
+        places = _places(index, folder)
+        files = {name: TensorFile.open(folder / name) for name in sorted(set(places.values()))}
+        checkpoint = cls(folder, files, index)
+        _check_places(places, checkpoint.places(), folder)
+        return checkpoint
+
+    def places(self) -> dict[str, str]:
+        """Return the file name of every tensor.
+
+        Raises:  ExportError: a tensor is in two files.
+        """
+        places: dict[str, str] = {}
+        for name, file in self.files.items():
+            for key in file.entries:
+                if key in places:
+                    raise ExportError(f"{key} in {self.folder}", "one tensor", f"{places[key]} and {name}")
+                places[key] = name
+        return places
+
+
+def base_directory(base: BaseModelReference) -> Path:
+    """Return the directory with a base model's files, fetched from the Hub where it is not local.
+
+    Args:    base: as `check_base` has accepted it.
+    Raises:  ExportError: the Hub does not give them.
+    """
+    if Path(base.name_or_path).is_dir():
+        return Path(base.name_or_path)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["model*.safetensors", *(f"*{ending}" for ending in COPIED)]
+    if base.trust_remote_code:
+        wanted.append("*.py")
+    try:
+        return Path(snapshot_download(base.name_or_path, revision=base.revision, allow_patterns=wanted))
+    except Exception as error:  # the Hub's client raises errors of many libraries
+        found = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ExportError(base.name_or_path, "a base model's files from the Hub", found) from error
+
+
+def find_weights(modules: Iterable[str], keys: Iterable[str], model: Any) -> dict[str, str]:
+    """Return the checkpoint's key of every module's weight.
+
+    Args:    modules: module paths in the model.
+             keys: of all tensors of the checkpoint.
+             model: on torch's meta device.
+    Raises:  ExportError: a module has no weight in the checkpoint, two, or one that is not stored as the
+             model uses it.
+    Source:  names as in transformers.core_model_loading.
+    """
+    wanted = {f"{module}.weight": module for module in modules}
+    found: dict[str, str] = {}
+    for key, (name, is_converted) in _loaded_names(keys, model):
+        module = wanted.get(name)
+        if module is None:
+            continue
+        if is_converted:
+            what = f"{key}, which transformers converts when it loads it"
+            raise ExportError(module, "a weight stored as the model uses it", what, "use --format lora")
+        if module in found:
+            raise ExportError(module, "one weight in the checkpoint", f"{found[module]} and {key}")
+        found[module] = key
+    for module in wanted.values():
+        if module not in found:
+            raise ExportError(module, "a weight in the checkpoint", "none", "use --format lora")
+    return found
+
+
+def _loaded_names(keys: Iterable[str], model: Any) -> Iterator[tuple[str, tuple[str, bool]]]:
+    """Yield, for every key the model reads, its name there and whether it is converted on the way."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
+    prefix, parameters = model.base_model_prefix, model.state_dict()
+    for key in keys:
+        name, pattern = rename_source_key(key, renamings, converters, prefix, parameters)
+        if name not in parameters and key in parameters:
+            name, pattern = rename_source_key(key, [], [], prefix, parameters)
+        if name in parameters:
+            yield key, (name, pattern is not None)
+
+
+def _places(index: JsonObject, folder: Path) -> dict[str, str]:
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not all(_is_file_name(name) for name in places.values()):
+        found = "none, or names that are no safetensors files of this directory"
+        raise ExportError(str(folder / INDEX_FILE), "a weight_map from tensors to files", found)
+    return places
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
+
+
+def _check_places(expected: Mapping[str, str], found: Mapping[str, str], folder: Path) -> None:
+    for key, name in expected.items():
+        if found.get(key) != name:
+            where = found.get(key, "no file of it")
+            raise ExportError(str(folder / INDEX_FILE), f"{key} in {name}", f"it in {where}")
+
+
+def read_json(path: Path) -> JsonObject:
+    """Return the JSON object in a file.
+
+    Raises:  ExportError: there is none.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(str(path), "a JSON object", f"{type(error).__name__}: {error}") from error
+    if not isinstance(content, dict):
+        raise ExportError(str(path), "a JSON object", type(content).__name__)
+    return content

@@ -1,0 +1,333 @@
+"""merged: the base model's own checkpoint with the adapter added to its weights, for any engine.
+
+Rules:
+1. W' = W + (alpha / rank) B A in float32, rounded once to the type that is written. Conv1D stores its weight
+   as [in, out], so it gets the transpose.
+2. The checkpoint keeps the base's file names, tensor names and tensors. Floating-point tensors all become one
+   type, which config.json then names; the others stay as they are.
+3. Which tensor is which module's weight is asked of transformers, on a model without weights: it renames
+   tensors when it loads them. A weight that it also converts, or shares between modules, is refused.
+4. One tensor at a time is in memory, and what its type changes to, with the adapter's pair for it.
+5. A number that was finite stays finite or is refused.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, cast, final
+
+import numpy as np
+
+from qpa.base_model import build_on_meta, check_base, load_config, moved_base
+from qpa.documents import BaseModelReference, Document, FrozenAdapter, Manifest
+from qpa.documents.base import JsonObject
+from qpa.errors import ExportError, OptionError
+from qpa.exporters.base_checkpoint import (
+    COPIED,
+    INDEX_FILE,
+    Checkpoint,
+    base_directory,
+    find_weights,
+    read_json,
+)
+from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, emit_export
+from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
+from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin, targets_head
+from qpa.pipeline import PassContext
+from qpa.tensor_file import DTYPES, Array, TensorFile, TensorPlan
+
+CONFIG_FILE = "config.json"
+
+_FLOAT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_QUANTIZED = ("quantization_config", "compression_config")
+_NOTCOPIED = (CONFIG_FILE, "adapter_config.json")
+_BLOCK = 1 << 18
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ExportMerged:
+    """Write the base model with a frozen adapter merged into it.
+
+    Args:    dtype: "float32", "bfloat16" or "float16", to which all floating-point tensors of the base are
+             cast, whatever they are stored as: float32 doubles a bfloat16 base.
+             model: where the base model is now; None for where the adapter says.
+             trust_remote_code: the user allows the model's own Python code to run.
+    Source:  ours.
+    """
+
+    name: ClassVar[str] = "merged"
+    consumes: ClassVar[type] = FrozenAdapter
+    requires: ClassVar[tuple[type[Document], ...]] = ()
+    produces: ClassVar[type[Document]] = Manifest
+
+    dtype: str = "float32"
+    model: str | None = field(default=None, metadata={"provenance": False})
+    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
+
+    def emit(
+        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
+    ) -> Manifest:
+        """Write the directory whole or not at all, see `emit_export`."""
+        return emit_export(self, frozen, out, context, force=force)
+
+    def check(self, frozen: FrozenAdapter) -> None:
+        """Refuse an unknown type, and a tied head.
+
+        Raises:  OptionError: the type is none of the three.
+                 ExportError: the adapter is on a head that shares its weight with the input embedding.
+        """
+        if self.dtype not in SAFETENSORS_TYPE:
+            raise OptionError("--dtype", "float32, bfloat16 or float16", self.dtype)
+        if targets_head(frozen) and frozen.base.ties_lm_head:
+            raise _tied(f"the output head of {frozen.base.name_or_path}")
+
+    def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
+        """Write weights, config, the base's tokenizer files and card.
+
+        Raises:  ModelError: the base is not there, or not the one the adapter was planned for.
+                 ExportError: it is quantised, has no safetensors, or its weights do not fit the adapter.
+        """
+        arrays = FrozenArrays.open(frozen, context)
+        base = moved_base(frozen.base, self.model)
+        check_base(base, trust_remote_code=self.trust_remote_code)
+        folder = base_directory(base)
+        config = read_json(folder / CONFIG_FILE)
+        _check_not_quantized(config, folder)
+        checkpoint = Checkpoint.open(folder)
+        merge = Merge.plan(arrays, checkpoint, _model_without_weights(base), self.dtype)
+        _write_weights(merge, checkpoint, directory)
+        directory.write(CONFIG_FILE, _json(with_dtype(config, self.dtype)))
+        for file in _files_to_copy(folder, with_code=base.trust_remote_code):
+            directory.write(file.name, file.read_bytes())
+        directory.write(CARD_FILE, _card(frozen, self.dtype).encode())
+        return frozen.rank
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What becomes of each tensor of a checkpoint.
+
+    Args:    modules: adapted modules by the key of their weight in the checkpoint.
+             transposed: those of them that store [in, out].
+             dtype: of all floating-point tensors that are written.
+    """
+
+    arrays: FrozenArrays
+    modules: Mapping[str, str]
+    transposed: frozenset[str]
+    dtype: str
+
+    @classmethod
+    def plan(cls, arrays: FrozenArrays, checkpoint: Checkpoint, model: Any, dtype: str) -> Merge:
+        """Find the weight of every adapted module.
+
+        Args:    model: the base model on torch's meta device.
+        Raises:  ExportError: a weight is missing, there twice, shared with another module, converted when
+                 the model is loaded, of another shape, or no floating-point tensor.
+        """
+        modules = sorted({tensor.path.rpartition(".lora_")[0] for tensor in arrays.frozen.tensors})
+        _check_not_shared(modules, model)
+        keys = find_weights(modules, checkpoint.places(), model)
+        transposed = frozenset(module for module in modules if _is_conv1d(model, module))
+        merge = cls(arrays, {key: module for module, key in keys.items()}, transposed, dtype)
+        for file in checkpoint.files.values():
+            merge._check_file(file)
+        return merge
+
+    def planned(self, file: TensorFile) -> Iterator[TensorPlan]:
+        """Yield the tensors to be written in place of a file's."""
+        kind = SAFETENSORS_TYPE[self.dtype]
+        for key, entry in file.entries.items():
+            yield TensorPlan(key, kind if entry.dtype in _FLOAT_TYPES else entry.dtype, entry.shape)
+
+    def read(self, file: TensorFile, key: str) -> Array:
+        """Return a tensor as it is to be written, merged where its module is adapted.
+
+        Raises:  ExportError: a number becomes NaN or infinity.
+        """
+        source = file.read(key)
+        target = DTYPES[SAFETENSORS_TYPE[self.dtype]]
+        kept = file.entries[key].dtype not in _FLOAT_TYPES or source.dtype == target
+        if kept and key not in self.modules:
+            return source
+        result = source if source.dtype == target else np.empty(source.shape, target)
+        factors = self._factors(key) if key in self.modules else None
+        for rows, numbers in _blocks(source):
+            if factors is not None:
+                numbers = _added(key, numbers, factors[0][rows] @ factors[1])
+            _matrix(result)[rows] = self._cast(key, numbers)
+        return result
+
+    def _factors(self, key: str) -> tuple[Array, Array]:
+        """Return float32[n_rows, rank] and float32[rank, n_columns], whose product is added to the weight."""
+        module = self.modules[key]
+        a = self.arrays.read(f"{module}.lora_A.weight")
+        b = self.arrays.read(f"{module}.lora_B.weight")
+        return (a.T, b.T) if module in self.transposed else (b, a)
+
+    def _cast(self, key: str, numbers: Array) -> Array:
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = numbers.astype(DTYPES[SAFETENSORS_TYPE[self.dtype]], copy=False)
+        lost = np.isfinite(numbers) & ~np.isfinite(result)
+        if lost.any():
+            found = f"one too large: {np.abs(numbers[lost]).max():.1e}"
+            advice = "use float32" if self.dtype == "bfloat16" else "use bfloat16 or float32"
+            raise ExportError(key, f"finite {self.dtype} numbers", found, advice)
+        return result
+
+    def _check_file(self, file: TensorFile) -> None:
+        shapes = {tensor.path: tensor.shape for tensor in self.arrays.frozen.tensors}
+        for key, entry in file.entries.items():
+            if entry.dtype not in DTYPES:
+                raise ExportError(f"{key} in {file.path}", f"a type among {', '.join(DTYPES)}", entry.dtype)
+            if key not in self.modules:
+                continue
+            module = self.modules[key]
+            shape = (shapes[f"{module}.lora_B.weight"][0], shapes[f"{module}.lora_A.weight"][1])
+            expected = shape[::-1] if module in self.transposed else shape
+            if entry.shape != expected or entry.dtype not in _FLOAT_TYPES:
+                found = f"{entry.dtype}{list(entry.shape)}"
+                raise ExportError(f"{key} in {file.path}", f"floating-point numbers{list(expected)}", found)
+
+
+def with_dtype(config: JsonObject, dtype: str) -> JsonObject:
+    """Return a config that names a type at its top, and in place of every other one in it."""
+    renamed = cast(JsonObject, _with_dtype(config, dtype))
+    return renamed if "torch_dtype" in renamed else renamed | {"dtype": dtype}
+
+
+def _with_dtype(value: Any, dtype: str) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: dtype if key in ("dtype", "torch_dtype") else _with_dtype(item, dtype)
+        for key, item in value.items()
+    }
+
+
+def _write_weights(merge: Merge, checkpoint: Checkpoint, directory: ExportDirectory) -> None:
+    n_bytes = 0
+    for name, file in checkpoint.files.items():
+        plans = list(merge.planned(file))
+        n_bytes += sum(plan.n_bytes for plan in plans)
+        directory.write_tensors(name, plans, partial(merge.read, file), {"format": "pt"})
+    if checkpoint.index is not None:
+        metadata = checkpoint.index.get("metadata")
+        known = metadata if isinstance(metadata, dict) else {}
+        index = {"metadata": known | {"total_size": n_bytes}, "weight_map": checkpoint.places()}
+        directory.write(INDEX_FILE, _json(index))
+
+
+def _model_without_weights(base: BaseModelReference) -> Any:
+    name, allowed = base.name_or_path, base.trust_remote_code
+    config = load_config(name, revision=base.revision, trust_remote_code=allowed)
+    return build_on_meta(config, name, trust_remote_code=allowed)
+
+
+def _is_conv1d(model: Any, module: str) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(model.get_submodule(module), Conv1D)
+
+
+def _check_not_shared(modules: Iterable[str], model: Any) -> None:
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    shared = {*tied.keys(), *tied.values()}
+    for module in modules:
+        if f"{module}.weight" in shared:
+            raise _tied(module)
+
+
+def _tied(subject: str) -> ExportError:
+    return ExportError(
+        subject,
+        "a weight of its own to merge into",
+        "one shared between the input embedding and the output head, which both would change",
+        "choose targets without the head, or use --format lora --allow-tied-head",
+    )
+
+
+def _check_not_quantized(config: JsonObject, folder: Path) -> None:
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    if any(part.get(name) for part in parts for name in _QUANTIZED):
+        expected, advice = "a base model that is not quantised", "use --format lora"
+        raise ExportError(str(folder / CONFIG_FILE), expected, "one that is", advice)
+
+
+def _blocks(source: Array) -> Iterator[tuple[slice, Array]]:
+    """Yield the rows of a tensor of any shape as matrices of at most `_BLOCK` numbers, or one row."""
+    matrix = _matrix(source)
+    n_rows = max(1, _BLOCK // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), n_rows):
+        rows = slice(start, start + n_rows)
+        yield rows, matrix[rows]
+
+
+def _matrix(array: Array) -> Array:
+    """Return a contiguous array's own numbers, [.., n_columns], as [n_rows, n_columns]."""
+    n_columns = array.shape[-1] if array.ndim else 1
+    return array.reshape(array.size // max(1, n_columns), n_columns)
+
+
+def _added(key: str, numbers: Array, change: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        change += numbers.astype(np.float32, copy=False)
+    if not np.all(np.isfinite(change)):
+        raise ExportError(key, "finite numbers after merging", "NaN or infinity")
+    return change
+
+
+def _files_to_copy(folder: Path, *, with_code: bool) -> Iterator[Path]:
+    """Yield what a model directory holds for its tokenizer and for generation, in order."""
+    endings = (*COPIED, ".py") if with_code else COPIED
+    for file in sorted(folder.iterdir()):
+        is_own = file.name in _NOTCOPIED or file.name.endswith(".index.json")
+        is_own = is_own or file.name.startswith((".", "README"))
+        if file.is_file() and file.suffix in endings and not is_own:
+            yield file
+
+
+def _json(content: Mapping[str, object]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _card(frozen: FrozenAdapter, dtype: str) -> str:
+    return format_card(
+        frozen,
+        title="Merged model",
+        library="transformers",
+        tags=("merged",),
+        relation="merge",
+        what=f"""{base_name(frozen)} with a rank-{frozen.rank} LoRA merged into its weights, in {dtype}. The
+LoRA is part of the weights: no engine needs to know of it. {origin()}: no quantum hardware, no
+simulator, no qpa, only an ordinary checkpoint.
+
+Changed modules: {adapted_modules(frozen)}.""",
+        loading=_loading(frozen),
+    )
+
+
+def _loading(frozen: FrozenAdapter) -> str:
+    code = ", trust_remote_code=True" if frozen.base.trust_remote_code else ""
+    option = " --trust-remote-code" if frozen.base.trust_remote_code else ""
+    return f"""transformers:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory", dtype="auto"{code})
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory"{code})
+```
+
+vLLM:
+
+```sh
+vllm serve path/to/this/directory{option}
+```"""
