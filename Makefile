@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint test-vllm clean
+.PHONY: demo test lint test-vllm conformance clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo.run
@@ -18,6 +18,10 @@ lint: $(VENV)/ready
 
 test-vllm: $(VENV)/ready
 	HF_HUB_OFFLINE=1 bash tests/vllm/run.sh
+
+# A quarter of an hour, most of it vLLM's.
+conformance: test-vllm
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.conformance.run --out docs/conformance.md --vllm .venv-vllm/bin/python
 
 # torch first: constraints.txt names the CPU build's version, and a later resolver keeps it.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Check exported adapters in vLLM, which gets an environment of its own (3.4 GB, made once).
+# Check exports in vLLM, which gets an environment of its own (3.4 GB, made once).
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -17,4 +17,5 @@ if ! cmp -s "$constraints" "$environment/complete"; then
     cp "$constraints" "$environment/complete"
 fi
 
-exec .venv/bin/python -m tests.vllm.check "$environment/bin/python"
+exec .venv/bin/python -m tests.conformance.run --engines vllm --vllm "$environment/bin/python" \
+    --architectures llama,qwen3,gpt2 --formats lora,merged

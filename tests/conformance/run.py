@@ -1,0 +1,195 @@
+"""Which engine reads which export of which architecture, as a table that is measured and not claimed.
+
+For each architecture a tiny random base with a random LoRA is exported in each format and given to each
+engine of the format (`qpa.passes.verify_adapter`), which runs in a process that cannot import qpa. A cell is
+1. ok: the engine's greedy tokens are the live model's, they differ from the base model's, no tensor was
+   dropped or missing, and the logits, where the engine gives them, are the live model's to rounding;
+2. refused: `qpa export` wrote nothing, or the engine said no, for the reason below the table;
+3. failed: anything else, with the first line of why: the engine gave wrong answers, or broke where it is not
+   known to.
+
+    make conformance
+    python -m tests.conformance.run --out docs/conformance.md --vllm .venv-vllm/bin/python
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from qpa.documents import Manifest
+from qpa.errors import QpaError
+from qpa.exporters.export_directory import emit_export
+from qpa.exporters.formats import FORMATS, exporter_for
+from qpa.passes.verify_adapter import ENGINES_OF, VerifyAdapter
+from qpa.probe import greedy_continuation
+from tests.random_adapter import RandomAdapter, random_adapter
+from tests.tiny_models import ARCHITECTURES
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+TARGETS = {"qwen3-moe": ATTENTION}
+"""Where it is not all-linear."""
+
+REFUSED_BY_ENGINE = {("gpt2", "lora", "vllm")}
+"""Cells in which the engine is known to say no."""
+
+ENVIRONMENTS = {"vllm": "vllm", "llama.cpp": "llama_cpp"}
+"""Options that name the Python of an engine with an environment of its own."""
+
+
+class Cell(NamedTuple):
+    """What came of one architecture in one format and engine.
+
+    Args:    outcome: "ok", "refused", "failed" or "not run".
+             detail: of "ok" the largest difference of logits, of the others the reason.
+    """
+
+    architecture: str
+    format: str
+    engine: str
+    outcome: str
+    detail: str
+
+
+def main() -> int:
+    """Fill the table, write it, and return 1 if a cell failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="Markdown file for the table")
+    parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
+    parser.add_argument("--formats", default=",".join(FORMATS))
+    parser.add_argument("--engines", default=",".join(set().union(*ENGINES_OF.values())))
+    for engine, option in ENVIRONMENTS.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", help=f"Python of an environment with {engine}")
+    options = parser.parse_args()
+    disable_progress_bar()
+    # peft asks transformers by a name that transformers has renamed.
+    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+    torch.set_num_threads(1)
+    pythons = {engine: getattr(options, option) for engine, option in ENVIRONMENTS.items()}
+    engines = options.engines.split(",")
+    cells = []
+    for architecture in options.architectures.split(","):
+        for cell in cells_of(architecture, options.formats.split(","), engines, pythons):
+            cells.append(cell)
+            print(*cell, flush=True)
+    if options.out:
+        options.out.write_text(as_markdown(cells))
+    n_ok, n_failed = (sum(cell.outcome == kind for cell in cells) for kind in ("ok", "failed"))
+    print(f"{n_ok} ok, {n_failed} failed, {len(cells) - n_ok - n_failed} refused or not run")
+    return int(n_failed > 0 or n_ok == 0)
+
+
+def cells_of(
+    architecture: str, formats: list[str], engines: list[str], pythons: dict[str, str | None]
+) -> Iterator[Cell]:
+    """Yield the cells of one architecture."""
+    with tempfile.TemporaryDirectory() as work:
+        model = ARCHITECTURES[architecture](Path(work) / "model")
+        targets = TARGETS.get(architecture, ("all-linear",))
+        made = random_adapter(model, Path(work) / "store", rank=4, alpha=12.0, targets=targets)
+        for name in formats:
+            asked = [engine for engine in ENGINES_OF[name] or ("files",) if engine in (*engines, "files")]
+            yield from _cells_of_format(architecture, name, asked, made, Path(work) / name, pythons)
+
+
+def _cells_of_format(
+    architecture: str,
+    name: str,
+    engines: list[str],
+    made: RandomAdapter,
+    out: Path,
+    pythons: dict[str, str | None],
+) -> Iterator[Cell]:
+    started_s = time.monotonic()
+    try:
+        manifest = emit_export(exporter_for(name, {}), made.frozen, out, made.context)
+    except QpaError as error:
+        yield from (Cell(architecture, name, engine, "refused", _reason(error, out)) for engine in engines)
+        return
+    print(f"{architecture} {name}: exported in {time.monotonic() - started_s:.1f} s", file=sys.stderr)
+    for engine in engines:
+        if engine == "files":
+            yield Cell(architecture, name, engine, "not run", "no engine here reads it")
+        elif engine in ENVIRONMENTS and not pythons[engine]:
+            yield Cell(architecture, name, engine, "not run", "no environment was given")
+        else:
+            yield _ask(architecture, engine, made, manifest, out, pythons.get(engine))
+
+
+def _ask(
+    architecture: str, engine: str, made: RandomAdapter, manifest: Manifest, out: Path, python: str | None
+) -> Cell:
+    step = VerifyAdapter(directory=str(out), engines=(engine,), python=python)
+    try:
+        check = step.run(manifest, made.context).engines[0]
+    except QpaError as error:
+        known = (architecture, manifest.format, engine) in REFUSED_BY_ENGINE
+        outcome = "refused" if known else "failed"
+        return Cell(architecture, manifest.format, engine, outcome, _reason(error, out))
+    if list(check.greedy_tokens) == base_tokens(made):
+        return Cell(architecture, manifest.format, engine, "failed", "the base model says the same")
+    difference = check.max_logit_difference
+    detail = "tokens" if difference is None else f"{difference:.0e}"
+    return Cell(architecture, manifest.format, engine, "ok", detail)
+
+
+def _reason(error: QpaError, out: Path) -> str:
+    """Return an error without the place of the temporary directory, which is another each time."""
+    return str(error).replace(f"{out.parent}/", "")
+
+
+def base_tokens(made: RandomAdapter) -> list[int]:
+    """Return the base model's greedy continuation of the probe's prompt."""
+    from safetensors.torch import load_file
+
+    prompt = load_file(made.context.files.get(made.frozen.probe))["input_ids"]
+    with torch.no_grad(), made.live.disable_adapter():
+        tokens: list[int] = greedy_continuation(made.live, prompt).tolist()
+    return tokens
+
+
+def as_markdown(cells: list[Cell]) -> str:
+    """Return the table, with the reasons of refusals and failures below."""
+    columns = list(dict.fromkeys((cell.format, cell.engine) for cell in cells))
+    found = {(cell.architecture, cell.format, cell.engine): cell for cell in cells}
+    reasons: list[str] = []
+    lines = [
+        "# Conformance",
+        "",
+        "Made by `make conformance`; `tests/conformance/run.py` says what a cell means. ok: the same greedy",
+        "tokens as the live model, other ones than the base model, nothing dropped. The number is the",
+        "largest difference of logits, which are of the order of 10; an engine that gives none is compared",
+        "by its tokens.",
+        "",
+        "| architecture | " + " | ".join(f"{name}: {engine}" for name, engine in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for architecture in dict.fromkeys(cell.architecture for cell in cells):
+        row = [_text(found.get((architecture, *column)), reasons) for column in columns]
+        lines.append(f"| {architecture} | " + " | ".join(row) + " |")
+    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+
+
+def _text(cell: Cell | None, reasons: list[str]) -> str:
+    if cell is None or cell.outcome == "not run":
+        return "-"
+    if cell.outcome == "ok":
+        return f"ok, {cell.detail}"
+    reason = cell.detail.replace("|", "/")
+    if reason not in reasons:
+        reasons.append(reason)
+    return f"{cell.outcome} ({reasons.index(reason) + 1})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
