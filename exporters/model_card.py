@@ -14,7 +14,7 @@ from qpa.documents.trained_generator import perplexity_text
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 VLLM_DEFAULT_RANK = 16
-VLLM_HEAD_ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM", "GPTNeoXForCausalLM")
+VLLM_HEAD_ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM")
 
 
 def model_card(frozen: FrozenAdapter, rank: int | None = None) -> str:

@@ -5,7 +5,8 @@ Rules:
 2. "all-linear" is every Linear and Conv1D except the output head; names select by the last
    components of the module path, as PEFT does, and may select the head. Several targets add up.
    Fused experts (one 3-D parameter for all of a layer) are no linear layers: "all-linear" does not
-   leave them out in silence but asks for names.
+   leave them out in silence but asks for names, and names that PEFT would take for the experts are
+   refused. Of a model that also sees or hears, only the language model and the head are adapted.
 3. target_modules of the result is the shortest list of names that selects exactly these modules in
    PEFT: module types where they are unambiguous, full paths where they are not.
 4. lora_A is [rank, in_features], lora_B [out_features, rank], whatever way the base stores its weight.
@@ -14,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import difflib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -57,18 +59,18 @@ class InspectModel:
         """Build the model on the meta device and describe its adapter.
 
         Raises:  OptionError: method, rank or alpha out of range, a target that matches nothing, or
-                 all-linear on a model with fused experts.
+                 all-linear on a model with fused experts, or a name that PEFT takes for these.
                  ModelError: no config, an unknown architecture, or nothing to adapt.
         """
         self._check_options()
         config = load_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
         model = build_on_meta(config, self.model, trust_remote_code=self.trust_remote_code)
-        linears = _linears(model)
         head = _head_path(model)
+        linears = _linears(model, head)
         self._check_targets(model, linears, head)
         chosen = self._choose(linears, head)
         rank = self._rank(chosen)
-        return AdapterSpec(
+        spec = AdapterSpec(
             provenance=context.provenance(self, None),
             base=self._reference(config, model, head),
             method="lora",
@@ -78,6 +80,9 @@ class InspectModel:
             fan_in_fan_out=any(_is_conv1d(module) for module in chosen.values()),
             tensors=tuple(t for path, module in chosen.items() for t in _tensors(path, module, rank)),
         )
+        if _fused_experts(model):
+            _check_in_peft(model, spec)
+        return spec
 
     def _check_options(self) -> None:
         if self.method != "lora":
@@ -96,10 +101,9 @@ class InspectModel:
         return min(DEFAULT_RANK, smallest) if self.rank is None else self.rank
 
     def _check_targets(self, model: Any, linears: dict[str, Any], head: str | None) -> None:
-        paths = [name for name, _ in model.named_modules()]
         for target in self.targets:
             if target != ALL_LINEAR:
-                _check_target(target, linears, paths)
+                _check_target(target, linears, model)
         fused = _fused_experts(model)
         if ALL_LINEAR in self.targets and fused:
             names = sorted({path.rpartition(".")[2] for path in linears if path != head})
@@ -135,14 +139,29 @@ class InspectModel:
         )
 
 
-def _linears(model: Any) -> dict[str, Any]:
-    import torch
-
+def _linears(model: Any, head: str | None) -> dict[str, Any]:
+    """Return the linear layers of the language model, by path."""
+    inside = _language_model_path(model)
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) or _is_conv1d(module)
+        if _is_linear(module) and (path == head or path.startswith(inside))
     }
+
+
+def _language_model_path(model: Any) -> str:
+    """Return how the paths inside the language model start, "" where it is the whole model."""
+    if model.config.get_text_config() is model.config:
+        return ""
+    decoder = model.get_decoder()
+    path = next((path for path, module in model.named_modules() if module is decoder), "")
+    return f"{path}." if path else ""
+
+
+def _is_linear(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, torch.nn.Linear) or _is_conv1d(module)
 
 
 def _is_conv1d(module: Any) -> bool:
@@ -181,17 +200,48 @@ def _matches(path: str, targets: tuple[str, ...]) -> bool:
     return any(path == target or path.endswith("." + target) for target in targets)
 
 
-def _check_target(target: str, linears: dict[str, Any], paths: list[str]) -> None:
+def _check_target(target: str, linears: dict[str, Any], model: Any) -> None:
     if any(_matches(path, (target,)) for path in linears):
         return
+    matched = [module for path, module in model.named_modules() if _matches(path, (target,))]
+    expected = "names of linear layers" if matched else "names that match modules"
     names = sorted({path.rpartition(".")[2] for path in linears})
-    if any(_matches(path, (target,)) for path in paths):
+    raise OptionError("--targets", expected, f"{target}, {_what_matched(matched)}", _nearest(target, names))
+
+
+def _what_matched(modules: list[Any]) -> str:
+    """Return what modules are that are no linear layers of the language model."""
+    import torch
+
+    if not modules:
+        return "which matches none"
+    if any(isinstance(module, torch.nn.Embedding) for module in modules):
+        return "which is none but an embedding, whose LoRA has other tensors (lora_embedding_A)"
+    if any(_is_linear(module) for module in modules):
+        return "which is none of the language model"
+    return "which is none"
+
+
+def _check_in_peft(model: Any, spec: AdapterSpec) -> None:
+    """Check that PEFT adapts the modules of a spec, on a model that is on the meta device.
+
+    PEFT takes some names for the experts, whatever else has them, in models whose experts are fused.
+    """
+    import torch
+
+    from qpa.adapter import adapter_parameters, wrap_model
+
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapter_parameters(wrap_model(model, spec), spec)
+    except (ModelError, ValueError) as error:
         raise OptionError(
-            "--targets", "names of linear layers", f"{target}, which is none", _nearest(target, names)
-        )
-    raise OptionError(
-        "--targets", "names that match modules", f"{target}, which matches none", _nearest(target, names)
-    )
+            "--targets",
+            "layers that PEFT adapts one by one",
+            ", ".join(spec.target_modules) + ", of which it takes some for fused experts",
+            "leave out the names that experts have, such as gate_proj, up_proj and down_proj",
+        ) from error
 
 
 def _nearest(target: str, names: list[str]) -> str:

@@ -26,6 +26,13 @@ def attach_adapter(model: Any, spec: AdapterSpec, layout: WeightLayout | None = 
     Returns: a `peft.PeftModel` on the model's device.
     Raises:  ModelError: PEFT does not make exactly the tensors of the spec.
     """
+    peft_model = wrap_model(model, spec)
+    set_adapter(adapter_parameters(peft_model, spec), initial_adapter(spec, layout))
+    return peft_model
+
+
+def wrap_model(model: Any, spec: AdapterSpec) -> Any:
+    """Return a base model in PEFT, with an adapter of PEFT's own initial values."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -37,9 +44,7 @@ def attach_adapter(model: Any, spec: AdapterSpec, layout: WeightLayout | None = 
         bias="none",
         task_type="CAUSAL_LM",
     )
-    peft_model = get_peft_model(model, config, adapter_name=ADAPTER_NAME)
-    set_adapter(adapter_parameters(peft_model, spec), initial_adapter(spec, layout))
-    return peft_model
+    return get_peft_model(model, config, adapter_name=ADAPTER_NAME)
 
 
 def adapter_parameters(peft_model: Any, spec: AdapterSpec) -> dict[str, Parameter]:

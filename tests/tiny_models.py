@@ -6,6 +6,8 @@ default, so that attention and feed-forward layers matter beside the residual st
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,11 +16,19 @@ from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 END_OF_TEXT = "<|endoftext|>"
@@ -43,9 +53,46 @@ def tiny_llama(path: Path, *, tied: bool = False, seed: int = 0) -> Path:
     return _write(path, LlamaConfig(**_SHAPE, **_special_tokens(), tie_word_embeddings=tied), seed)
 
 
+def tiny_qwen2(path: Path, *, seed: int = 0) -> Path:
+    """Write a 2-layer Qwen2, whose attention has biases, with an untied head; return `path`."""
+    return _write(path, Qwen2Config(**_SHAPE, **_special_tokens(), tie_word_embeddings=False), seed)
+
+
 def tiny_qwen3(path: Path, *, seed: int = 0) -> Path:
     """Write a 2-layer Qwen3 with an untied head; return `path`."""
     return _write(path, Qwen3Config(**_SHAPE, **_special_tokens(), tie_word_embeddings=False), seed)
+
+
+def tiny_qwen3_moe(path: Path, *, seed: int = 0) -> Path:
+    """Write a 2-layer Qwen3-MoE of 4 experts, 2 for each token, with an untied head; return `path`."""
+    config = Qwen3MoeConfig(
+        **_SHAPE,
+        **_special_tokens(),
+        moe_intermediate_size=48,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        tie_word_embeddings=False,
+    )
+    return _write(path, config, seed)
+
+
+def tiny_mistral(path: Path, *, seed: int = 0) -> Path:
+    """Write a 2-layer Mistral with an untied head; return `path`."""
+    config = MistralConfig(**_SHAPE, **_special_tokens(), sliding_window=None, tie_word_embeddings=False)
+    return _write(path, config, seed)
+
+
+def tiny_phi3(path: Path, *, seed: int = 0) -> Path:
+    """Write a 2-layer Phi3, with fused qkv_proj and gate_up_proj, with an untied head; return `path`."""
+    config = Phi3Config(
+        **_SHAPE,
+        **_special_tokens(),
+        original_max_position_embeddings=N_CONTEXT,
+        sliding_window=None,
+        tie_word_embeddings=False,
+    )
+    return _write(path, config, seed)
 
 
 def tiny_gemma2(path: Path, *, seed: int = 0) -> Path:
@@ -55,6 +102,69 @@ def tiny_gemma2(path: Path, *, seed: int = 0) -> Path:
     """
     config = Gemma2Config(**_SHAPE, **_special_tokens(), query_pre_attn_scalar=32, sliding_window=N_CONTEXT)
     return _write(path, config, seed, embedding_scale=0.1)
+
+
+def tiny_gemma3(path: Path, *, seed: int = 0) -> Path:
+    """Write a 2-layer text-only Gemma3 with a tied head; return `path`. See `tiny_gemma2`."""
+    config = Gemma3TextConfig(
+        **_SHAPE, **_special_tokens(), query_pre_attn_scalar=32, sliding_window=N_CONTEXT
+    )
+    return _write(path, config, seed, embedding_scale=0.1)
+
+
+def tiny_gemma3_vision(path: Path, *, seed: int = 0) -> Path:
+    """Write a Gemma3 that also takes images: `tiny_gemma3` beside a 1-layer image encoder; return `path`."""
+    text = Gemma3TextConfig(**_SHAPE, **_special_tokens(), query_pre_attn_scalar=32, sliding_window=N_CONTEXT)
+    image_size, patch_size = 28, 14
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": image_size,
+        "patch_size": patch_size,
+    }
+    config = Gemma3Config(
+        text_config=text.to_dict(),
+        vision_config=vision,
+        mm_tokens_per_image=(image_size // patch_size) ** 2,
+        boi_token_index=268,
+        eoi_token_index=269,
+        image_token_index=270,
+    )
+    return _write(path, config, seed, embedding_scale=0.1)
+
+
+def tiny_opt(path: Path, *, seed: int = 0) -> Path:
+    """Write a 2-layer OPT, whose layers have biases, with a tied head; return `path`."""
+    config = OPTConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=64,
+        word_embed_proj_dim=64,
+        ffn_dim=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=N_CONTEXT,
+        init_std=_SHAPE["initializer_range"],
+        **_special_tokens(),
+    )
+    return _write(path, config, seed)
+
+
+def tiny_gpt_neox(path: Path, *, seed: int = 0) -> Path:
+    """Write a 2-layer GPT-NeoX, with fused query_key_value, with an untied head; return `path`."""
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=N_CONTEXT,
+        initializer_range=_SHAPE["initializer_range"],
+        tie_word_embeddings=False,
+        **_special_tokens(),
+    )
+    return _write(path, config, seed)
 
 
 def tiny_gpt2(path: Path, *, seed: int = 0) -> Path:
@@ -69,6 +179,22 @@ def tiny_gpt2(path: Path, *, seed: int = 0) -> Path:
         **_special_tokens(),
     )
     return _write(path, config, seed)
+
+
+ARCHITECTURES: dict[str, Callable[[Path], Path]] = {
+    "llama": tiny_llama,
+    "llama-tied": partial(tiny_llama, tied=True),
+    "qwen2": tiny_qwen2,
+    "qwen3": tiny_qwen3,
+    "gemma2": tiny_gemma2,
+    "gemma3": tiny_gemma3,
+    "phi3": tiny_phi3,
+    "mistral": tiny_mistral,
+    "opt": tiny_opt,
+    "gpt-neox": tiny_gpt_neox,
+    "gpt2": tiny_gpt2,
+    "qwen3-moe": tiny_qwen3_moe,
+}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
