@@ -1,0 +1,208 @@
+"""genai: a directory that onnxruntime-genai loads, and an adapter it adds at run time.
+
+Rules:
+1. model.onnx is the graph of `qpa.exporters.onnx_merged` with LoRA inputs, key-value cache included, and the
+   base's weights. Without an adapter it is the base model.
+2. LoRA inputs are named as onnxruntime-genai's model builder names them, with the scaling folded in:
+   model.layers.0.self_attn.q_proj is model.layers.0.attn.q_proj.lora_A.MatMul.weight [in, rank] and
+   .lora_B.MatMul.weight [rank, out], of any rank.
+3. genai_config.json describes the graph, as a model of type "decoder": attention, masks and windows are the
+   graph's own affair. Past and present do not share a buffer.
+4. adapter.onnx_adapter holds the tensors in onnxruntime's own format.
+
+Source: ours; onnxruntime-genai's documentation of its configuration and of multi-LoRA.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import onnx_ir
+
+from qpa.base_model import load_model, load_tokenizer, moved_base
+from qpa.documents import Document, FrozenAdapter, Manifest
+from qpa.errors import ExportError
+from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, emit_export
+from qpa.exporters.frozen_arrays import FrozenArrays
+from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin
+from qpa.exporters.onnx_adapter import ADAPTER_FILE, write_adapter
+from qpa.exporters.onnx_graph import (
+    GRAPH_FILE,
+    OPSET,
+    check_float32,
+    trace_causal_lm,
+    write_graph,
+    write_model_files,
+)
+from qpa.pipeline import PassContext
+
+CONFIG_FILE = "genai_config.json"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ExportGenai:
+    """Write a base graph, an adapter for it, and onnxruntime-genai's configuration.
+
+    Args:    dtype: "float32".
+             model: where the base model is now; None is where it was.
+             trust_remote_code: the user allows the model's own Python code to run, now.
+    Source:  ours.
+    """
+
+    name: ClassVar[str] = "genai"
+    consumes: ClassVar[type] = FrozenAdapter
+    requires: ClassVar[tuple[type[Document], ...]] = ()
+    produces: ClassVar[type[Document]] = Manifest
+
+    dtype: str = "float32"
+    model: str | None = field(default=None, metadata={"provenance": False})
+    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
+
+    def emit(
+        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
+    ) -> Manifest:
+        """Write the directory whole or not at all, see `emit_export`."""
+        return emit_export(self, frozen, out, context, force=force)
+
+    def check(self, frozen: FrozenAdapter) -> None:
+        """Refuse another type than float32.
+
+        Raises:  OptionError: it was asked for.
+        """
+        check_float32(self.name, self.dtype)
+
+    def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
+        """Write adapter, graph, configurations, tokenizer and card."""
+        arrays = FrozenArrays.open(frozen, context)
+        tensors = {genai_name(t.path): arrays.read(t.path).T.copy() for t in frozen.tensors}
+        write_adapter(tensors, directory.path / ADAPTER_FILE)
+        directory.take(ADAPTER_FILE)
+        base = moved_base(frozen.base, self.model)
+        model = load_model(base, keep_dtype=False, trust_remote_code=self.trust_remote_code)
+        graph = _graph(frozen, model)
+        directory.write(CONFIG_FILE, _json(genai_config(model, graph.graph.inputs)))
+        for name in write_graph(graph, directory.path / GRAPH_FILE):
+            directory.take(name)
+        tokenizer = load_tokenizer(base, trust_remote_code=self.trust_remote_code)
+        write_model_files(model, tokenizer, directory)
+        directory.write(CARD_FILE, _card(frozen).encode())
+        return arrays.rank
+
+
+def genai_name(path: str) -> str:
+    """Return the model builder's name for a LoRA tensor."""
+    return path.replace(".self_attn.", ".attn.").removesuffix(".weight") + ".MatMul.weight"
+
+
+def _graph(frozen: FrozenAdapter, model: Any) -> onnx_ir.Model:
+    shapes = dict(sorted((tensor.path, tensor.shape) for tensor in frozen.tensors))
+    graph = trace_causal_lm(model, shapes, transposed=True)
+    for value in graph.graph.inputs:
+        if value.name in shapes:
+            # The graph's table of initializers follows the value's new name.
+            value.name = genai_name(value.name)
+    return graph
+
+
+def genai_config(model: Any, inputs: Sequence[onnx_ir.Value]) -> dict[str, Any]:
+    """Return the content of genai_config.json.
+
+    Args:    model: the base model.
+             inputs: of the graph, float32[batch, heads, past, head size] for the cache.
+    Raises:  ExportError: onnxruntime-genai has no field for what the model is.
+    """
+    names = {value.name or "": value.shape for value in inputs}
+    caches = [shape for name, shape in names.items() if name.startswith("past_key_values.")]
+    sizes = {(shape[1], shape[3]) for shape in caches if shape is not None}
+    if len(sizes) != 1:
+        raise _unfit(model, "one number and size of key heads in all layers", f"{len(sizes)} of them")
+    config, ((n_heads, head_size),) = model.config, sizes
+    n_context = getattr(config, "max_position_embeddings", None)
+    if not isinstance(n_context, int):
+        raise _unfit(model, "max_position_embeddings in the base's config", "none")
+    tokens = ("input_ids", "attention_mask", "position_ids")
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": GRAPH_FILE,
+        "head_size": head_size,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": len(caches) // 2,
+        "num_key_value_heads": n_heads,
+        "inputs": {name: name for name in tokens if name in names}
+        | {f"past_{part}_names": f"past_key_values.%d.{part}" for part in ("key", "value")},
+        "outputs": {"logits": "logits"}
+        | {f"present_{part}_names": f"present.%d.{part}" for part in ("key", "value")},
+    }
+    return {
+        "model": _special_tokens(model)
+        | {
+            "type": "decoder",
+            "vocab_size": config.vocab_size,
+            "context_length": n_context,
+            "decoder": decoder,
+        },
+        "search": {"do_sample": False, "max_length": n_context, "past_present_share_buffer": False},
+    }
+
+
+def _special_tokens(model: Any) -> dict[str, Any]:
+    """Return the tokens that begin, end and pad; onnxruntime-genai wants all three."""
+    found = {}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        generation = getattr(model.generation_config, name, None)
+        found[name] = generation if generation is not None else getattr(model.config, name, None)
+    end = found["eos_token_id"]
+    if end is None:
+        raise _unfit(model, "an end-of-text token in the base's config", "none")
+    first = end[0] if isinstance(end, list) else end
+    return {name: first if token is None else token for name, token in found.items()}
+
+
+def _unfit(model: Any, expected: str, found: str) -> ExportError:
+    return ExportError(type(model).__name__, expected, found, "use --format onnx-adapter")
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _card(frozen: FrozenAdapter) -> str:
+    return format_card(
+        frozen,
+        title="onnxruntime-genai adapter",
+        library="onnx",
+        tags=("onnx", "onnxruntime-genai", "lora"),
+        what=f"""A rank-{frozen.rank} LoRA for {base_name(frozen)}, in `{ADAPTER_FILE}`, and the base model
+as a float32 ONNX graph (opset {OPSET}) that takes it at run time. {origin()}: no quantum hardware,
+no simulator, no qpa, no PyTorch.
+
+Adapted modules: {adapted_modules(frozen)}. The scaling is folded into `lora_B`.""",
+        loading=_LOADING,
+    )
+
+
+_LOADING = """onnxruntime-genai; without `set_active_adapter` the generator answers as the base model:
+
+```python
+import onnxruntime_genai
+
+model = onnxruntime_genai.Model("path/to/this/directory")
+adapters = onnxruntime_genai.Adapters(model)
+adapters.load("path/to/this/directory/adapter.onnx_adapter", "adapter")
+tokenizer = onnxruntime_genai.Tokenizer(model)
+prompt = tokenizer.encode("Once upon a time")
+parameters = onnxruntime_genai.GeneratorParams(model)
+parameters.set_search_options(max_length=len(prompt) + 32)
+generator = onnxruntime_genai.Generator(model, parameters)
+generator.set_active_adapter(adapters, "adapter")
+generator.append_tokens(prompt)
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))
+```"""

@@ -1,0 +1,265 @@
+"""The ONNX graph of a causal language model, with LoRA tensors as inputs or without: all ONNX formats use it.
+
+Rules:
+1. Inputs are input_ids and attention_mask, position_ids where the model takes them, and
+   past_key_values.<layer>.key and .value; outputs are logits, present.<layer>.key and .value. The names are
+   those of the optimum library. Batch, sequence and past are of any length; the past may be empty.
+2. Attention is transformers' eager one, made of plain operators; every layer's cache is whole, and a
+   sliding window is a matter of the mask.
+3. The file says nothing of where it was traced: no doc strings, no metadata, no stack traces.
+4. Weights beyond `EXTERNAL_DATA_BYTES` go to a file of their own beside the graph.
+
+Source: ours; torch.onnx's exporter traces the graph.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+import torch
+from torch import Tensor
+
+from qpa.errors import ExportError, ModelError, OptionError
+from qpa.exporters.export_directory import ExportDirectory
+
+OPSET = 20
+GRAPH_FILE = "model.onnx"
+EXTERNAL_DATA_BYTES = 1_900_000_000
+"""Weights up to here stay in the graph's file, which protobuf limits to 2 GiB."""
+
+ROLES = (".lora_A.weight", ".lora_B.weight")
+
+
+def check_float32(name: str, dtype: str) -> None:
+    """Check the type of an ONNX format.
+
+    Raises:  OptionError: it is not float32.
+    """
+    if dtype != "float32":
+        raise OptionError("--dtype", f"float32 with --format {name}", dtype)
+
+
+def module_of(model: Any, path: str) -> Any:
+    """Return a module of the base model.
+
+    Raises:  ModelError: it has none of this path.
+    """
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise ModelError(path, "a module of the base model", "none") from error
+
+
+class _CachedModel(torch.nn.Module):
+    """A causal language model whose cache and LoRA tensors are arguments."""
+
+    def __init__(self, model: Any, lora_paths: Sequence[str], *, transposed: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.lora_paths = lora_paths
+        self.transposed = transposed
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], past: list[tuple[Tensor, Tensor]], lora: list[Tensor]
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Return logits and the cache, longer by the sequence."""
+        from transformers import DynamicCache
+
+        tensors = [tensor if self.transposed else tensor.T for tensor in lora]
+        with _added(self.model, dict(zip(self.lora_paths, tensors, strict=True))):
+            output = self.model(**inputs, past_key_values=DynamicCache(past), use_cache=True)
+        return output.logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+
+
+@contextmanager
+def _added(model: Any, lora: Mapping[str, Tensor]) -> Iterator[None]:
+    """Add (x A^T) B^T to what each adapted module returns; `lora` holds A^T and B^T."""
+    handles = []
+    for path in lora:
+        if path.endswith(ROLES[0]):
+            module = path.removesuffix(ROLES[0])
+            hook = _lora_hook(lora[path], lora[module + ROLES[1]])
+            handles.append(module_of(model, module).register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _lora_hook(a: Tensor, b: Tensor) -> Any:
+    def add(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + (inputs[0] @ a) @ b
+
+    return add
+
+
+def trace_causal_lm(
+    model: Any, lora: Mapping[str, tuple[int, int]] | None = None, *, transposed: bool = False
+) -> onnx_ir.Model:
+    """Return the ONNX graph of a causal language model with a key-value cache.
+
+    Args:    model: of transformers, float32, on the CPU; its attention is set to the eager one.
+             lora: shape of each LoRA tensor that becomes an input, by path. An initializer of zeros, of
+             rank 1, bears the same name, so that the input may be left out.
+             transposed: the inputs are lora_A [in, rank] and lora_B [rank, out].
+    Returns: a graph as in the module's rules, with the model's weights in it.
+    Raises:  ExportError: the model keeps something else than keys and values, or cannot be traced.
+    Source:  ours.
+    """
+    shapes = {path: (shape[1], shape[0]) if transposed else shape for path, shape in (lora or {}).items()}
+    name = type(model).__name__
+    try:
+        with _quiet(), torch.no_grad():
+            model.requires_grad_(False).set_attn_implementation("eager")
+            heads = _cache_shapes(model)
+            program = _trace(model, heads, shapes, transposed)
+    except ExportError:
+        raise
+    except Exception as error:  # the tracer has errors of many families
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        advice = "use --format lora or merged"
+        raise ExportError(name, "a model torch.onnx can trace", first_line, advice) from error
+    graph: onnx_ir.Model = program.model
+    _strip(graph)
+    _make_optional(graph.graph, shapes, transposed)
+    return graph
+
+
+def _trace(
+    model: Any, heads: list[tuple[int, int]], lora: Mapping[str, tuple[int, int]], transposed: bool
+) -> Any:
+    """Trace with 2 rows of 2 tokens after 3 of the past, and rank 2: lengths of 0 and 1 would be fixed."""
+    names = ("batch_size", "sequence_length", "past_length", "total_length", "rank")
+    rows, new, past, total, rank = map(torch.export.Dim, names)
+    inputs = {"input_ids": torch.ones(2, 2, dtype=torch.int64)}
+    inputs["attention_mask"] = torch.ones(2, 5, dtype=torch.int64)
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = torch.tensor([[3, 4], [3, 4]])
+    cache = [(torch.zeros(2, n_heads, 3, size), torch.zeros(2, n_heads, 3, size)) for n_heads, size in heads]
+    axes = {path: _rank_axis(path, transposed) for path in lora}
+    tensors = [torch.zeros(_with_rank(shape, axes[path], 2)) for path, shape in lora.items()]
+    program = torch.onnx.export(
+        _CachedModel(model, tuple(lora), transposed=transposed),
+        (inputs, cache, tensors),
+        dynamic_shapes=(
+            {name: {0: rows, 1: total if name == "attention_mask" else new} for name in inputs},
+            [({0: rows, 2: past}, {0: rows, 2: past}) for _ in heads],
+            [{axes[path]: rank} for path in lora],
+        ),
+        input_names=[*inputs, *_cache_names("past_key_values", len(heads)), *lora],
+        output_names=["logits", *_cache_names("present", len(heads))],
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    return program
+
+
+def _cache_names(prefix: str, n_layers: int) -> list[str]:
+    return [f"{prefix}.{layer}.{part}" for layer in range(n_layers) for part in ("key", "value")]
+
+
+def _cache_shapes(model: Any) -> list[tuple[int, int]]:
+    """Return the number of heads and their size for each layer's keys."""
+    cache = model(input_ids=torch.ones(1, 2, dtype=torch.int64), use_cache=True).past_key_values
+    layers = [getattr(layer, "keys", None) for layer in getattr(cache, "layers", ())]
+    tensors = [keys for keys in layers if isinstance(keys, Tensor) and keys.ndim == 4]
+    if not tensors or len(tensors) < len(layers):
+        raise ExportError(
+            type(model).__name__,
+            "a model whose cache is keys and values in every layer",
+            type(cache).__name__,
+            "use --format lora or merged",
+        )
+    return [(keys.shape[1], keys.shape[3]) for keys in tensors]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tracer's remarks on its own parts from the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _strip(model: onnx_ir.Model) -> None:
+    """Remove everything that says how and where the graph was traced."""
+    model.doc_string = None
+    model.metadata_props.clear()
+    for graph in model.graphs():
+        graph.doc_string = None
+        graph.metadata_props.clear()
+        values = [*graph.inputs, *graph.initializers.values()]
+        for node in graph:
+            node.doc_string = None
+            node.metadata_props.clear()
+            values += node.outputs
+        for value in values:
+            value.doc_string = None
+            value.metadata_props.clear()
+
+
+def _rank_axis(path: str, transposed: bool) -> int:
+    return int(path.endswith(ROLES[0]) == transposed)
+
+
+def _with_rank(shape: tuple[int, ...], axis: int, rank: int) -> tuple[int, ...]:
+    return (*shape[:axis], rank, *shape[axis + 1 :])
+
+
+def _make_optional(graph: onnx_ir.Graph, lora: Mapping[str, tuple[int, int]], transposed: bool) -> None:
+    inputs = {value.name: value for value in graph.inputs}
+    for path, shape in lora.items():
+        zeros = torch.zeros(_with_rank(shape, _rank_axis(path, transposed), 1)).numpy()
+        inputs[path].const_value = onnx_ir.tensor(zeros, name=path)
+        graph.register_initializer(inputs[path])
+
+
+def write_graph(model: onnx_ir.Model, path: Path) -> list[str]:
+    """Write a graph, with its weights beside it when they are large.
+
+    Args:    path: of a new file, in a directory that is there.
+    Returns: the names of the files that were written.
+    Raises:  OSError: they cannot be written.
+    """
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    n_bytes = sum(tensor.nbytes for tensor in weights if tensor is not None)
+    if n_bytes <= EXTERNAL_DATA_BYTES:
+        onnx_ir.save(model, path)
+        return [path.name]
+    data = f"{path.name}.data"
+    onnx_ir.save(model, path, external_data=data)
+    return [path.name, data]
+
+
+def write_model_files(model: Any, tokenizer: Any, directory: ExportDirectory, folder: str = "") -> None:
+    """Write config.json, generation_config.json and the tokenizer's files, without any path of the base.
+
+    Args:    folder: below the directory; "" or a name ending in "/".
+    """
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key != "_name_or_path"}
+    directory.write(f"{folder}config.json", _json(config))
+    if model.generation_config is not None:
+        directory.write(f"{folder}generation_config.json", _json(model.generation_config.to_diff_dict()))
+    for name in tokenizer.save_pretrained(directory.path / folder):
+        written = Path(name)
+        if written.is_file():
+            directory.take(written.relative_to(directory.path).as_posix())
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode()
