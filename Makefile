@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint test-vllm conformance clean
+.PHONY: demo test lint test-vllm test-llama-cpp conformance clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo.run
@@ -19,9 +19,14 @@ lint: $(VENV)/ready
 test-vllm: $(VENV)/ready
 	HF_HUB_OFFLINE=1 bash tests/vllm/run.sh
 
-# A quarter of an hour, most of it vLLM's.
-conformance: test-vllm
-	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.conformance.run --out docs/conformance.md --vllm .venv-vllm/bin/python
+# Builds llama.cpp from source: it needs a C++ compiler, and minutes.
+test-llama-cpp: $(VENV)/ready
+	HF_HUB_OFFLINE=1 sh tests/llama_cpp/run.sh
+
+# Half an hour, most of it vLLM's.
+conformance: test-vllm test-llama-cpp
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.conformance.run --out docs/conformance.md \
+		--vllm .venv-vllm/bin/python --llama-cpp .venv-llama-cpp/bin/python
 
 # torch first: constraints.txt names the CPU build's version, and a later resolver keeps it.
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -31,4 +36,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm build *.egg-info
+	rm -rf $(VENV) .venv-vllm .venv-llama-cpp build *.egg-info

@@ -15,6 +15,8 @@ EXAMPLES = """
 qpa export runs/bard --format lora --out adapters/bard
 
 qpa export runs/bard --format merged --dtype bfloat16 --out models/bard
+
+qpa export runs/bard --format onnx-adapter --base-graph graphs --out adapters/bard-onnx
 """
 
 
@@ -25,8 +27,10 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="lora: for PEFT, transformers, vLLM. merged: base model and adapter in one, for "
-            "transformers, vLLM and engines without LoRA.",
+            help="lora: for PEFT, transformers, vLLM. merged: base model and adapter in one, for engines "
+            "without LoRA. onnx: the same as one ONNX graph. onnx-adapter: a base graph and an adapter that "
+            "onnxruntime switches at run time. genai: the same for onnxruntime-genai. gguf: a LoRA for "
+            "llama.cpp. mlx: a LoRA for mlx-lm.",
         ),
     ] = "lora",
     dtype: Annotated[
@@ -37,6 +41,10 @@ def export(
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Base model to read.  [default: the one it was trained on]")
+    ] = None,
+    base_graph: Annotated[
+        str | None,
+        typer.Option(help="Directory that keeps the base graphs of onnx-adapter, one for many adapters."),
     ] = None,
     trust_remote_code: Annotated[
         bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
@@ -61,6 +69,7 @@ def export(
         "dtype": dtype,
         "rank_pad": rank_pad,
         "model": model,
+        "base_graph": base_graph,
         "trust_remote_code": trust_remote_code,
         "allow_tied_head": allow_tied_head,
     }

@@ -37,6 +37,7 @@ def verify(
         str | None,
         typer.Option(help="Python of the environment that has the engines.  [default: this one]"),
     ] = None,
+    base_gguf: Annotated[str | None, typer.Option(help="The base model as GGUF, for llama.cpp.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
@@ -56,6 +57,7 @@ def verify(
         model=model,
         engines=None if engine == "all" else split_names(engine),
         python=python,
+        base_gguf=base_gguf,
         trust_remote_code=trust_remote_code,
     )
     _verify_engines(step, directory, json_)

@@ -12,6 +12,11 @@ from qpa.exporters.export_directory import Exporter
 FORMATS = {
     "lora": "qpa.exporters.lora:ExportLora",
     "merged": "qpa.exporters.merged:ExportMerged",
+    "onnx": "qpa.exporters.onnx_merged:ExportOnnx",
+    "onnx-adapter": "qpa.exporters.onnx_adapter:ExportOnnxAdapter",
+    "genai": "qpa.exporters.genai:ExportGenai",
+    "gguf": "qpa.exporters.gguf_lora:ExportGguf",
+    "mlx": "qpa.exporters.mlx_lora:ExportMlx",
 }
 """Module and class of each format."""
 

@@ -57,6 +57,9 @@ WORKER = Path(__file__).with_name("verify_worker.py")
 EPSILON = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 ROUNDING = 16.0
 
+ENGINE_TOLERANCE = {"llama.cpp": 2e-3}
+"""Tolerance for engines whose arithmetic is coarser than float32: ggml's GELU is a table in float16."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class VerifyAdapter:
              trust_remote_code: the user allows the model's own Python code to run.
              tolerance: largest logit difference, in units of max(1, largest |live logit|).
              engines: names as in `ENGINES_OF`; None is those that this Python has.
+             base_gguf: the base model as GGUF, for llama.cpp.
              python: interpreter of the environment that has the engines; None is this one.
     Source:  ours.
     """
@@ -81,6 +85,7 @@ class VerifyAdapter:
     model: str | None = None
     tolerance: float = 1e-5
     engines: tuple[str, ...] | None = None
+    base_gguf: str | None = field(default=None, metadata={"provenance": False})
     python: str | None = field(default=None, metadata={"provenance": False})
     trust_remote_code: bool = field(default=False, metadata={"provenance": False})
 
@@ -105,7 +110,8 @@ class VerifyAdapter:
         self._check_base_answer(base, answer["base_difference"], bound)
         bound += ROUNDING * EPSILON[source.dtype] * scale
         for engine in answer["engines"]:
-            self._check_engine(engine, bound, exact=source.dtype == "float32")
+            wider = scale * ENGINE_TOLERANCE.get(engine["engine"], 0.0)
+            self._check_engine(engine, max(bound, wider), exact=source.dtype == "float32")
         return Verification(
             provenance=context.provenance(self, source),
             engines=tuple(_engine_check(engine) for engine in answer["engines"]),
@@ -126,6 +132,11 @@ class VerifyAdapter:
         if self.python is None and (missing := [engine for engine in engines if not _is_here(engine)]):
             advice = "pass --python, the interpreter of an environment that has it"
             raise OptionError("--engine", "an engine that is installed", missing[0], advice)
+        if "llama.cpp" in engines and not Path(self.base_gguf or "").is_file():
+            advice = "make one with llama.cpp's convert_hf_to_gguf.py, --outtype f32"
+            raise OptionError(
+                "--base-gguf", "a GGUF file of the base model", self.base_gguf or "none", advice
+            )
         return engines
 
     def _ask(self, source: Manifest, base: BaseModelReference, engines: tuple[str, ...]) -> dict[str, Any]:
@@ -177,6 +188,7 @@ class VerifyAdapter:
             "revision": base.revision,
             "trust_remote_code": base.trust_remote_code,
             "engines": engines,
+            "base_gguf": self.base_gguf,
         }
         finished = subprocess.run(
             [python, "-I", str(WORKER)],

@@ -8,7 +8,7 @@ Rules:
    environment can run this file.
 
 Request:  {"directory", "format", "probe", "model", "revision", "trust_remote_code", "checks_base",
-          "engines": [..]}
+          "base_gguf", "engines": [..]}
 Answer:   {"largest_live_logit", "largest_adapter_effect", "base_difference", "engines": [{"engine",
           "max_logit_difference", "max_base_difference", "greedy_tokens", "greedy_tokens_equal",
           "base_tokens_equal", "missing_keys", "unexpected_keys"}]}; differences are null where an engine

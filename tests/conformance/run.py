@@ -9,12 +9,14 @@ engine of the format (`qpa.passes.verify_adapter`), which runs in a process that
    known to.
 
     make conformance
-    python -m tests.conformance.run --out docs/conformance.md --vllm .venv-vllm/bin/python
+    python -m tests.conformance.run --out docs/conformance.md --vllm .venv-vllm/bin/python \\
+        --llama-cpp .venv-llama-cpp/bin/python
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,6 +46,9 @@ REFUSED_BY_ENGINE = {("gpt2", "lora", "vllm")}
 
 ENVIRONMENTS = {"vllm": "vllm", "llama.cpp": "llama_cpp"}
 """Options that name the Python of an engine with an environment of its own."""
+
+
+CONVERT = Path(__file__).parents[1] / "llama_cpp" / "convert.py"
 
 
 class Cell(NamedTuple):
@@ -128,7 +133,11 @@ def _cells_of_format(
 def _ask(
     architecture: str, engine: str, made: RandomAdapter, manifest: Manifest, out: Path, python: str | None
 ) -> Cell:
-    step = VerifyAdapter(directory=str(out), engines=(engine,), python=python)
+    base = out.with_name("base.gguf")
+    if engine == "llama.cpp":
+        assert python is not None
+        _convert_base(made, base, Path(python).parent.parent)
+    step = VerifyAdapter(directory=str(out), engines=(engine,), python=python, base_gguf=str(base))
     try:
         check = step.run(manifest, made.context).engines[0]
     except QpaError as error:
@@ -140,6 +149,13 @@ def _ask(
     difference = check.max_logit_difference
     detail = "tokens" if difference is None else f"{difference:.0e}"
     return Cell(architecture, manifest.format, engine, "ok", detail)
+
+
+def _convert_base(made: RandomAdapter, out: Path, environment: Path) -> None:
+    """Let llama.cpp's own converter, in its environment's source, turn the base model into GGUF."""
+    source = environment / "source" / "vendor" / "llama.cpp"
+    command = [sys.executable, CONVERT, source, made.frozen.base.name_or_path, out]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
 
 
 def _reason(error: QpaError, out: Path) -> str:

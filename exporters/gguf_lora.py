@@ -1,0 +1,232 @@
+"""gguf: a LoRA adapter in one GGUF file, for llama.cpp and the engines that are built on it.
+
+Rules:
+1. Tensors are named <tensor of the base's GGUF>.lora_a [r, in] and .lora_b [out, r], as numpy counts the
+   sides; ggml counts them from the last.
+2. adapter.lora.alpha is the rank: the scaling is in lora_b.
+3. Where llama.cpp's conversion reorders the rows of q_proj and k_proj, from the halves of a head that rotate
+   with each other to neighbouring pairs, the rows of lora_b are reordered likewise.
+4. One tensor at a time is in memory.
+
+Source:  ours; names, keys and shapes as in llama.cpp's src/llama-adapter.cpp, rule 3 as in its
+         conversion/llama.py.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import numpy as np
+from gguf import (
+    MODEL_ARCH,
+    MODEL_ARCH_NAMES,
+    GGMLQuantizationType,
+    GGUFType,
+    GGUFWriter,
+    Keys,
+    LlamaFileType,
+    get_tensor_name_map,
+)
+
+from qpa.base_model import check_base, load_config, moved_base
+from qpa.documents import Document, FrozenAdapter, Manifest
+from qpa.errors import ExportError, OptionError
+from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, emit_export
+from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
+from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin, targets_head
+from qpa.pipeline import PassContext
+from qpa.tensor_file import DTYPES, Array
+
+WEIGHTS_FILE = "adapter.gguf"
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": MODEL_ARCH.LLAMA,
+    "MistralForCausalLM": MODEL_ARCH.LLAMA,
+    "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
+    "Qwen3ForCausalLM": MODEL_ARCH.QWEN3,
+    "GemmaForCausalLM": MODEL_ARCH.GEMMA,
+    "Gemma2ForCausalLM": MODEL_ARCH.GEMMA2,
+    "Gemma3ForCausalLM": MODEL_ARCH.GEMMA3,
+    "Phi3ForCausalLM": MODEL_ARCH.PHI3,
+}
+"""GGUF's architecture of each of transformers' that can be exported."""
+
+ROTATES_PAIRS = frozenset({MODEL_ARCH.LLAMA})
+"""Architectures whose conversion reorders the rows of q_proj and k_proj."""
+
+_TYPES = {
+    "float32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+    "float16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    "bfloat16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+}
+_ROLES = {"lora_A": "lora_a", "lora_B": "lora_b"}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ExportGguf:
+    """Write a frozen adapter as a GGUF file.
+
+    Args:    dtype: of the tensors: "float32", "bfloat16" or "float16".
+             model: where the base model is now; None for where the adapter says. Only its config is read.
+             trust_remote_code: the user allows the model's own Python code to run.
+    Source:  ours.
+    """
+
+    name: ClassVar[str] = "gguf"
+    consumes: ClassVar[type] = FrozenAdapter
+    requires: ClassVar[tuple[type[Document], ...]] = ()
+    produces: ClassVar[type[Document]] = Manifest
+
+    dtype: str = "float32"
+    model: str | None = field(default=None, metadata={"provenance": False})
+    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
+
+    def emit(
+        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
+    ) -> Manifest:
+        """Write the directory whole or not at all, see `emit_export`."""
+        return emit_export(self, frozen, out, context, force=force)
+
+    def check(self, frozen: FrozenAdapter) -> None:
+        """Refuse an unknown type, Conv1D, an architecture that is not known here, and a tied head.
+
+        Raises:  OptionError: the type is none of the three.
+                 ExportError: one of the others.
+        """
+        if self.dtype not in _TYPES:
+            raise OptionError("--dtype", "float32, bfloat16 or float16", self.dtype)
+        base = frozen.base
+        if frozen.fan_in_fan_out:
+            found = "Conv1D, whose weight llama.cpp stores the other way round"
+            raise ExportError(base.name_or_path, "linear layers", found, "use --format merged")
+        if base.architecture not in ARCHITECTURES:
+            expected = f"one of {', '.join(ARCHITECTURES)}"
+            raise ExportError(base.name_or_path, expected, base.architecture, "use --format merged")
+        if targets_head(frozen) and base.ties_lm_head:
+            raise ExportError(
+                f"the output head of {base.name_or_path}",
+                "a head with a weight of its own",
+                "one tied to the input embedding, for which llama.cpp has no tensor",
+                "choose targets without the head",
+            )
+
+    def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
+        """Write the GGUF file and the card.
+
+        Raises:  ModelError: the base is not there, or not the one the adapter was planned for.
+                 ExportError: GGUF has no tensor for a module.
+        """
+        arrays = FrozenArrays.open(frozen, context, dtype=self.dtype)
+        base = moved_base(frozen.base, self.model)
+        check_base(base, trust_remote_code=self.trust_remote_code)
+        config = load_config(
+            base.name_or_path, revision=base.revision, trust_remote_code=base.trust_remote_code
+        )
+        architecture = ARCHITECTURES[base.architecture]
+        names = gguf_names(frozen, architecture, config.num_hidden_layers)
+        n_heads = rotated_heads(config) if architecture in ROTATES_PAIRS else {}
+        with closing(GGUFWriter(directory.path / WEIGHTS_FILE, MODEL_ARCH_NAMES[architecture])) as writer:
+            _describe(writer, arrays, names)
+            for tensor in frozen.tensors:
+                writer.write_tensor_data(_reordered(arrays.read(tensor.path), tensor.path, n_heads))
+        directory.take(WEIGHTS_FILE)
+        directory.write(CARD_FILE, _card(frozen, self.dtype).encode())
+        return frozen.rank
+
+
+def gguf_names(frozen: FrozenAdapter, architecture: MODEL_ARCH, n_layers: int) -> dict[str, str]:
+    """Return the name in the GGUF file of every tensor, by its path.
+
+    Raises:  ExportError: the architecture has no tensor for a module.
+    """
+    known = get_tensor_name_map(architecture, n_layers)
+    names = {}
+    for tensor in frozen.tensors:
+        module, _, role = tensor.path.removesuffix(".weight").rpartition(".")
+        name = known.get_name(module)
+        if name is None:
+            expected = f"a layer that GGUF has a tensor for in {MODEL_ARCH_NAMES[architecture]} models"
+            raise ExportError(module, expected, "none", "use --format merged")
+        names[tensor.path] = f"{name}.weight.{_ROLES[role]}"
+    return names
+
+
+def rotated_heads(config: Any) -> dict[str, int]:
+    """Return the number of heads of the layers that are rotated, by the last part of their path."""
+    n_heads = config.num_attention_heads
+    return {"q_proj": n_heads, "k_proj": getattr(config, "num_key_value_heads", None) or n_heads}
+
+
+def rows_in_pairs(rows: Array, n_heads: int) -> Array:
+    """Reorder rows so that those that rotate with each other are neighbours, head by head.
+
+    Args:    rows: [n_heads * head_size, n]; rows i and i + head_size / 2 of a head are a pair.
+    Returns: the same shape; rows 2 i and 2 i + 1 of a head are that pair.
+    Source:  `permute` in llama.cpp's conversion/llama.py.
+    """
+    halves = rows.reshape(n_heads, 2, -1, rows.shape[1])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def _reordered(array: Array, path: str, n_heads: Mapping[str, int]) -> Array:
+    module, _, role = path.removesuffix(".weight").rpartition(".")
+    kind = module.rpartition(".")[2]
+    return rows_in_pairs(array, n_heads[kind]) if role == "lora_B" and kind in n_heads else array
+
+
+def _describe(writer: GGUFWriter, arrays: FrozenArrays, names: Mapping[str, str]) -> None:
+    """Write everything that stands before the numbers."""
+    kind, file_type = _TYPES[arrays.dtype]
+    dtype = DTYPES[SAFETENSORS_TYPE[arrays.dtype]]
+    writer.add_type(GGUFType.ADAPTER)
+    writer.add_file_type(file_type)
+    writer.add_string(Keys.Adapter.TYPE, "lora")
+    writer.add_float32(Keys.Adapter.LORA_ALPHA, float(arrays.rank))
+    for tensor in arrays.frozen.tensors:
+        shape = arrays.shape(tensor)
+        n_bytes = shape[0] * shape[1] * dtype.itemsize
+        writer.add_tensor_info(names[tensor.path], shape, dtype, n_bytes, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+
+
+def _card(frozen: FrozenAdapter, dtype: str) -> str:
+    return format_card(
+        frozen,
+        title="GGUF LoRA adapter",
+        library="gguf",
+        tags=("lora", "gguf", "llama-cpp"),
+        what=f"""A plain rank-{frozen.rank} LoRA in {dtype} for {base_name(frozen)}. {origin()}:
+no quantum hardware, no simulator, no qpa, only `{WEIGHTS_FILE}`.
+
+Adapted modules: {adapted_modules(frozen)}.
+The scaling is folded into `lora_b`, so `adapter.lora.alpha` equals the rank.""",
+        loading=_loading(frozen),
+    )
+
+
+def _loading(frozen: FrozenAdapter) -> str:
+    base = frozen.base
+    folder = shlex.quote(base.name_or_path) if base.local else "path/to/the/base/model"
+    return f"""llama.cpp loads it beside the base model's own GGUF file, quantised or not. Converted without
+`--fuse-qkv`, that file has a tensor for every adapted module:
+
+```sh
+python convert_hf_to_gguf.py {folder} --outfile base.gguf
+llama-server --model base.gguf --lora path/to/this/directory/{WEIGHTS_FILE}
+```
+
+llama-cpp-python:
+
+```python
+from llama_cpp import Llama
+
+model = Llama("base.gguf", lora_path="path/to/this/directory/{WEIGHTS_FILE}")
+```"""

@@ -1,0 +1,212 @@
+"""mlx: a LoRA adapter that mlx-lm loads with `load(model, adapter_path=...)`, for Apple silicon.
+
+Rules:
+1. adapters.safetensors holds <module>.lora_a [in, r] and <module>.lora_b [r, out]: PEFT's, transposed.
+2. adapter_config.json names the modules by their paths inside a layer, and counts the layers from the last:
+   the adapted modules must be the same in each of those layers. A head is named by its own path.
+3. The scale is 1: the scaling is in lora_b.
+4. Only architectures whose modules mlx-lm names as transformers does: another name would be refused by newer
+   versions of mlx-lm, and ignored by older ones.
+5. One tensor at a time is in memory.
+
+Source:  ours; files and keys as in mlx-lm's mlx_lm/tuner/utils.py and lora.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, final
+
+import numpy as np
+
+from qpa.base_model import check_base, load_config, moved_base
+from qpa.documents import Document, FrozenAdapter, Manifest
+from qpa.errors import ExportError, OptionError
+from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, emit_export
+from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
+from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin, targets_head
+from qpa.pipeline import PassContext
+from qpa.tensor_file import Array, TensorPlan
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapters.safetensors"
+
+ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "GemmaForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Phi3ForCausalLM",
+    "Olmo2ForCausalLM",
+)
+"""Architectures that mlx-lm has, with the module paths of transformers."""
+
+WITHOUT_HEAD = ("GemmaForCausalLM", "Gemma2ForCausalLM")
+"""Architectures of which mlx-lm always ties the head to the input embedding."""
+
+_ROLES = {"lora_A": "lora_a", "lora_B": "lora_b"}
+_IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ExportMlx:
+    """Write a frozen adapter as mlx-lm's own trainer does.
+
+    Args:    dtype: of the tensors: "float32", "bfloat16" or "float16".
+             model: where the base model is now; None for where the adapter says. Only its config is read.
+             trust_remote_code: the user allows the model's own Python code to run.
+    Source:  ours.
+    """
+
+    name: ClassVar[str] = "mlx"
+    consumes: ClassVar[type] = FrozenAdapter
+    requires: ClassVar[tuple[type[Document], ...]] = ()
+    produces: ClassVar[type[Document]] = Manifest
+
+    dtype: str = "float32"
+    model: str | None = field(default=None, metadata={"provenance": False})
+    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
+
+    def emit(
+        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
+    ) -> Manifest:
+        """Write the directory whole or not at all, see `emit_export`."""
+        return emit_export(self, frozen, out, context, force=force)
+
+    def check(self, frozen: FrozenAdapter) -> None:
+        """Refuse an unknown type, Conv1D, an architecture that is not known here, and a tied head.
+
+        Raises:  OptionError: the type is none of the three.
+                 ExportError: one of the others.
+        """
+        if self.dtype not in SAFETENSORS_TYPE:
+            raise OptionError("--dtype", "float32, bfloat16 or float16", self.dtype)
+        base = frozen.base
+        if frozen.fan_in_fan_out:
+            found = "Conv1D, for which mlx-lm has other modules"
+            raise ExportError(base.name_or_path, "linear layers", found, "use --format merged")
+        if base.architecture not in ARCHITECTURES:
+            expected = f"one of {', '.join(ARCHITECTURES)}"
+            raise ExportError(base.name_or_path, expected, base.architecture, "use --format merged")
+        if targets_head(frozen) and (base.ties_lm_head or base.architecture in WITHOUT_HEAD):
+            raise ExportError(
+                f"the output head of {base.name_or_path}",
+                "a head with a weight of its own",
+                "one tied to the input embedding, for which mlx-lm has no module",
+                "choose targets without the head",
+            )
+
+    def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
+        """Write weights, config and card.
+
+        Raises:  ModelError: the base is not there, or not the one the adapter was planned for.
+                 ExportError: mlx-lm cannot express which modules are adapted.
+        """
+        arrays = FrozenArrays.open(frozen, context, dtype=self.dtype)
+        base = moved_base(frozen.base, self.model)
+        check_base(base, trust_remote_code=self.trust_remote_code)
+        n_layers = load_config(
+            base.name_or_path, revision=base.revision, trust_remote_code=base.trust_remote_code
+        ).num_hidden_layers
+        config = json.dumps(adapter_config(frozen, n_layers), indent=2, sort_keys=True, ensure_ascii=False)
+        _write_weights(arrays, directory)
+        directory.write(CONFIG_FILE, (config + "\n").encode())
+        directory.write(CARD_FILE, _card(frozen, self.dtype).encode())
+        return frozen.rank
+
+
+def adapter_config(frozen: FrozenAdapter, n_layers: int) -> dict[str, object]:
+    """Return the content of adapter_config.json.
+
+    Raises:  ExportError: mlx-lm cannot express which modules are adapted.
+    """
+    modules = {tensor.path.rpartition(".lora_")[0] for tensor in frozen.tensors}
+    head = {frozen.base.head} if targets_head(frozen) else set()
+    n_adapted, keys = keys_in_layers(sorted(modules - head), n_layers)
+    return {
+        "fine_tune_type": "lora",
+        "lora_parameters": {
+            "dropout": 0.0,
+            "keys": sorted({*keys, *(str(name) for name in head)}),
+            "rank": frozen.rank,
+            "scale": 1.0,
+        },
+        "num_layers": n_adapted,
+    }
+
+
+def keys_in_layers(modules: Iterable[str], n_layers: int) -> tuple[int, frozenset[str]]:
+    """Return how many layers, counted from the last, have which adapted modules.
+
+    Args:    modules: paths in the model, "model.layers.0.self_attn.q_proj".
+    Returns: 0 and no key when there are no modules; mlx-lm then goes through all layers and finds none.
+    Raises:  ExportError: a module outside the layers, or layers that differ.
+    """
+    keys: list[set[str]] = [set() for _ in range(n_layers)]
+    for module in modules:
+        match = _IN_LAYER.fullmatch(module)
+        if match is None or int(match[1]) >= n_layers:
+            raise ExportError(
+                module, f"a module in one of {n_layers} layers", "another", "use --format merged"
+            )
+        keys[int(match[1])].add(match[2])
+    first = next((i for i in range(n_layers) if keys[i]), n_layers)
+    for i in range(first, n_layers):
+        if different := sorted(keys[i] ^ keys[first]):
+            expected = f"the same adapted modules in every layer from layer {first} on, as mlx-lm has it"
+            found = f"{different[0]} in one of them only"
+            raise ExportError(f"layer {i}", expected, found, "use --format lora or merged")
+    return n_layers - first, frozenset(keys[first] if first < n_layers else ())
+
+
+def _write_weights(arrays: FrozenArrays, directory: ExportDirectory) -> None:
+    kind = SAFETENSORS_TYPE[arrays.dtype]
+    paths, plans = {}, []
+    for tensor in arrays.frozen.tensors:
+        module, _, role = tensor.path.removesuffix(".weight").rpartition(".")
+        name = f"{module}.{_ROLES[role]}"
+        paths[name] = tensor.path
+        plans.append(TensorPlan(name, kind, arrays.shape(tensor)[::-1]))
+
+    def read(name: str) -> Array:
+        return np.ascontiguousarray(arrays.read(paths[name]).T)
+
+    directory.write_tensors(WEIGHTS_FILE, plans, read, {"format": "mlx"})
+
+
+def _card(frozen: FrozenAdapter, dtype: str) -> str:
+    return format_card(
+        frozen,
+        title="MLX LoRA adapter",
+        library="mlx",
+        tags=("lora", "mlx"),
+        what=f"""A plain rank-{frozen.rank} LoRA in {dtype} for {base_name(frozen)}. {origin()}:
+no quantum hardware, no simulator, no qpa, only `{WEIGHTS_FILE}` and `{CONFIG_FILE}`.
+
+Adapted modules: {adapted_modules(frozen)}.
+The scaling is folded into `lora_b`, so `scale` is 1.
+
+qpa checks this format in numbers only: names, shapes and every weight, by readers other than MLX. It has not
+been run on Apple silicon.""",
+        loading=_loading(frozen),
+    )
+
+
+def _loading(frozen: FrozenAdapter) -> str:
+    model = json.dumps(frozen.base.name_or_path)
+    return f"""mlx-lm:
+
+```python
+from mlx_lm import generate, load
+
+model, tokenizer = load({model}, adapter_path="path/to/this/directory")
+print(generate(model, tokenizer, prompt="Once upon a time"))
+```"""
