@@ -2,9 +2,9 @@
 
 Measured: one training step = forward, backward, optimizer step, zero_grad. Plain LoRA steps with torch's
 fused AdamW, the Trainer's default; QPA with `GeneratedAdapterOptimizer`. Both train the same PEFT adapter
-(rank 8, every linear layer but the head) of the same model on the same batch, and take turns on it step by
-step in one process: all that differs is the optimizer's step. One model, because two would differ in where
-their memory lies. Neither clips gradients nor runs a schedule, which cost both the same.
+(`qpa plan`'s defaults, every linear layer but the head) of the same model on the same batch, and take turns
+on it step by step in one process: all that differs is the optimizer's step. One model, because two would
+differ in where their memory lies. Neither clips gradients nor runs a schedule, which cost both the same.
 
 "QPA / LoRA" is the median of paired ratios of whole steps, with quartiles. "of parts" is steadier on a noisy
 machine: 1 + (QPA's optimizer step - LoRA's) / LoRA's whole step, from medians of optimizer steps timed in
@@ -254,7 +254,7 @@ def _set_up(case: str, options: argparse.Namespace) -> Setup:
 
 
 def _plan(directory: str, folder: Path) -> PassContext:
-    passes = Pipeline(InspectModel(model=directory, rank=8), PlanLayout())
+    passes = Pipeline(InspectModel(model=directory), PlanLayout())
     return passes.run(None, PassContext(seed=0, files=DirectoryStore(folder)))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -23,6 +24,8 @@ from qpa.documents import Attachment
 from qpa.errors import DocumentError
 
 Array = npt.NDArray[Any]
+
+_BLOCK_BYTES = 8 << 20
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -130,15 +133,18 @@ def write_tensors(
     Raises:  OSError: it cannot be written; what is there is then cut short.
     """
     ordered = sorted(plans, key=lambda plan: (-DTYPES[plan.dtype].itemsize, plan.name))
-    with path.open("wb") as file:
-        stream = _Hashed(file)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as beside:
+        stream = _Hashed(file, beside)
         stream.write(_header(ordered, metadata or {}))
         for plan in ordered:
             array = read(plan.name)
             if array.shape != plan.shape or array.dtype != DTYPES[plan.dtype]:
                 found = f"{array.dtype}{list(array.shape)}"
                 raise DocumentError(plan.name, f"{plan.dtype}{list(plan.shape)}", found)
-            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            for start in range(0, len(content), _BLOCK_BYTES):
+                stream.write(content[start : start + _BLOCK_BYTES])
+            del content
             del array  # before the next one is read
     return Attachment(file=path.name, sha256=stream.digest.hexdigest(), n_bytes=stream.n_bytes)
 
@@ -155,14 +161,15 @@ def _header(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> bytes:
 
 
 class _Hashed:
-    """A stream that counts and digests what is written."""
+    """A stream that counts what is written, and digests it in a thread meanwhile."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
+    def __init__(self, stream: BinaryIO, beside: Executor) -> None:
+        self.stream, self.beside = stream, beside
         self.digest = hashlib.sha256()
         self.n_bytes = 0
 
     def write(self, content: bytes | memoryview) -> None:
+        digested = self.beside.submit(self.digest.update, content)
         self.stream.write(content)
-        self.digest.update(content)
         self.n_bytes += len(content)
+        digested.result()
