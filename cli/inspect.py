@@ -24,17 +24,22 @@ qpa inspect adapters/bard --json
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Run directory, or adapter directory of any origin.")],
+    path: Annotated[
+        Path, typer.Argument(help="Run directory, export of any format, or LoRA directory of any origin.")
+    ],
     json_: JsonOption = False,
 ) -> None:
     """Show what a run or an adapter directory holds, and whether it is whole."""
-    from qpa.documents import AdapterSpec
+    from qpa.documents import MANIFEST_PATH, AdapterSpec, read_manifest
     from qpa.errors import DocumentError
     from qpa.exporters.lora_contract import CONFIG_FILE
     from qpa.run_directory import RunDirectory
 
+    manifest = read_manifest(path) if (path / MANIFEST_PATH).is_file() else None
     if (path / AdapterSpec.file_name()).is_file():
         _inspect_run(RunDirectory(path), json_)
+    elif manifest is not None and manifest.format != "lora":
+        _inspect_export(path, manifest, json_)
     elif (path / CONFIG_FILE).is_file():
         _inspect_adapter(path, json_)
     else:
@@ -87,6 +92,39 @@ def _stage(document: Document) -> str:
     return f"{document.digest[:19]}  by {document.provenance.pass_name}, seed {document.provenance.seed}"
 
 
+def _inspect_export(path: Path, manifest: Manifest, as_json: bool) -> None:
+    from qpa.cli import summary
+    from qpa.exporters.contracts import check_contract
+    from qpa.exporters.manifest_contract import short
+
+    findings = [str(finding) for finding in check_contract(path)]
+    content: dict[str, Any] = {
+        "export": str(path),
+        "format": manifest.format,
+        "base_model": manifest.base.name_or_path,
+        "rank": manifest.rank,
+        "dtype": manifest.dtype,
+        "files": {entry.file: entry.n_bytes for entry in manifest.files},
+        "findings": findings,
+        "account": summary.account_json(manifest.account),
+        "result": summary.result_json(manifest.result),
+    }
+    if as_json:
+        print_json(content)
+        return
+    rows: summary.Rows = [
+        ("base model", short(manifest.base.name_or_path)),
+        ("rank, type", f"{manifest.rank}, {manifest.dtype}"),
+        *((short(entry.file), f"{number(entry.n_bytes)} bytes") for entry in manifest.files),
+        ("contract", _contract(findings)),
+    ]
+    print_table(f"{path}: {manifest.format}", rows + _manifest_rows(manifest))
+
+
+def _contract(findings: list[str]) -> str:
+    return "kept" if not findings else f"{len(findings)} findings, first: {findings[0]}"
+
+
 def _inspect_adapter(path: Path, as_json: bool) -> None:
     from qpa.cli import summary
     from qpa.documents import MANIFEST_PATH, read_manifest
@@ -114,7 +152,7 @@ def _inspect_adapter(path: Path, as_json: bool) -> None:
     rows = [
         *_config_rows(config),
         ("tensors", f"{len(tensors)}, {number(n_numbers)} numbers, {dtypes}"),
-        ("contract", "kept" if not findings else f"{len(findings)} findings, first: {findings[0]}"),
+        ("contract", _contract([str(finding) for finding in findings])),
     ]
     print_table(f"{path}: {short(config.get('peft_type', 'adapter'))}", rows + _manifest_rows(manifest))
 

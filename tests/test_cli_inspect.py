@@ -9,11 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from qpa.cli.main import main
 from qpa.documents import MANIFEST_PATH
+from qpa.exporters.contracts import check_contract
 from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
+from qpa.exporters.merged import ExportMerged
+from tests.random_adapter import random_adapter
+
+# peft asks transformers by a name that transformers has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 MODULE = f"{KEY_PREFIX}model.layers.0.self_attn.q_proj"
 CONFIG = {
@@ -105,3 +113,42 @@ def test_weights_that_are_none_are_one_line(adapter, inspect):
     assert inspect(adapter)[2].startswith(f"error: {WEIGHTS_FILE}: ")
     (adapter / WEIGHTS_FILE).unlink()
     assert inspect(adapter)[2].startswith(f"error: {WEIGHTS_FILE}: ")
+
+
+@pytest.fixture
+def merged(llama: Path, tmp_path: Path) -> Path:
+    """Return an export that is no LoRA directory."""
+    made = random_adapter(llama, tmp_path / "store")
+    ExportMerged(dtype="bfloat16").emit(made.frozen, tmp_path / "merged", made.context)
+    return tmp_path / "merged"
+
+
+def test_an_export_of_another_format_is_shown_and_checked(merged, inspect):
+    code, out, _ = inspect(merged)
+    assert code == 0
+    assert all(words in out for words in ("merged: merged", "4, bfloat16", "model.safetensors", "kept"))
+    content = json.loads(inspect(merged, "--json")[1])
+    assert (content["format"], content["rank"], content["findings"]) == ("merged", 4, [])
+    (merged / "config.json").write_text("{}")
+    (finding,) = json.loads(inspect(merged, "--json")[1])["findings"]
+    assert finding.startswith("L20 config.json: expected ")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_exports_give_findings_and_never_raise(merged, data):
+    """Damage one file of a good export in one place."""
+    files = sorted(path for path in merged.rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from(files))
+    content = path.read_bytes()
+    start = data.draw(st.integers(0, len(content) - 1))
+    damaged = bytearray(content[: data.draw(st.sampled_from([start, len(content)]))])
+    damaged[start : start + 1] = data.draw(
+        st.binary(max_size=3).filter(lambda b: b != content[start : start + 1])
+    )
+    path.write_bytes(damaged)
+    try:
+        assert bytes(damaged) == content or check_contract(merged)
+    finally:
+        path.write_bytes(content)
+    assert check_contract(merged) == ()
