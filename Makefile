@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint test-vllm test-llama-cpp conformance clean
+.PHONY: demo test lint test-vllm test-llama-cpp test-mlx conformance clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo.run
@@ -23,10 +23,13 @@ test-vllm: $(VENV)/ready
 test-llama-cpp: $(VENV)/ready
 	HF_HUB_OFFLINE=1 sh tests/llama_cpp/run.sh
 
+test-mlx: $(VENV)/ready
+	HF_HUB_OFFLINE=1 sh tests/mlx/run.sh
+
 # Half an hour, most of it vLLM's.
-conformance: test-vllm test-llama-cpp
+conformance: test-vllm test-llama-cpp test-mlx
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.conformance.run --out docs/conformance.md \
-		--vllm .venv-vllm/bin/python --llama-cpp .venv-llama-cpp/bin/python
+		--vllm .venv-vllm/bin/python --llama-cpp .venv-llama-cpp/bin/python --mlx .venv-mlx/bin/python
 
 # torch first: constraints.txt names the CPU build's version, and a later resolver keeps it.
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -36,4 +39,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-llama-cpp build *.egg-info
+	rm -rf $(VENV) .venv-vllm .venv-llama-cpp .venv-mlx build *.egg-info

@@ -194,8 +194,7 @@ no quantum hardware, no simulator, no qpa, only `{WEIGHTS_FILE}` and `{CONFIG_FI
 Adapted modules: {adapted_modules(frozen)}.
 The scaling is folded into `lora_b`, so `scale` is 1.
 
-qpa checks this format in numbers only: names, shapes and every weight, by readers other than MLX. It has not
-been run on Apple silicon.""",
+qpa checks this format in mlx-lm on the CPU; it has not been run on Apple silicon.""",
         loading=_loading(frozen),
     )
 

@@ -46,11 +46,16 @@ ENGINES_OF: dict[str, tuple[str, ...]] = {
     "onnx-adapter": ("onnxruntime",),
     "genai": ("onnxruntime-genai",),
     "gguf": ("llama.cpp",),
-    "mlx": (),
+    "mlx": ("mlx",),
 }
 """The engines that can be asked about an export of a format."""
 
-PACKAGES = {"onnxruntime-genai": "onnxruntime_genai", "vllm": "vllm", "llama.cpp": "llama_cpp"}
+PACKAGES = {
+    "onnxruntime-genai": "onnxruntime_genai",
+    "vllm": "vllm",
+    "llama.cpp": "llama_cpp",
+    "mlx": "mlx_lm",
+}
 """Modules of engines that may not be installed."""
 
 WORKER = Path(__file__).with_name("verify_worker.py")

@@ -40,6 +40,7 @@ ENGINE_MODULES = {
     "onnxruntime-genai": "genai_models",
     "vllm": "vllm_models",
     "llama.cpp": "llama_cpp_models",
+    "mlx": "mlx_models",
 }
 
 Probe = dict[str, npt.NDArray[Any]]

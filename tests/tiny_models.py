@@ -54,8 +54,13 @@ def tiny_llama(path: Path, *, tied: bool = False, seed: int = 0) -> Path:
 
 
 def tiny_qwen2(path: Path, *, seed: int = 0) -> Path:
-    """Write a 2-layer Qwen2, whose attention has biases, with an untied head; return `path`."""
-    return _write(path, Qwen2Config(**_SHAPE, **_special_tokens(), tie_word_embeddings=False), seed)
+    """Write a 2-layer Qwen2, whose attention has biases, with an untied head; return `path`.
+
+    Its rotary base is that of Qwen2's own models, which some engines take without asking the config.
+    """
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    shape = _SHAPE | {"tie_word_embeddings": False, "rope_parameters": rope}
+    return _write(path, Qwen2Config(**shape, **_special_tokens()), seed)
 
 
 def tiny_qwen3(path: Path, *, seed: int = 0) -> Path:
@@ -105,9 +110,17 @@ def tiny_gemma2(path: Path, *, seed: int = 0) -> Path:
 
 
 def tiny_gemma3(path: Path, *, seed: int = 0) -> Path:
-    """Write a 2-layer text-only Gemma3 with a tied head; return `path`. See `tiny_gemma2`."""
+    """Write a 2-layer text-only Gemma3 with a tied head; return `path`. See `tiny_gemma2`.
+
+    One layer has a sliding window and one has not; by default the sixth would be the first without.
+    """
     config = Gemma3TextConfig(
-        **_SHAPE, **_special_tokens(), query_pre_attn_scalar=32, sliding_window=N_CONTEXT
+        **_SHAPE,
+        **_special_tokens(),
+        query_pre_attn_scalar=32,
+        sliding_window=N_CONTEXT,
+        sliding_window_pattern=2,
+        layer_types=["sliding_attention", "full_attention"],
     )
     return _write(path, config, seed, embedding_scale=0.1)
 

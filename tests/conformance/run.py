@@ -8,14 +8,17 @@ engine of the format (`qpa.passes.verify_adapter`), which runs in a process that
 3. failed: anything else, with the first line of why: the engine gave wrong answers, or broke where it is not
    known to.
 
+Cells are data, in docs/conformance.jsonl: a run replaces those it measures, and draws the table of all.
+
     make conformance
     python -m tests.conformance.run --out docs/conformance.md --vllm .venv-vllm/bin/python \\
-        --llama-cpp .venv-llama-cpp/bin/python
+        --llama-cpp .venv-llama-cpp/bin/python --mlx .venv-mlx/bin/python
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -44,7 +47,7 @@ TARGETS = {"qwen3-moe": ATTENTION}
 REFUSED_BY_ENGINE = {("gpt2", "lora", "vllm")}
 """Cells in which the engine is known to say no."""
 
-ENVIRONMENTS = {"vllm": "vllm", "llama.cpp": "llama_cpp"}
+ENVIRONMENTS = {"vllm": "vllm", "llama.cpp": "llama_cpp", "mlx": "mlx"}
 """Options that name the Python of an engine with an environment of its own."""
 
 
@@ -68,7 +71,9 @@ class Cell(NamedTuple):
 def main() -> int:
     """Fill the table, write it, and return 1 if a cell failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="Markdown file for the table")
+    parser.add_argument(
+        "--out", type=Path, help="Markdown file for the table; cells are kept beside it as jsonl"
+    )
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--engines", default=",".join(set().union(*ENGINES_OF.values())))
@@ -81,13 +86,13 @@ def main() -> int:
     torch.set_num_threads(1)
     pythons = {engine: getattr(options, option) for engine, option in ENVIRONMENTS.items()}
     engines = options.engines.split(",")
-    cells = []
+    cells: list[Cell] = []
     for architecture in options.architectures.split(","):
         for cell in cells_of(architecture, options.formats.split(","), engines, pythons):
             cells.append(cell)
             print(*cell, flush=True)
-    if options.out:
-        options.out.write_text(as_markdown(cells))
+        if options.out:
+            write_table(options.out, cells)
     n_ok, n_failed = (sum(cell.outcome == kind for cell in cells) for kind in ("ok", "failed"))
     print(f"{n_ok} ok, {n_failed} failed, {len(cells) - n_ok - n_failed} refused or not run")
     return int(n_failed > 0 or n_ok == 0)
@@ -171,6 +176,18 @@ def base_tokens(made: RandomAdapter) -> list[int]:
     with torch.no_grad(), made.live.disable_adapter():
         tokens: list[int] = greedy_continuation(made.live, prompt).tolist()
     return tokens
+
+
+def write_table(out: Path, cells: list[Cell]) -> None:
+    """Write cells over those of the same place in the data beside the table, and draw the table of all."""
+    data = out.with_suffix(".jsonl")
+    lines = data.read_text().splitlines() if data.exists() else []
+    found = {cell[:3]: cell for cell in (Cell(**json.loads(line)) for line in lines)}
+    found |= {cell[:3]: cell for cell in cells}
+    order = {name: place for place, name in enumerate([*ARCHITECTURES, *FORMATS])}
+    ordered = sorted(found.values(), key=lambda cell: (order[cell.architecture], order[cell.format]))
+    data.write_text("".join(json.dumps(cell._asdict()) + "\n" for cell in ordered))
+    out.write_text(as_markdown(ordered))
 
 
 def as_markdown(cells: list[Cell]) -> str:
