@@ -19,12 +19,9 @@ TEMPORARY_PREFIX = ".incomplete-"
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file, read in blocks of 1 MiB."""
-    digest = hashlib.sha256()
+    """Return the hexadecimal SHA-256 of a file, read a block at a time."""
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

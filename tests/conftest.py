@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -53,3 +55,16 @@ def assets() -> Path:
     if not ASSETS.is_dir():
         pytest.skip("no folder with real models and texts beside the checkout")
     return ASSETS
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the worker answer in this process, which has imported the engines already."""
+
+    from qpa.passes import verify_adapter, verify_worker
+
+    def run(command: list[str], *, input: str, **_: object) -> subprocess.CompletedProcess[str]:
+        answer = verify_worker.answer_probe(json.loads(input))
+        return subprocess.CompletedProcess(command, 0, json.dumps(answer), "")
+
+    monkeypatch.setattr(verify_adapter.subprocess, "run", run)

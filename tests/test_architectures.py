@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from qpa.documents import AdapterSpec, read_manifest
 from qpa.errors import ModelError, OptionError
 from qpa.exporters.lora import ExportLora
 from qpa.exporters.lora_contract import KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
-from qpa.passes import verify_adapter, verify_worker
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.pipeline import PassContext
@@ -76,17 +74,6 @@ def adapter_of(model_of: ModelOf, tmp_path_factory: pytest.TempPathFactory) -> A
         return made[name]
 
     return get
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the verification's worker answer in this process, which has imported the engines already."""
-
-    def run(command: list[str], *, input: str, **_: object) -> subprocess.CompletedProcess[str]:
-        answer = verify_worker.answer_probe(json.loads(input))
-        return subprocess.CompletedProcess(command, 0, json.dumps(answer), "")
-
-    monkeypatch.setattr(verify_adapter.subprocess, "run", run)
 
 
 def _targets(name: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from qpa.documents import MANIFEST_PATH, read_manifest
 from qpa.errors import ExportError, OptionError
 from qpa.exporters.genai import CONFIG_FILE, ExportGenai, genai_config, genai_name
 from qpa.exporters.onnx_adapter import ADAPTER_FILE
+from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.probe import N_NEW
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.test_export_onnx import (
@@ -153,3 +154,11 @@ def test_another_type_is_refused(exported, tmp_path):
     with pytest.raises(OptionError, match=r"^--dtype: expected float32 with --format genai"):
         ExportGenai(dtype="float16").emit(made.frozen, tmp_path / "out", made.context)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_verify_asks_onnxruntime_genai(exported):
+    made, out = exported
+    (check,) = VerifyAdapter(directory=str(out)).run(read_manifest(out), made.context).engines
+    assert check.engine == "onnxruntime-genai" and check.greedy_tokens_equal
+    assert check.max_logit_difference < 1e-4 < 0.1 < check.max_base_difference

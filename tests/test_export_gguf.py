@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from qpa.errors import ExportError, ModelError, OptionError
 from qpa.exporters.export_directory import PROBE_FILE
 from qpa.exporters.gguf_lora import WEIGHTS_FILE, ExportGguf, rows_in_pairs
 from qpa.exporters.manifest_contract import check_manifest
+from qpa.passes.verify_adapter import VerifyAdapter
 from tests import tiny_models
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_llama, tiny_qwen3
@@ -259,3 +262,14 @@ def test_the_manifest_reads_back(made, tmp_path):
     read = Manifest.from_json((tmp_path / "out" / MANIFEST_PATH).read_bytes(), MANIFEST_PATH)
     assert read == manifest and read.provenance.parent == made.frozen.digest
     assert [option.name for option in read.provenance.options] == ["dtype"]
+
+
+def test_verify_says_what_it_takes_to_ask_llama_cpp(made, tmp_path):
+    manifest = ExportGguf().emit(made.frozen, tmp_path / "out", made.context)
+    step = VerifyAdapter(directory=str(tmp_path / "out"), engines=("llama.cpp",))
+    with pytest.raises(OptionError, match=r"^--engine: .* found llama\.cpp; pass --python"):
+        step.run(manifest, made.context)
+    with pytest.raises(OptionError, match=r"^--base-gguf: expected a GGUF file of the base model"):
+        replace(step, python=sys.executable).run(manifest, made.context)
+    with pytest.raises(OptionError, match=r"^--engine: expected llama\.cpp, found none that is installed"):
+        replace(step, engines=None).run(manifest, made.context)

@@ -22,6 +22,7 @@ from qpa.exporters import onnx_graph, onnx_merged
 from qpa.exporters.export_directory import PROBE_FILE
 from qpa.exporters.onnx_graph import trace_causal_lm
 from qpa.exporters.onnx_merged import ExportOnnx
+from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.probe import N_NEW, greedy_continuation
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_gemma2, tiny_gpt2, tiny_llama, tiny_qwen3
@@ -279,3 +280,10 @@ def test_what_the_tracer_says_is_one_line(made, monkeypatch):
 def test_the_config_is_the_merged_models(once):
     config = json.loads((once[1] / "config.json").read_text())
     assert config["dtype"] == "float32" and "_name_or_path" not in config
+
+
+@pytest.mark.usefixtures("in_process")
+def test_verify_asks_onnxruntime(once, made):
+    (check,) = VerifyAdapter(directory=str(once[1])).run(read_manifest(once[1]), made.context).engines
+    assert check.engine == "onnxruntime" and check.greedy_tokens_equal
+    assert check.max_logit_difference < 1e-4 < 0.1 < check.max_base_difference

@@ -16,8 +16,8 @@ import torch
 from transformers import AutoTokenizer
 
 from qpa.base_model import load_model
-from qpa.documents import MANIFEST_PATH, read_manifest
-from qpa.errors import ExportError, OptionError
+from qpa.documents import MANIFEST_PATH, EngineCheck, read_manifest
+from qpa.errors import ExportError, OptionError, VerificationError
 from qpa.exporters import onnx_adapter
 from qpa.exporters.onnx_adapter import (
     ADAPTER_FILE,
@@ -26,6 +26,8 @@ from qpa.exporters.onnx_adapter import (
     base_graph_digest,
     write_adapter,
 )
+from qpa.passes import verify_adapter
+from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.probe import N_NEW
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.test_export_onnx import (
@@ -214,3 +216,25 @@ def test_another_type_is_refused(three, tmp_path):
     with pytest.raises(OptionError, match=r"^--dtype: expected float32 with --format onnx-adapter"):
         ExportOnnxAdapter(dtype="float16").emit(three.frozen, tmp_path / "out", three.context)
     assert list(tmp_path.iterdir()) == []
+
+
+def _verify(out: Path, made: RandomAdapter) -> EngineCheck:
+    return VerifyAdapter(directory=str(out)).run(read_manifest(out), made.context).engines[0]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_verify_asks_onnxruntime_with_the_adapter_active(exported, three, second, tmp_path, monkeypatch):
+    check = _verify(exported, three)
+    assert check.engine == "onnxruntime" and check.greedy_tokens_equal
+    assert check.max_logit_difference < 1e-4 < 0.1 < check.max_base_difference
+    swapped = tmp_path / "swapped"
+    shutil.copytree(exported, swapped)
+    shutil.copy(second / ADAPTER_FILE, swapped)
+    with pytest.raises(VerificationError, match=f"L20 {ADAPTER_FILE}"):
+        _verify(swapped, three)
+    monkeypatch.setattr(verify_adapter, "check_contract", lambda _: ())
+    with pytest.raises(VerificationError, match="a difference of"):
+        _verify(swapped, three)
+    write_adapter({"other.lora_A.weight": np.ones((3, 64), np.float32)}, swapped / ADAPTER_FILE)
+    with pytest.raises(Exception, match=r"missing|other\.lora_A|Invalid"):
+        _verify(swapped, three)

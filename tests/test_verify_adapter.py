@@ -18,7 +18,7 @@ from qpa.documents import MANIFEST_PATH, Verification, read_manifest
 from qpa.errors import DocumentError, ModelError, OptionError, VerificationError
 from qpa.exporters.lora import ExportLora
 from qpa.exporters.lora_contract import WEIGHTS_FILE
-from qpa.passes import verification_pipeline, verify_adapter, verify_worker
+from qpa.passes import verification_pipeline, verify_adapter
 from qpa.passes.verify_adapter import WORKER, VerifyAdapter
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_llama
@@ -42,17 +42,6 @@ def out(made: RandomAdapter, tmp_path: Path) -> Path:
     """Return a fresh export of `made`."""
     ExportLora().emit(made.frozen, tmp_path / "out", made.context)
     return tmp_path / "out"
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the worker answer in this process, which has imported the engines already."""
-
-    def run(command: list[str], *, input: str, **_: object) -> subprocess.CompletedProcess[str]:
-        answer = verify_worker.answer_probe(json.loads(input))
-        return subprocess.CompletedProcess(command, 0, json.dumps(answer), "")
-
-    monkeypatch.setattr(verify_adapter.subprocess, "run", run)
 
 
 @pytest.fixture
