@@ -16,6 +16,7 @@ Source: ours; onnxruntime's documentation of LoRA adapters.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -122,6 +123,7 @@ def write_adapter(tensors: Mapping[str, Array], path: Path) -> None:
 
     Args:    tensors: float32, by the names of the graph's inputs.
              path: of a new file, in a directory that is there.
+    Raises:  OSError: it cannot be written.
     """
     from onnxruntime import AdapterFormat, OrtValue
 
@@ -129,7 +131,10 @@ def write_adapter(tensors: Mapping[str, Array], path: Path) -> None:
     adapter.set_adapter_version(1)
     adapter.set_model_version(1)
     adapter.set_parameters({name: OrtValue.ortvalue_from_numpy(tensors[name]) for name in sorted(tensors)})
-    adapter.export_adapter(str(path))
+    try:
+        adapter.export_adapter(str(path))
+    except RuntimeError as error:  # all it says of a full disk
+        raise OSError(errno.EIO, "onnxruntime cannot write to it") from error
 
 
 def base_graph_digest(frozen: FrozenAdapter, model: Any) -> str:

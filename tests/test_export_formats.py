@@ -1,0 +1,102 @@
+"""What holds for the export of every format: options, a full disk, and a base model that is another."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from qpa.documents import MANIFEST_PATH
+from qpa.errors import ExportError, ModelError, OptionError
+from qpa.exporters.contracts import check_contract
+from qpa.exporters.export_directory import PROBE_FILE, emit_export
+from qpa.exporters.formats import FORMATS, exporter_for
+from qpa.passes.verify_adapter import ENGINES_OF
+from qpa.passes.verify_worker import ENGINE_MODULES
+from tests.random_adapter import RandomAdapter, random_adapter
+from tests.tiny_models import tiny_llama
+
+# peft asks transformers by a name that transformers has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+READS_BASE = [name for name in FORMATS if name != "lora"]
+
+
+@pytest.fixture(scope="module")
+def made(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> RandomAdapter:
+    """Return a random adapter whose tensors are larger than the limit of `a_full_disk`."""
+    return random_adapter(llama, tmp_path_factory.mktemp("store"), rank=16)
+
+
+@contextmanager
+def a_full_disk(n_bytes: int) -> Iterator[None]:
+    """Let no file of this process become longer than this, as where the disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["lora", "merged", "onnx-adapter", "gguf", "mlx"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(made, tmp_path, name):
+    exporter = exporter_for(name, {})
+    with (
+        a_full_disk(20_000),
+        pytest.raises(ExportError, match="a directory that can be written, found") as error,
+    ):
+        emit_export(exporter, made.frozen, tmp_path / "out", made.context)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["lora", "merged", "gguf", "mlx"])
+def test_the_probe_and_the_manifest_are_in_every_export(made, tmp_path, name):
+    manifest = emit_export(exporter_for(name, {}), made.frozen, tmp_path / "out", made.context)
+    assert manifest.format == name and manifest.probe == PROBE_FILE
+    assert (tmp_path / "out" / MANIFEST_PATH).is_file()
+    assert check_contract(tmp_path / "out") == ()
+    (tmp_path / "out" / PROBE_FILE).unlink()
+    (finding,) = check_contract(tmp_path / "out")
+    assert (finding.rule, finding.subject) == ("L20", PROBE_FILE)
+
+
+@pytest.mark.parametrize("name", READS_BASE)
+def test_a_base_with_another_config_is_refused(made, gpt2, tmp_path, name):
+    exporter = exporter_for(name, {"model": str(gpt2)})
+    with pytest.raises(ModelError, match="the config the adapter was planned for"):
+        emit_export(exporter, made.frozen, tmp_path / "out", made.context)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", READS_BASE)
+def test_a_base_that_is_gone_is_refused(tmp_path, name):
+    base = tiny_llama(tmp_path / "base")
+    made = random_adapter(base, tmp_path / "store")
+    base.rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match="no such directory"):
+        emit_export(exporter_for(name, {}), made.frozen, tmp_path / "out", made.context)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_format_has_its_engines_and_every_engine_its_module():
+    assert ENGINES_OF.keys() == FORMATS.keys()
+    assert set().union(*ENGINES_OF.values()) == ENGINE_MODULES.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("tarot", {}, "--format: expected lora, merged, .* found tarot"),
+        ("gguf", {"rank_pad": 16}, "--rank-pad: expected no such option with --format gguf, found 16"),
+        ("merged", {"allow_tied_head": True}, "--allow-tied-head: expected no such option"),
+        ("lora", {"model": "x"}, "--model: expected no such option with --format lora"),
+    ],
+)
+def test_an_option_of_another_format_is_refused(name, options, words):
+    with pytest.raises(OptionError, match=f"^{words}"):
+        exporter_for(name, options)
