@@ -30,7 +30,7 @@ def verify(
         str,
         typer.Option(
             help="Engines that read the format, separated by commas: peft, transformers, onnxruntime, "
-            "onnxruntime-genai, vllm, llama.cpp; all: those installed."
+            "onnxruntime-genai, vllm, llama.cpp, mlx; all: those installed."
         ),
     ] = "all",
     python: Annotated[
@@ -48,6 +48,7 @@ def verify(
 ) -> None:
     """Load an export with engines that know nothing of qpa, in a fresh process, and compare answers."""
     if static:
+        _refuse_with_static(model, engine, python, base_gguf)
         _verify_static(directory, json_)
         return
     from qpa.passes.verify_adapter import VerifyAdapter
@@ -61,6 +62,16 @@ def verify(
         trust_remote_code=trust_remote_code,
     )
     _verify_engines(step, directory, json_)
+
+
+def _refuse_with_static(model: str | None, engine: str, python: str | None, base_gguf: str | None) -> None:
+    from qpa.errors import OptionError
+
+    given = {"--model": model, "--engine": engine if engine != "all" else None}
+    given |= {"--python": python, "--base-gguf": base_gguf}
+    for option, value in given.items():
+        if value is not None:
+            raise OptionError(option, "nothing beside --static, which asks no engine", value, "leave one out")
 
 
 def _verify_static(directory: Path, as_json: bool) -> None:

@@ -120,6 +120,7 @@ def emit_export(
             directory.write(PROBE_FILE, probe)
             manifest = _manifest(exporter, frozen, rank, directory.files, context)
             (work / MANIFEST_PATH).write_bytes(manifest.to_json())
+            check_output(out, force=force)  # again: this may have taken minutes
     except OSError as error:
         found = error.strerror or type(error).__name__
         raise ExportError(str(out), "a directory that can be written", found) from error

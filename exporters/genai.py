@@ -26,6 +26,7 @@ import onnx_ir
 from qpa.base_model import load_model, load_tokenizer, moved_base
 from qpa.documents import Document, FrozenAdapter, Manifest
 from qpa.errors import ExportError
+from qpa.exporters.contracts import SESSION_OPTIONS
 from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, emit_export
 from qpa.exporters.frozen_arrays import FrozenArrays
 from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin
@@ -127,7 +128,7 @@ def genai_config(model: Any, inputs: Sequence[onnx_ir.Value]) -> dict[str, Any]:
         raise _unfit(model, "max_position_embeddings in the base's config", "none")
     tokens = ("input_ids", "attention_mask", "position_ids")
     decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "session_options": SESSION_OPTIONS,
         "filename": GRAPH_FILE,
         "head_size": head_size,
         "hidden_size": config.hidden_size,

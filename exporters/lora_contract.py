@@ -42,7 +42,7 @@ from typing import TypeVar
 import numpy as np
 
 from qpa.errors import DocumentError
-from qpa.exporters.manifest_contract import Finding, check_manifest, several, short
+from qpa.exporters.manifest_contract import Finding, check_files, check_manifest, several, short
 from qpa.tensor_file import TensorEntry, TensorFile
 
 CONFIG_FILE = "adapter_config.json"
@@ -52,7 +52,6 @@ MAX_JSON_BYTES = 16 << 20
 MAX_JSON_DEPTH = 32
 
 _ROLES = (".lora_A.weight", ".lora_B.weight")
-_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _NO_MODULE_STARTS = ("base_model.", "layers.", "h.", "blocks.")
 _MORE_THAN_LORA = (
@@ -83,8 +82,9 @@ def check_lora_contract(directory: Path) -> tuple[Finding, ...]:
     """
     try:
         return tuple(sorted(_check(directory), key=lambda finding: finding.rule))
-    except OSError as error:
-        return (Finding("L01", short(directory), "a readable directory", short(error.strerror or error)),)
+    except (OSError, MemoryError) as error:
+        found = short(getattr(error, "strerror", None) or type(error).__name__)
+        return (Finding("L01", short(directory), "a readable directory", found),)
 
 
 def _check(directory: Path) -> Iterator[Finding]:
@@ -94,8 +94,8 @@ def _check(directory: Path) -> Iterator[Finding]:
         yield Finding("L01", short(directory / name), "a file", found)
     if len(missing) == 2:
         return
-    files = sorted(entry for entry in directory.rglob("*") if entry.is_file())
-    yield from _check_files(directory, files)
+    yield from check_files(directory)
+    yield from _check_weights_alone(directory)
     yield from check_manifest(directory)
     config: JsonObject | None = None
     file: TensorFile | None = None
@@ -115,20 +115,7 @@ def _check(directory: Path) -> Iterator[Finding]:
         yield from _check_targets(config, file.entries)
 
 
-def _check_files(directory: Path, files: list[Path]) -> Iterator[Finding]:
-    names = {path: path.relative_to(directory) for path in files}
-    modes = {path: path.stat().st_mode & 0o777 for path in files}
-    private = [path for path in files if modes[path] & 0o444 != 0o444]
-    if private:
-        yield Finding(
-            "L02",
-            several(str(names[path]) for path in private),
-            "a file readable by everyone (mode 0644)",
-            f"mode {modes[private[0]]:04o}",
-        )
-    pickles = [str(names[path]) for path in files if path.suffix.lower() in _PICKLE_SUFFIXES]
-    if pickles:
-        yield Finding("L03", several(pickles), "safetensors only", "a file type that can hold a pickle")
+def _check_weights_alone(directory: Path) -> Iterator[Finding]:
     other = [path.name for path in directory.glob("*.safetensors") if path.name != WEIGHTS_FILE]
     if other:
         yield Finding("L03", several(sorted(other)), f"{WEIGHTS_FILE} alone", "another weights file")
@@ -252,9 +239,13 @@ def _check_numbers(file: TensorFile) -> Iterator[Finding]:
     types = [name for name, tensor in file.entries.items() if tensor.dtype not in _FLOAT_TYPES]
     if types:
         yield Finding("L16", several(types), "a floating-point type", file.entries[types[0]].dtype)
-    broken = [name for name in file.entries if name not in types and not np.all(np.isfinite(file.read(name)))]
+    broken = [name for name in file.entries if name not in types and not _is_finite(file, name)]
     if broken:
         yield Finding("L17", several(broken), "finite numbers", "NaN or infinity")
+
+
+def _is_finite(file: TensorFile, name: str) -> bool:
+    return all(bool(np.all(np.isfinite(block))) for block in file.blocks(name))
 
 
 def _check_rank(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> Iterator[Finding]:

@@ -1,5 +1,7 @@
 """What the manifest of an export promises, checked file by file; and how a broken rule is told.
 
+L02  Every file is readable by everyone (safetensors writes mode 0600 whatever the umask).
+L03  No pickle file.
 L20  The manifest is valid, no file is missing or extra, and every SHA-256 is right.
 """
 
@@ -12,6 +14,8 @@ from pathlib import Path
 from qpa.atomic_files import sha256_of
 from qpa.documents import MANIFEST_PATH, read_manifest
 from qpa.errors import DocumentError
+
+_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,21 @@ class Finding:
     def __str__(self) -> str:
         """Return the finding as one line."""
         return f"{self.rule} {self.subject}: expected {self.expected}, found {self.found}"
+
+
+def check_files(directory: Path) -> Iterator[Finding]:
+    """Yield files that others cannot read, and such as can hold a pickle.
+
+    Source:  ours.
+    """
+    files = sorted(entry for entry in directory.rglob("*") if entry.is_file())
+    names = {path: str(path.relative_to(directory)) for path in files}
+    modes = {path: path.stat().st_mode & 0o777 for path in files}
+    if private := [path for path in files if modes[path] & 0o444 != 0o444]:
+        expected, found = "a file readable by everyone (mode 0644)", f"mode {modes[private[0]]:04o}"
+        yield Finding("L02", several(names[path] for path in private), expected, found)
+    if pickles := [names[path] for path in files if path.suffix.lower() in _PICKLE_SUFFIXES]:
+        yield Finding("L03", several(pickles), "safetensors only", "a file type that can hold a pickle")
 
 
 def check_manifest(directory: Path) -> Iterator[Finding]:

@@ -9,10 +9,10 @@ Rules:
 
 Request:  {"directory", "format", "probe", "model", "revision", "trust_remote_code", "checks_base",
           "base_gguf", "engines": [..]}
-Answer:   {"largest_live_logit", "largest_adapter_effect", "base_difference", "engines": [{"engine",
-          "max_logit_difference", "max_base_difference", "greedy_tokens", "greedy_tokens_equal",
-          "base_tokens_equal", "missing_keys", "unexpected_keys"}]}; differences are null where an engine
-          gives no logits, base_tokens_equal is null where it gives some
+Answer:   {"largest_live_logit", "largest_adapter_effect", "base_difference", "base_tokens", "engines":
+          [{"engine", "max_logit_difference", "max_base_difference", "greedy_tokens",
+          "greedy_tokens_equal", "missing_keys", "unexpected_keys"}]}; differences are null where an engine
+          gives no logits; base_difference and base_tokens are null unless checks_base
 
 Source: ours.
 """
@@ -98,14 +98,22 @@ def answer_probe(request: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "largest_live_logit": float(np.abs(probe["logits"]).max()),
         "largest_adapter_effect": _largest_difference(probe["logits"], probe["base_logits"]),
-        "base_difference": 0.0,
+        "base_difference": None,
+        "base_tokens": None,
     }
     if request["checks_base"]:
-        torch_models = _engine_module("torch_models")
-        base = torch_models.TorchEngine(torch_models.load_base(request), [], [])
-        answer["base_difference"] = _largest_difference(_probe_logits(base, probe), probe["base_logits"])
+        answer |= _ask_base(request, probe)
     answer["engines"] = [_check_engine(engine, request, probe) for engine in request["engines"]]
     return answer
+
+
+def _ask_base(request: dict[str, Any], probe: Probe) -> dict[str, Any]:
+    torch_models = _engine_module("torch_models")
+    base: Engine = torch_models.TorchEngine(torch_models.load_base(request), [], [])
+    return {
+        "base_difference": _largest_difference(_probe_logits(base, probe), probe["base_logits"]),
+        "base_tokens": base.greedy(probe["input_ids"].tolist(), len(probe["greedy"])),
+    }
 
 
 def _engine_module(name: str) -> Any:
@@ -118,16 +126,12 @@ def _check_engine(name: str, request: dict[str, Any], probe: Probe) -> dict[str,
     prompt, expected = probe["input_ids"].tolist(), probe["greedy"].tolist()
     logits = _probe_logits(engine, probe)
     greedy = engine.greedy(prompt, len(expected))
-    base_tokens_equal = None
-    if logits is None:
-        base_tokens_equal = engine.base_greedy(prompt, len(expected)) == greedy  # type: ignore[attr-defined]
     return {
         "engine": name,
         "max_logit_difference": _largest_difference(logits, probe["logits"]),
         "max_base_difference": _largest_difference(logits, probe["base_logits"]),
         "greedy_tokens": greedy,
         "greedy_tokens_equal": greedy == expected,
-        "base_tokens_equal": base_tokens_equal,
         "missing_keys": engine.missing_keys,
         "unexpected_keys": engine.unexpected_keys,
     }

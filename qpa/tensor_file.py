@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
@@ -108,14 +111,30 @@ class TensorFile:
 
         Raises:  DocumentError: numpy has no such type.
         """
-        dtype, shape, start, end = self.entries[name]
-        if dtype not in DTYPES:
-            raise DocumentError(f"{name} in {self.path}", f"a type among {', '.join(DTYPES)}", dtype)
+        dtype, shape, start, end = self._entry(name)
         # Not through a memory map, whose pages would count as this process's memory.
         with self.path.open("rb") as stream:
             stream.seek(start)
             numbers = np.fromfile(stream, dtype=np.uint8, count=end - start)
         return numbers.view(DTYPES[dtype]).reshape(shape)
+
+    def blocks(self, name: str) -> Iterator[Array]:
+        """Yield one tensor's numbers in order, as 1-D arrays of a few megabytes.
+
+        Raises:  DocumentError: numpy has no such type.
+        """
+        dtype, _, start, end = self._entry(name)
+        with self.path.open("rb") as stream:
+            for first in range(start, end, _BLOCK_BYTES):
+                stream.seek(first)
+                numbers = np.fromfile(stream, dtype=np.uint8, count=min(_BLOCK_BYTES, end - first))
+                yield numbers.view(DTYPES[dtype])
+
+    def _entry(self, name: str) -> TensorEntry:
+        entry = self.entries[name]
+        if entry.dtype not in DTYPES:
+            raise DocumentError(f"{name} in {self.path}", f"a type among {', '.join(DTYPES)}", entry.dtype)
+        return entry
 
 
 def write_tensors(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,3 +102,47 @@ def test_every_format_has_its_engines_and_every_engine_its_module():
 def test_an_option_of_another_format_is_refused(name, options, words):
     with pytest.raises(OptionError, match=f"^{words}"):
         exporter_for(name, options)
+
+
+def test_a_lora_directory_cannot_call_itself_something_else(made, tmp_path):
+    manifest = emit_export(exporter_for("lora", {}), made.frozen, tmp_path / "out", made.context)
+    forged = manifest.model_copy(update={"format": "merged"})
+    (tmp_path / "out" / MANIFEST_PATH).write_bytes(forged.to_json())
+    findings = check_contract(tmp_path / "out")
+    assert [(finding.rule, finding.subject) for finding in findings] == [
+        ("L21", "config.json"),
+        ("L21", "adapter_model.safetensors"),
+    ]
+
+
+def test_what_appears_while_an_export_is_made_is_not_replaced(made, tmp_path, monkeypatch):
+    out, exporter = tmp_path / "out", exporter_for("lora", {})
+    write = type(exporter).write
+
+    def slow(self, frozen, context, directory):
+        out.mkdir()
+        (out / "notes.txt").write_text("mine")
+        return write(self, frozen, context, directory)
+
+    monkeypatch.setattr(type(exporter), "write", slow)
+    with pytest.raises(ExportError, match="a directory that is no qpa export"):
+        emit_export(exporter, made.frozen, out, made.context)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_huge_sparse_tensor_is_a_finding_and_takes_no_memory(made, tmp_path):
+    emit_export(exporter_for("lora", {}), made.frozen, tmp_path / "out", made.context)
+    (tmp_path / "out" / MANIFEST_PATH).unlink()
+    n_numbers = 1 << 28
+    header = {"x": {"dtype": "F32", "shape": [n_numbers], "data_offsets": [0, 4 * n_numbers]}}
+    content = json.dumps(header).encode()
+    with (tmp_path / "out" / "adapter_model.safetensors").open("wb") as stream:
+        stream.write(len(content).to_bytes(8, "little") + content)
+        stream.truncate(8 + len(content) + 4 * n_numbers)
+    tracemalloc.start()
+    findings = check_contract(tmp_path / "out")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "L14" in {finding.rule for finding in findings}
+    assert peak_bytes < 64 << 20

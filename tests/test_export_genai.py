@@ -15,7 +15,8 @@ import torch
 
 from qpa.base_model import load_model
 from qpa.documents import MANIFEST_PATH, read_manifest
-from qpa.errors import ExportError, OptionError
+from qpa.errors import ExportError, OptionError, VerificationError
+from qpa.exporters.contracts import check_contract
 from qpa.exporters.genai import CONFIG_FILE, ExportGenai, genai_config, genai_name
 from qpa.exporters.onnx_adapter import ADAPTER_FILE
 from qpa.passes.verify_adapter import VerifyAdapter
@@ -162,3 +163,20 @@ def test_verify_asks_onnxruntime_genai(exported):
     (check,) = VerifyAdapter(directory=str(out)).run(read_manifest(out), made.context).engines
     assert check.engine == "onnxruntime-genai" and check.greedy_tokens_equal
     assert check.max_logit_difference < 1e-4 < 0.1 < check.max_base_difference
+
+
+@pytest.mark.parametrize("name", ["custom_ops_library", "ep_library"])
+def test_a_config_that_names_a_library_is_never_loaded(exported, tmp_path, monkeypatch, name):
+    made, out = exported
+    hostile = tmp_path / "hostile"
+    shutil.copytree(out, hostile)
+    config = json.loads((hostile / CONFIG_FILE).read_text())
+    config["model"]["decoder"]["session_options"][name] = "evil.so"
+    (hostile / CONFIG_FILE).write_text(json.dumps(config))
+    monkeypatch.setattr("qpa.exporters.contracts.check_manifest", lambda _: ())  # its author forged that
+    assert [finding.rule for finding in check_contract(hostile)] == ["L22"]
+    with pytest.raises(VerificationError, match="L22"):
+        VerifyAdapter(directory=str(hostile)).run(read_manifest(hostile), made.context)
+    config["model"]["decoder"]["session_options"].pop(name)
+    (hostile / CONFIG_FILE).write_text(json.dumps(config | {"model": config["model"] | {"vision": {}}}))
+    assert [finding.rule for finding in check_contract(hostile)] == ["L22"]

@@ -227,16 +227,24 @@ ANSWER = {
 }
 
 
+NO_LOGITS = {"max_logit_difference": None, "max_base_difference": None}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"greedy_tokens_equal": False}, "greedy tokens"),
         ({"max_logit_difference": float("nan"), "max_base_difference": float("nan")}, "a difference of nan"),
         ({"max_base_difference": 0.0}, "changes nothing"),
+        ({"max_logit_difference": 9e-6, "max_base_difference": 2e-5}, "four times nearer"),
+        (NO_LOGITS | {"greedy_tokens_equal": False}, "greedy tokens"),
+        (NO_LOGITS | {"greedy_tokens": [2], "greedy_tokens_equal": False}, "the adapter was ignored"),
+        (NO_LOGITS | {"greedy_tokens": [2]}, "the adapter changes nothing"),
     ],
 )
 def test_every_answer_is_judged(out, made, tmp_path, monkeypatch, fields, message):
-    answer = {"largest_live_logit": 1.0, "base_difference": 0.0, "engines": [ANSWER | fields]}
+    answer = {"largest_live_logit": 1.0, "largest_adapter_effect": 1.0, "base_difference": 0.0}
+    answer |= {"base_tokens": [2], "engines": [ANSWER | fields]}
     (tmp_path / "worker.py").write_text(f"print({json.dumps(json.dumps(answer))})")
     monkeypatch.setattr(verify_adapter, "WORKER", tmp_path / "worker.py")
     with pytest.raises(VerificationError, match=message):
@@ -260,3 +268,26 @@ def test_the_worker_names_nothing_of_qpa():
     lines = WORKER.read_text().splitlines()
     imports = [line.split()[1] for line in lines if line.strip().startswith(("import ", "from "))]
     assert imports and not any(name.startswith(("qpa", "qiskit")) for name in imports)
+
+
+@pytest.mark.usefixtures("in_process", "no_static_check")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_smaller_type_is_judged_by_its_rounding_and_not_more(made, tmp_path, dtype):
+    out = tmp_path / "out"
+    ExportLora(dtype=dtype).emit(made.frozen, out, made.context)
+    (check,) = _verify(out, made, engines=("peft",)).engines
+    assert 1e-4 < check.max_logit_difference < 0.1 * check.max_base_difference
+    _change(out, lambda tensors: {name: 0.6 * tensor for name, tensor in tensors.items()})
+    with pytest.raises(VerificationError, match="found a difference of"):
+        _verify(out, made, engines=("peft",))
+
+
+def test_python_wants_the_engines_named(out, made):
+    with pytest.raises(OptionError, match=r"^--engine: expected names of engines beside --python"):
+        _verify(out, made, python=sys.executable)
+
+
+@pytest.mark.usefixtures("no_static_check")
+def test_another_python_is_asked_by_itself(out, made):
+    (check,) = _verify(out, made, engines=("peft",), python=sys.executable).engines
+    assert check.greedy_tokens_equal and check.max_logit_difference < 1e-4

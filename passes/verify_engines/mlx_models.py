@@ -40,10 +40,18 @@ def open_engine(name: str, request: dict[str, Any]) -> MlxEngine:
     from mlx.utils import tree_flatten
     from mlx_lm.utils import load_adapters, load_model
 
-    model, _ = load_model(Path(request["model"]))
+    model, _ = load_model(_base_directory(request))
     model.set_dtype(mx.float32)
     model = load_adapters(model, request["directory"])
     model.eval()
     wanted = {key for key, _ in tree_flatten(model.parameters()) if key.endswith((".lora_a", ".lora_b"))}
     given = set(mx.load(str(Path(request["directory"]) / "adapters.safetensors")))
     return MlxEngine(model, sorted(wanted - given), sorted(given - wanted))
+
+
+def _base_directory(request: dict[str, Any]) -> Path:
+    if Path(request["model"]).is_dir():
+        return Path(request["model"])
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(request["model"], revision=request["revision"]))

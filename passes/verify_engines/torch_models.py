@@ -37,7 +37,7 @@ class TorchEngine:
 def open_engine(name: str, request: dict[str, Any]) -> TorchEngine:
     """Load the directory of a request with "peft" or "transformers"."""
     if request["format"] == "merged":
-        return load_merged(request["directory"])
+        return load_merged(request["directory"], trust_remote_code=request["trust_remote_code"])
     load = {"peft": load_in_peft, "transformers": load_in_transformers}[name]
     model, (missing, unexpected) = load(load_base(request), request["directory"])
     return TorchEngine(model, missing, unexpected)
@@ -56,13 +56,13 @@ def load_base(request: dict[str, Any]) -> Any:
     )
 
 
-def load_merged(directory: str) -> TorchEngine:
+def load_merged(directory: str, *, trust_remote_code: bool) -> TorchEngine:
     """Load a directory that is a model of its own."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, output_loading_info=True
+        directory, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
     )
     missing = sorted(set(info["missing_keys"]) | {str(entry[0]) for entry in info["mismatched_keys"]})
     return TorchEngine(model, missing, sorted(info["unexpected_keys"]))

@@ -34,22 +34,18 @@ class VllmEngine:
 
     def greedy(self, prompt: list[int], n_new: int) -> list[int]:
         """Return the greedy continuation; with an adapter, see what became of its modules first."""
-        tokens = self._generate(prompt, n_new, self.adapter)
+        tokens = self._generate(prompt, n_new)
         if self.adapter is not None:
             self.missing_keys = sorted(_modules_of(self.adapter.lora_path) - self.read)
             self.unexpected_keys = _dropped_modules(self.llm)
         return tokens
 
-    def base_greedy(self, prompt: list[int], n_new: int) -> list[int] | None:
-        """Return the continuation without the adapter; None where the directory is merged."""
-        return self._generate(prompt, n_new, None) if self.adapter is not None else None
-
-    def _generate(self, prompt: list[int], n_new: int, adapter: Any) -> list[int]:
+    def _generate(self, prompt: list[int], n_new: int) -> list[int]:
         from vllm import SamplingParams
 
         parameters = SamplingParams(temperature=0.0, max_tokens=n_new, ignore_eos=True, detokenize=False)
         outputs = self.llm.generate(
-            [{"prompt_token_ids": prompt}], parameters, lora_request=adapter, use_tqdm=False
+            [{"prompt_token_ids": prompt}], parameters, lora_request=self.adapter, use_tqdm=False
         )
         return list(outputs[0].outputs[0].token_ids)
 
@@ -66,13 +62,15 @@ def open_engine(name: str, request: dict[str, Any]) -> VllmEngine:
         "enforce_eager": True,
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
+        "trust_remote_code": request["trust_remote_code"],
     }
     if request["format"] == "merged":
         return VllmEngine(LLM(request["directory"], **options), None, set())
     read = _record_modules()
     rank = json.loads((Path(request["directory"]) / "adapter_config.json").read_bytes())["r"]
     served = next(choice for choice in RANKS if choice >= max(rank, 16))
-    llm = LLM(request["model"], enable_lora=True, max_lora_rank=served, **options)
+    options |= {"revision": request["revision"], "enable_lora": True, "max_lora_rank": served}
+    llm = LLM(request["model"], **options)
     return VllmEngine(llm, LoRARequest("adapter", ADAPTER_ID, request["directory"]), read)
 
 
