@@ -110,17 +110,13 @@ def tiny_gemma2(path: Path, *, seed: int = 0) -> Path:
 
 
 def tiny_gemma3(path: Path, *, seed: int = 0) -> Path:
-    """Write a 2-layer text-only Gemma3 with a tied head; return `path`. See `tiny_gemma2`.
+    """Write a 6-layer text-only Gemma3 with a tied head; return `path`. See `tiny_gemma2`.
 
-    One layer has a sliding window and one has not; by default the sixth would be the first without.
+    The sixth layer is the first without a sliding window, which some engines take for granted.
     """
+    shape = _SHAPE | {"num_hidden_layers": 6}
     config = Gemma3TextConfig(
-        **_SHAPE,
-        **_special_tokens(),
-        query_pre_attn_scalar=32,
-        sliding_window=N_CONTEXT,
-        sliding_window_pattern=2,
-        layer_types=["sliding_attention", "full_attention"],
+        **shape, **_special_tokens(), query_pre_attn_scalar=32, sliding_window=N_CONTEXT
     )
     return _write(path, config, seed, embedding_scale=0.1)
 
