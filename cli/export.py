@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qpa.cli.output import JsonOption, number, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from qpa.documents import Manifest
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -87,4 +91,19 @@ def export(
     rows = [(entry.file, f"{number(entry.n_bytes)} bytes") for entry in manifest.files]
     title = f"{out}: {manifest.format}, rank {manifest.rank}, {manifest.dtype}, "
     print_table(f"{title}for {manifest.base.name_or_path}", rows)
-    print_line(f"wrote {out}; next: qpa verify {out} --model {model or manifest.base.name_or_path}")
+    print_line(f"wrote {out}; next: {_next(manifest, out, model)}")
+
+
+def _next(manifest: Manifest, out: Path, model: str | None) -> str:
+    """Return the command that verifies an export; another environment's Python is left to fill in."""
+    from qpa.passes.verify_adapter import ENGINES_OF, PACKAGES
+
+    words = ["qpa", "verify", str(out), "--model", model or manifest.base.name_or_path]
+    if manifest.base.trust_remote_code:
+        words.append("--trust-remote-code")
+    command, engines = shlex.join(words), ENGINES_OF[manifest.format]
+    if engines == ("llama.cpp",):
+        return f"{command} --engine llama.cpp --base-gguf <base.gguf> --python <python with llama_cpp>"
+    if engines == ("mlx",):
+        return f"{command} --engine mlx --python <python with {PACKAGES['mlx']}>"
+    return command

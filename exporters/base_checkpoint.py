@@ -18,8 +18,14 @@ from qpa.tensor_file import TensorFile
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-COPIED = (".json", ".jinja", ".model", ".tiktoken", ".txt")
-"""Endings of what a model directory holds besides weights and code."""
+CONFIG_FILE = "config.json"
+COPIED = (
+    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
+    *("tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
+    *("*.model", "*.tiktoken", "chat_template*"),
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
+)
+"""Patterns of what belongs to a model besides weights, config and code: tokenizer, generation, licence."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def base_directory(base: BaseModelReference) -> Path:
         return Path(base.name_or_path)
     from huggingface_hub import snapshot_download
 
-    wanted = ["model*.safetensors", *(f"*{ending}" for ending in COPIED)]
+    wanted = [CONFIG_FILE, INDEX_FILE, "*.safetensors", *COPIED]
     if base.trust_remote_code:
         wanted.append("*.py")
     try:

@@ -12,6 +12,7 @@ Source: ours.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, cast
@@ -85,6 +86,11 @@ class ExportDirectory:
         written = write_tensors(self._new(name), plans, read, metadata)
         self.files.append(written.model_copy(update={"file": name}))
 
+    def copy(self, name: str, source: Path) -> None:
+        """Copy a file, whatever its size."""
+        shutil.copyfile(source, self._new(name))
+        self.take(name)
+
     def take(self, name: str) -> None:
         """List a file that a library has written below `path`."""
         path = self.path / name
@@ -123,7 +129,9 @@ def emit_export(
             check_output(out, force=force)  # again: this may have taken minutes
     except OSError as error:
         found = error.strerror or type(error).__name__
-        raise ExportError(str(out), "a directory that can be written", found) from error
+        other = error.filename if error.filename and str(out.parent) not in str(error.filename) else None
+        expected = "a file that can be read" if other else "a directory that can be written"
+        raise ExportError(str(other or out), expected, found) from error
     return manifest
 
 

@@ -29,6 +29,7 @@ from qpa.documents import BaseModelReference, Document, FrozenAdapter, Manifest
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError, OptionError
 from qpa.exporters.base_checkpoint import (
+    CONFIG_FILE,
     COPIED,
     INDEX_FILE,
     Checkpoint,
@@ -42,11 +43,8 @@ from qpa.exporters.model_card import adapted_modules, base_name, format_card, or
 from qpa.pipeline import PassContext
 from qpa.tensor_file import DTYPES, Array, TensorFile, TensorPlan
 
-CONFIG_FILE = "config.json"
-
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _QUANTIZED = ("quantization_config", "compression_config")
-_NOTCOPIED = (CONFIG_FILE, "adapter_config.json")
 _BLOCK = 1 << 18
 
 
@@ -105,7 +103,7 @@ class ExportMerged:
         _write_weights(merge, checkpoint, directory)
         directory.write(CONFIG_FILE, _json(with_dtype(config, self.dtype)))
         for file in _files_to_copy(folder, with_code=base.trust_remote_code):
-            directory.write(file.name, file.read_bytes())
+            directory.copy(file.name, file)
         directory.write(CARD_FILE, _card(frozen, self.dtype).encode())
         return frozen.rank
 
@@ -285,12 +283,10 @@ def _added(key: str, numbers: Array, change: Array) -> Array:
 
 
 def _files_to_copy(folder: Path, *, with_code: bool) -> Iterator[Path]:
-    """Yield what a model directory holds for its tokenizer and for generation, in order."""
-    endings = (*COPIED, ".py") if with_code else COPIED
+    """Yield what belongs to a model besides weights and config, in order."""
+    patterns = (*COPIED, "*.py") if with_code else COPIED
     for file in sorted(folder.iterdir()):
-        is_own = file.name in _NOTCOPIED or file.name.endswith(".index.json")
-        is_own = is_own or file.name.startswith((".", "README"))
-        if file.is_file() and file.suffix in endings and not is_own:
+        if file.is_file() and any(file.match(pattern) for pattern in patterns):
             yield file
 
 

@@ -200,12 +200,13 @@ qpa checks this format in mlx-lm on the CPU; it has not been run on Apple silico
 
 
 def _loading(frozen: FrozenAdapter) -> str:
-    model = json.dumps(frozen.base.name_or_path)
+    model, revision = json.dumps(frozen.base.name_or_path), frozen.base.revision
+    at = f", revision={json.dumps(revision)}" if revision else ""
     return f"""mlx-lm:
 
 ```python
 from mlx_lm import generate, load
 
-model, tokenizer = load({model}, adapter_path="path/to/this/directory")
+model, tokenizer = load({model}, adapter_path="path/to/this/directory"{at})
 print(generate(model, tokenizer, prompt="Once upon a time"))
 ```"""

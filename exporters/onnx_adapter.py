@@ -20,17 +20,19 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+import onnx_ir
 import onnxscript
 import torch
 import transformers
 
 from qpa import __version__
-from qpa.atomic_files import new_directory, sha256_of
+from qpa.atomic_files import DIRECTORY_MODE, TEMPORARY_PREFIX, sha256_of
 from qpa.base_model import load_model, load_tokenizer, moved_base
 from qpa.documents import Document, FrozenAdapter, Manifest
 from qpa.documents.base import digest_of
@@ -112,9 +114,7 @@ class ExportOnnxAdapter:
             return write_graph(trace_causal_lm(model, shapes), folder / GRAPH_FILE)
         kept = Path(self.base_graph) / base_graph_digest(frozen, model).removeprefix("sha256:")
         if not kept.is_dir():
-            with new_directory(kept) as work:
-                names = write_graph(trace_causal_lm(model, shapes), work / GRAPH_FILE)
-                (work / SUMS_FILE).write_text("".join(f"{sha256_of(work / n)}  {n}\n" for n in names))
+            _keep(trace_causal_lm(model, shapes), kept)
         return _link_all(kept, folder)
 
 
@@ -154,6 +154,7 @@ def base_graph_digest(frozen: FrozenAdapter, model: Any) -> str:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "onnxscript": onnxscript.__version__,
+            "onnx_ir": onnx_ir.__version__,
         }
     )
 
@@ -164,6 +165,22 @@ def _weights_digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _keep(graph: onnx_ir.Model, kept: Path) -> None:
+    """Write a graph and its digests to a directory of their own; one that another export made first stays."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=kept.parent, prefix=TEMPORARY_PREFIX))
+    try:
+        names = write_graph(graph, work / GRAPH_FILE)
+        (work / SUMS_FILE).write_text("".join(f"{sha256_of(work / n)}  {n}\n" for n in names))
+        work.chmod(DIRECTORY_MODE)
+        work.rename(kept)
+    except OSError:
+        if not kept.is_dir():
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _link_all(kept: Path, folder: Path) -> list[str]:

@@ -35,6 +35,9 @@ GRAPH_FILE = "model.onnx"
 EXTERNAL_DATA_BYTES = 1_900_000_000
 """Weights up to here stay in the graph's file, which protobuf limits to 2 GiB."""
 
+_OF_THE_LOADING = ("is_local", "local_files_only")
+"""What transformers writes into tokenizer_config.json about how the tokenizer came to be loaded."""
+
 ROLES = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -257,9 +260,12 @@ def write_model_files(model: Any, tokenizer: Any, directory: ExportDirectory, fo
         directory.write(f"{folder}generation_config.json", _json(model.generation_config.to_diff_dict()))
     for name in tokenizer.save_pretrained(directory.path / folder):
         written = Path(name)
+        if written.name == "tokenizer_config.json":
+            config = json.loads(written.read_bytes())
+            written.write_bytes(_json({key: config[key] for key in config if key not in _OF_THE_LOADING}))
         if written.is_file():
             directory.take(written.relative_to(directory.path).as_posix())
 
 
 def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode()
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -287,3 +287,9 @@ def test_verify_asks_onnxruntime(once, made):
     (check,) = VerifyAdapter(directory=str(once[1])).run(read_manifest(once[1]), made.context).engines
     assert check.engine == "onnxruntime" and check.greedy_tokens_equal
     assert check.max_logit_difference < 1e-4 < 0.1 < check.max_base_difference
+
+
+def test_the_tokenizer_says_nothing_of_how_it_was_loaded(once):
+    config = json.loads((once[1] / "tokenizer_config.json").read_text())
+    assert config["eos_token"] == "<|endoftext|>"
+    assert not {"is_local", "local_files_only", "name_or_path"} & config.keys()

@@ -6,7 +6,7 @@ engine of the format (`qpa.passes.verify_adapter`), which runs in a process that
    dropped or missing, and the logits, where the engine gives them, are the live model's to rounding;
 2. refused: `qpa export` wrote nothing, or the engine said no, for the reason below the table;
 3. failed: anything else, with the first line of why: the engine gave wrong answers, or broke where it is not
-   known to.
+   known to; or what was ok in the table so far is refused now.
 
 Cells are data, in docs/conformance.jsonl: a run replaces those it measures, and draws the table of all.
 
@@ -92,6 +92,7 @@ def main() -> int:
             cells.append(cell)
             print(*cell, flush=True)
         if options.out:
+            cells = no_worse(cells, read_cells(options.out))
             write_table(options.out, cells)
     n_ok, n_failed = (sum(cell.outcome == kind for cell in cells) for kind in ("ok", "failed"))
     print(f"{n_ok} ok, {n_failed} failed, {len(cells) - n_ok - n_failed} refused or not run")
@@ -178,15 +179,29 @@ def base_tokens(made: RandomAdapter) -> list[int]:
     return tokens
 
 
-def write_table(out: Path, cells: list[Cell]) -> None:
-    """Write cells over those of the same place in the data beside the table, and draw the table of all."""
+def read_cells(out: Path) -> dict[tuple[str, ...], Cell]:
+    """Return the cells kept beside a table, by architecture, format and engine."""
     data = out.with_suffix(".jsonl")
     lines = data.read_text().splitlines() if data.exists() else []
-    found = {cell[:3]: cell for cell in (Cell(**json.loads(line)) for line in lines)}
-    found |= {cell[:3]: cell for cell in cells}
+    return {cell[:3]: cell for cell in (Cell(**json.loads(line)) for line in lines)}
+
+
+def no_worse(cells: list[Cell], before: dict[tuple[str, ...], Cell]) -> list[Cell]:
+    """Return the cells, failed where they are refused and were ok before."""
+    return [
+        cell._replace(outcome="failed")
+        if cell.outcome == "refused" and cell[:3] in before and before[cell[:3]].outcome == "ok"
+        else cell
+        for cell in cells
+    ]
+
+
+def write_table(out: Path, cells: list[Cell]) -> None:
+    """Write cells over those of the same place in the data beside the table, and draw the table of all."""
+    found = read_cells(out) | {cell[:3]: cell for cell in cells}
     order = {name: place for place, name in enumerate([*ARCHITECTURES, *FORMATS])}
     ordered = sorted(found.values(), key=lambda cell: (order[cell.architecture], order[cell.format]))
-    data.write_text("".join(json.dumps(cell._asdict()) + "\n" for cell in ordered))
+    out.with_suffix(".jsonl").write_text("".join(json.dumps(cell._asdict()) + "\n" for cell in ordered))
     out.write_text(as_markdown(ordered))
 
 
