@@ -4,8 +4,8 @@ Rules:
 1. Inputs are input_ids and attention_mask, position_ids where the model takes them, and
    past_key_values.<layer>.key and .value; outputs are logits, present.<layer>.key and .value. The names are
    those of the optimum library. Batch, sequence and past are of any length; the past may be empty.
-2. Attention is transformers' eager one, made of plain operators; every layer's cache is whole, and a
-   sliding window is a matter of the mask.
+2. Attention is transformers' eager one, made of plain operators, and experts are batched matrix products;
+   every layer's cache is whole, and a sliding window is a matter of the mask.
 3. The file says nothing of where it was traced: no doc strings, no metadata, no stack traces.
 4. Weights beyond `EXTERNAL_DATA_BYTES` go to a file of their own beside the graph.
 
@@ -123,12 +123,15 @@ def trace_causal_lm(
     try:
         with _quiet(), torch.no_grad():
             model.requires_grad_(False).set_attn_implementation("eager")
+            # ONNX has no operator for experts in groups; a dense model is left as it is.
+            model.set_experts_implementation("batched_mm")
             heads = _cache_shapes(model)
             program = _trace(model, heads, shapes, transposed)
     except ExportError:
         raise
     except Exception as error:  # the tracer has errors of many families
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        cause = error.__cause__ or error  # the error itself tells how to report one
+        first_line = f"{type(cause).__name__}: {cause}".strip().splitlines()[0][:200]
         advice = "use --format lora or merged"
         raise ExportError(name, "a model torch.onnx can trace", first_line, advice) from error
     graph: onnx_ir.Model = program.model

@@ -44,8 +44,8 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGETS = {"qwen3-moe": ATTENTION}
 """Where it is not all-linear."""
 
-REFUSED_BY_ENGINE = {("gpt2", "lora", "vllm")}
-"""Cells in which the engine is known to say no."""
+REFUSED_BY_ENGINE = {("gpt2", "lora", "vllm"), ("qwen3-moe", "lora", "vllm")}
+"""Cells in which the engine is known to say no: no LoRA for Conv1D, and none for experts on the CPU."""
 
 ENVIRONMENTS = {"vllm": "vllm", "llama.cpp": "llama_cpp", "mlx": "mlx"}
 """Options that name the Python of an engine with an environment of its own."""
@@ -215,8 +215,8 @@ def as_markdown(cells: list[Cell]) -> str:
         "",
         "Made by `make conformance`; `tests/conformance/run.py` says what a cell means. ok: the same greedy",
         "tokens as the live model, other ones than the base model, nothing dropped. The number is the",
-        "largest difference of logits, which are of the order of 10; an engine that gives none is compared",
-        "by its tokens.",
+        "largest difference of logits, which reach 0.4 (Gemma) to 6 here; an engine that gives none is",
+        "compared by its tokens.",
         "",
         "| architecture | " + " | ".join(f"{name}: {engine}" for name, engine in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
