@@ -108,7 +108,7 @@ def cells_of(
         targets = TARGETS.get(architecture, ("all-linear",))
         made = random_adapter(model, Path(work) / "store", rank=4, alpha=12.0, targets=targets)
         for name in formats:
-            asked = [engine for engine in ENGINES_OF[name] or ("files",) if engine in (*engines, "files")]
+            asked = [engine for engine in ENGINES_OF[name] if engine in engines]
             yield from _cells_of_format(architecture, name, asked, made, Path(work) / name, pythons)
 
 
@@ -128,9 +128,7 @@ def _cells_of_format(
         return
     print(f"{architecture} {name}: exported in {time.monotonic() - started_s:.1f} s", file=sys.stderr)
     for engine in engines:
-        if engine == "files":
-            yield Cell(architecture, name, engine, "not run", "no engine here reads it")
-        elif engine in ENVIRONMENTS and not pythons[engine]:
+        if engine in ENVIRONMENTS and not pythons[engine]:
             yield Cell(architecture, name, engine, "not run", "no environment was given")
         else:
             yield _ask(architecture, engine, made, manifest, out, pythons.get(engine))
