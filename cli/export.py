@@ -64,7 +64,6 @@ def export(
 ) -> None:
     """Write a frozen adapter in a format that knows nothing of generators or circuits."""
     from qpa.documents import FrozenAdapter
-    from qpa.exporters.export_directory import emit_export
     from qpa.exporters.formats import exporter_for
     from qpa.pipeline import PassContext
     from qpa.run_directory import RunDirectory
@@ -83,7 +82,7 @@ def export(
     frozen = documents[-1]
     assert isinstance(frozen, FrozenAdapter)
     context = PassContext(frozen.provenance.seed, directory.files, documents)
-    manifest = emit_export(exporter, frozen, out, context, force=force)
+    manifest = exporter.emit(frozen, out, context, force=force)
     if json_:
         files = [entry.model_dump() for entry in manifest.files]
         print_json({"out": str(out), "format": manifest.format, "rank": manifest.rank, "files": files})

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, ClassVar, cast
 
 from qpa.atomic_files import new_directory, sha256_of
 from qpa.documents import (
@@ -26,37 +28,95 @@ from qpa.documents import (
     read_manifest,
 )
 from qpa.documents.manifest import DtypeName, ExportFormat
-from qpa.errors import DocumentError, ExportError
-from qpa.pipeline import Maker, PassContext
+from qpa.errors import DocumentError, ExportError, OptionError
+from qpa.pipeline import PassContext
 from qpa.tensor_file import Array, TensorPlan, write_tensors
 
 PROBE_FILE = "qpa/probe.safetensors"
 CARD_FILE = "README.md"
 
 
-class Exporter(Maker, Protocol):
+class Exporter(ABC):
     """A frozen dataclass whose fields are its options, of which `dtype` is one.
 
-    Class attributes: `name` is the format's, as on the command line and in the manifest.
+    Class attributes: `name` is the format's, as on the command line and in the manifest; `dtypes` are the
+    types it can write.
     """
 
-    @property
-    def dtype(self) -> str: ...
+    __slots__ = ()
 
-    def check(self, frozen: FrozenAdapter) -> None:
+    name: ClassVar[str]
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+    dtype: str
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def emit(
+        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
+    ) -> Manifest:
+        """Write an export whole or not at all.
+
+        Args:    out: a new or empty directory.
+                 context: its file store holds the adapter's arrays and probe.
+                 force: replace an export of qpa that is already there. A directory that is anything
+                 else, or holds anything else, is never removed.
+        Returns: the manifest, as it stands in the directory.
+        Raises:  OptionError: the format does not have the type.
+                 ExportError: the format cannot carry this adapter, numbers that are not finite, arrays
+                 that are not the document's, an output that is in the way or cannot be written.
+                 DocumentError: the arrays or the probe are missing or damaged.
+        """
+        self._check_dtype()
+        self.check(frozen)
+        check_output(out, force=force)
+        probe = context.files.get(frozen.probe).read_bytes()
+        try:
+            with new_directory(out) as work:
+                directory = ExportDirectory(work)
+                rank = self.write(frozen, context, directory)
+                directory.write(PROBE_FILE, probe)
+                manifest = _manifest(self, frozen, rank, directory.files, context)
+                (work / MANIFEST_PATH).write_bytes(manifest.to_json())
+                check_output(out, force=force)  # again: this may have taken minutes
+        except OSError as error:
+            found = error.strerror or type(error).__name__
+            other = error.filename if error.filename and str(out.parent) not in str(error.filename) else None
+            expected = "a file that can be read" if other else "a directory that can be written"
+            raise ExportError(str(other or out), expected, found) from error
+        return manifest
+
+    def _check_dtype(self) -> None:
+        if self.dtype not in self.dtypes:
+            *others, last = self.dtypes
+            expected = f"{', '.join(others)} or {last}" if others else f"{last} with --format {self.name}"
+            raise OptionError("--dtype", expected, self.dtype)
+
+    def check(self, frozen: FrozenAdapter) -> None:  # noqa: B027 - most formats have nothing to refuse
         """Refuse, before anything is written, what the format cannot carry or engines serve wrongly.
 
         Raises:  ExportError: with the reason, and the format that can.
         """
-        ...
 
+    @abstractmethod
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
         """Write the format's own files, the model card included.
 
         Returns: the rank that was written.
         Raises:  ExportError, DocumentError: something is wrong with the arrays or the base model.
         """
-        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModelExporter(Exporter):
+    """An exporter that reads the base model.
+
+    Args:    dtype: of what is written.
+             model: where the base model is now; None for where the adapter says.
+             trust_remote_code: the user allows the model's own Python code to run, now.
+    """
+
+    dtype: str = "float32"
+    model: str | None = field(default=None, metadata={"provenance": False})
+    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
 
 
 class ExportDirectory:
@@ -100,39 +160,6 @@ class ExportDirectory:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
-
-
-def emit_export(
-    exporter: Exporter, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
-) -> Manifest:
-    """Write an export whole or not at all.
-
-    Args:    out: a new or empty directory.
-             context: its file store holds the adapter's arrays and probe.
-             force: replace an export of qpa that is already there. A directory that is anything
-             else, or holds anything else, is never removed.
-    Returns: the manifest, as it stands in the directory.
-    Raises:  ExportError: the format cannot carry this adapter, numbers that are not finite, arrays
-             that are not the document's, an output that is in the way or cannot be written.
-             DocumentError: the arrays or the probe are missing or damaged.
-    """
-    exporter.check(frozen)
-    check_output(out, force=force)
-    probe = context.files.get(frozen.probe).read_bytes()
-    try:
-        with new_directory(out) as work:
-            directory = ExportDirectory(work)
-            rank = exporter.write(frozen, context, directory)
-            directory.write(PROBE_FILE, probe)
-            manifest = _manifest(exporter, frozen, rank, directory.files, context)
-            (work / MANIFEST_PATH).write_bytes(manifest.to_json())
-            check_output(out, force=force)  # again: this may have taken minutes
-    except OSError as error:
-        found = error.strerror or type(error).__name__
-        other = error.filename if error.filename and str(out.parent) not in str(error.filename) else None
-        expected = "a file that can be read" if other else "a directory that can be written"
-        raise ExportError(str(other or out), expected, found) from error
-    return manifest
 
 
 def _manifest(

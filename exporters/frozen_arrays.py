@@ -12,12 +12,10 @@ Source: ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 
 from qpa.documents import FrozenAdapter, TensorShape
-from qpa.documents.manifest import DtypeName
 from qpa.errors import DocumentError, ExportError, OptionError
 from qpa.pipeline import PassContext
 from qpa.tensor_file import DTYPES, Array, TensorFile
@@ -45,12 +43,10 @@ class FrozenArrays:
 
         Args:    dtype: "float32", "bfloat16" or "float16".
                  rank_pad: pad the rank to a multiple of it.
-        Raises:  OptionError: an unknown type, or a multiple below 1.
+        Raises:  OptionError: a multiple below 1.
                  DocumentError: the file is missing or damaged.
                  ExportError: its tensors are not the document's.
         """
-        if dtype not in get_args(DtypeName):
-            raise OptionError("--dtype", "float32, bfloat16 or float16", dtype)
         if rank_pad < 1:
             raise OptionError("--rank-pad", "a whole number of at least 1", str(rank_pad))
         path = context.files.get(frozen.arrays)

@@ -17,24 +17,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import onnx_ir
 
 from qpa.base_model import load_model, load_tokenizer, moved_base
-from qpa.documents import Document, FrozenAdapter, Manifest
+from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
 from qpa.exporters.contracts import SESSION_OPTIONS
-from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, emit_export
+from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.exporters.frozen_arrays import FrozenArrays
 from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin
 from qpa.exporters.onnx_adapter import ADAPTER_FILE, write_adapter
 from qpa.exporters.onnx_graph import (
     GRAPH_FILE,
     OPSET,
-    check_float32,
     trace_causal_lm,
     write_graph,
     write_model_files,
@@ -46,7 +44,7 @@ CONFIG_FILE = "genai_config.json"
 
 @final
 @dataclass(frozen=True, slots=True)
-class ExportGenai:
+class ExportGenai(BaseModelExporter):
     """Write a base graph, an adapter for it, and onnxruntime-genai's configuration.
 
     Args:    dtype: "float32".
@@ -56,26 +54,7 @@ class ExportGenai:
     """
 
     name: ClassVar[str] = "genai"
-    consumes: ClassVar[type] = FrozenAdapter
-    requires: ClassVar[tuple[type[Document], ...]] = ()
-    produces: ClassVar[type[Document]] = Manifest
-
-    dtype: str = "float32"
-    model: str | None = field(default=None, metadata={"provenance": False})
-    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
-
-    def emit(
-        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
-    ) -> Manifest:
-        """Write the directory whole or not at all, see `emit_export`."""
-        return emit_export(self, frozen, out, context, force=force)
-
-    def check(self, frozen: FrozenAdapter) -> None:
-        """Refuse another type than float32.
-
-        Raises:  OptionError: it was asked for.
-        """
-        check_float32(self.name, self.dtype)
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
         """Write adapter, graph, configurations, tokenizer and card."""

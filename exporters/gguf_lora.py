@@ -17,8 +17,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -34,11 +33,12 @@ from gguf import (
 )
 
 from qpa.base_model import check_base, load_config, moved_base
-from qpa.documents import Document, FrozenAdapter, Manifest
-from qpa.errors import ExportError, OptionError
-from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, emit_export
+from qpa.documents import FrozenAdapter
+from qpa.errors import ExportError
+from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
-from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin, targets_head
+from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin
+from qpa.exporters.named_layers import check_layers
 from qpa.pipeline import PassContext
 from qpa.tensor_file import DTYPES, Array
 
@@ -69,7 +69,7 @@ _ROLES = {"lora_A": "lora_a", "lora_B": "lora_b"}
 
 @final
 @dataclass(frozen=True, slots=True)
-class ExportGguf:
+class ExportGguf(BaseModelExporter):
     """Write a frozen adapter as a GGUF file.
 
     Args:    dtype: of the tensors: "float32", "bfloat16" or "float16".
@@ -79,42 +79,18 @@ class ExportGguf:
     """
 
     name: ClassVar[str] = "gguf"
-    consumes: ClassVar[type] = FrozenAdapter
-    requires: ClassVar[tuple[type[Document], ...]] = ()
-    produces: ClassVar[type[Document]] = Manifest
-
-    dtype: str = "float32"
-    model: str | None = field(default=None, metadata={"provenance": False})
-    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
-
-    def emit(
-        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
-    ) -> Manifest:
-        """Write the directory whole or not at all, see `emit_export`."""
-        return emit_export(self, frozen, out, context, force=force)
 
     def check(self, frozen: FrozenAdapter) -> None:
-        """Refuse an unknown type, Conv1D, an architecture that is not known here, and a tied head.
+        """Refuse Conv1D, an architecture that is not known here, and a tied head.
 
-        Raises:  OptionError: the type is none of the three.
-                 ExportError: one of the others.
+        Raises:  ExportError: one of them.
         """
-        if self.dtype not in _TYPES:
-            raise OptionError("--dtype", "float32, bfloat16 or float16", self.dtype)
-        base = frozen.base
-        if frozen.fan_in_fan_out:
-            found = "Conv1D, whose weight llama.cpp stores the other way round"
-            raise ExportError(base.name_or_path, "linear layers", found, "use --format merged")
-        if base.architecture not in ARCHITECTURES:
-            expected = f"one of {', '.join(ARCHITECTURES)}"
-            raise ExportError(base.name_or_path, expected, base.architecture, "use --format merged")
-        if targets_head(frozen) and base.ties_lm_head:
-            raise ExportError(
-                f"the output head of {base.name_or_path}",
-                "a head with a weight of its own",
-                "one tied to the input embedding, for which llama.cpp has no tensor",
-                "choose targets without the head",
-            )
+        check_layers(
+            frozen,
+            ARCHITECTURES,
+            conv1d="whose weight llama.cpp stores the other way round",
+            no_head="llama.cpp has no tensor",
+        )
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
         """Write the GGUF file and the card.

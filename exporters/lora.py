@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, final
 
-from qpa.documents import Document, FrozenAdapter, Manifest
+from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
-from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, emit_export
+from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, Exporter
 from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
 from qpa.exporters.model_card import model_card, targets_head
@@ -29,7 +28,7 @@ from qpa.tensor_file import TensorPlan
 
 @final
 @dataclass(frozen=True, slots=True)
-class ExportLora:
+class ExportLora(Exporter):
     """Write a frozen adapter as a LoRA directory.
 
     Args:    dtype: of the tensors: "float32", "bfloat16" or "float16".
@@ -40,19 +39,10 @@ class ExportLora:
     """
 
     name: ClassVar[str] = "lora"
-    consumes: ClassVar[type] = FrozenAdapter
-    requires: ClassVar[tuple[type[Document], ...]] = ()
-    produces: ClassVar[type[Document]] = Manifest
 
     dtype: str = "float32"
     rank_pad: int = 1
     allow_tied_head: bool = False
-
-    def emit(
-        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
-    ) -> Manifest:
-        """Write the directory whole or not at all, see `emit_export`."""
-        return emit_export(self, frozen, out, context, force=force)
 
     def check(self, frozen: FrozenAdapter) -> None:
         """Refuse a tied head.

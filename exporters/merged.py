@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast, final
@@ -25,9 +25,9 @@ from typing import Any, ClassVar, cast, final
 import numpy as np
 
 from qpa.base_model import build_on_meta, check_base, load_config, moved_base
-from qpa.documents import BaseModelReference, Document, FrozenAdapter, Manifest
+from qpa.documents import BaseModelReference, FrozenAdapter
 from qpa.documents.base import JsonObject
-from qpa.errors import ExportError, OptionError
+from qpa.errors import ExportError
 from qpa.exporters.base_checkpoint import (
     CONFIG_FILE,
     COPIED,
@@ -37,7 +37,7 @@ from qpa.exporters.base_checkpoint import (
     find_weights,
     read_json,
 )
-from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, emit_export
+from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin, targets_head
 from qpa.pipeline import PassContext
@@ -50,7 +50,7 @@ _BLOCK = 1 << 18
 
 @final
 @dataclass(frozen=True, slots=True)
-class ExportMerged:
+class ExportMerged(BaseModelExporter):
     """Write the base model with a frozen adapter merged into it.
 
     Args:    dtype: "float32", "bfloat16" or "float16", to which all floating-point tensors of the base are
@@ -61,28 +61,12 @@ class ExportMerged:
     """
 
     name: ClassVar[str] = "merged"
-    consumes: ClassVar[type] = FrozenAdapter
-    requires: ClassVar[tuple[type[Document], ...]] = ()
-    produces: ClassVar[type[Document]] = Manifest
-
-    dtype: str = "float32"
-    model: str | None = field(default=None, metadata={"provenance": False})
-    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
-
-    def emit(
-        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
-    ) -> Manifest:
-        """Write the directory whole or not at all, see `emit_export`."""
-        return emit_export(self, frozen, out, context, force=force)
 
     def check(self, frozen: FrozenAdapter) -> None:
-        """Refuse an unknown type, and a tied head.
+        """Refuse a tied head.
 
-        Raises:  OptionError: the type is none of the three.
-                 ExportError: the adapter is on a head that shares its weight with the input embedding.
+        Raises:  ExportError: the adapter is on a head that shares its weight with the input embedding.
         """
-        if self.dtype not in SAFETENSORS_TYPE:
-            raise OptionError("--dtype", "float32, bfloat16 or float16", self.dtype)
         if targets_head(frozen) and frozen.base.ties_lm_head:
             raise _tied(f"the output head of {frozen.base.name_or_path}")
 

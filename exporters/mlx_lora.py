@@ -17,18 +17,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import numpy as np
 
 from qpa.base_model import check_base, load_config, moved_base
-from qpa.documents import Document, FrozenAdapter, Manifest
-from qpa.errors import ExportError, OptionError
-from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, emit_export
+from qpa.documents import FrozenAdapter
+from qpa.errors import ExportError
+from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin, targets_head
+from qpa.exporters.named_layers import check_layers
 from qpa.pipeline import PassContext
 from qpa.tensor_file import Array, TensorPlan
 
@@ -57,7 +57,7 @@ _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 @final
 @dataclass(frozen=True, slots=True)
-class ExportMlx:
+class ExportMlx(BaseModelExporter):
     """Write a frozen adapter as mlx-lm's own trainer does.
 
     Args:    dtype: of the tensors: "float32", "bfloat16" or "float16".
@@ -67,42 +67,19 @@ class ExportMlx:
     """
 
     name: ClassVar[str] = "mlx"
-    consumes: ClassVar[type] = FrozenAdapter
-    requires: ClassVar[tuple[type[Document], ...]] = ()
-    produces: ClassVar[type[Document]] = Manifest
-
-    dtype: str = "float32"
-    model: str | None = field(default=None, metadata={"provenance": False})
-    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
-
-    def emit(
-        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
-    ) -> Manifest:
-        """Write the directory whole or not at all, see `emit_export`."""
-        return emit_export(self, frozen, out, context, force=force)
 
     def check(self, frozen: FrozenAdapter) -> None:
-        """Refuse an unknown type, Conv1D, an architecture that is not known here, and a tied head.
+        """Refuse Conv1D, an architecture that is not known here, and a tied head.
 
-        Raises:  OptionError: the type is none of the three.
-                 ExportError: one of the others.
+        Raises:  ExportError: one of them.
         """
-        if self.dtype not in SAFETENSORS_TYPE:
-            raise OptionError("--dtype", "float32, bfloat16 or float16", self.dtype)
-        base = frozen.base
-        if frozen.fan_in_fan_out:
-            found = "Conv1D, for which mlx-lm has other modules"
-            raise ExportError(base.name_or_path, "linear layers", found, "use --format merged")
-        if base.architecture not in ARCHITECTURES:
-            expected = f"one of {', '.join(ARCHITECTURES)}"
-            raise ExportError(base.name_or_path, expected, base.architecture, "use --format merged")
-        if targets_head(frozen) and (base.ties_lm_head or base.architecture in WITHOUT_HEAD):
-            raise ExportError(
-                f"the output head of {base.name_or_path}",
-                "a head with a weight of its own",
-                "one tied to the input embedding, for which mlx-lm has no module",
-                "choose targets without the head",
-            )
+        check_layers(
+            frozen,
+            ARCHITECTURES,
+            conv1d="for which mlx-lm has other modules",
+            no_head="mlx-lm has no module",
+            headless=WITHOUT_HEAD,
+        )
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
         """Write weights, config and card.

@@ -34,16 +34,15 @@ import transformers
 from qpa import __version__
 from qpa.atomic_files import DIRECTORY_MODE, TEMPORARY_PREFIX, sha256_of
 from qpa.base_model import load_model, load_tokenizer, moved_base
-from qpa.documents import Document, FrozenAdapter, Manifest
+from qpa.documents import FrozenAdapter
 from qpa.documents.base import digest_of
 from qpa.errors import ExportError
-from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, emit_export
+from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.exporters.frozen_arrays import FrozenArrays
 from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin
 from qpa.exporters.onnx_graph import (
     GRAPH_FILE,
     OPSET,
-    check_float32,
     trace_causal_lm,
     write_graph,
     write_model_files,
@@ -58,7 +57,7 @@ SUMS_FILE = "sha256sums.txt"
 
 @final
 @dataclass(frozen=True, slots=True)
-class ExportOnnxAdapter:
+class ExportOnnxAdapter(BaseModelExporter):
     """Write a base graph and an adapter that onnxruntime adds to it at run time.
 
     Args:    dtype: "float32".
@@ -70,27 +69,9 @@ class ExportOnnxAdapter:
     """
 
     name: ClassVar[str] = "onnx-adapter"
-    consumes: ClassVar[type] = FrozenAdapter
-    requires: ClassVar[tuple[type[Document], ...]] = ()
-    produces: ClassVar[type[Document]] = Manifest
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
 
-    dtype: str = "float32"
-    model: str | None = field(default=None, metadata={"provenance": False})
     base_graph: str | None = field(default=None, metadata={"provenance": False})
-    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
-
-    def emit(
-        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
-    ) -> Manifest:
-        """Write the directory whole or not at all, see `emit_export`."""
-        return emit_export(self, frozen, out, context, force=force)
-
-    def check(self, frozen: FrozenAdapter) -> None:
-        """Refuse another type than float32.
-
-        Raises:  OptionError: it was asked for.
-        """
-        check_float32(self.name, self.dtype)
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
         """Write adapter, graph, config, tokenizer and card."""

@@ -27,7 +27,7 @@ import onnx_ir
 import torch
 from torch import Tensor
 
-from qpa.errors import ExportError, ModelError, OptionError
+from qpa.errors import ExportError, ModelError
 from qpa.exporters.export_directory import ExportDirectory
 
 OPSET = 20
@@ -39,15 +39,6 @@ _OF_THE_LOADING = ("is_local", "local_files_only")
 """What transformers writes into tokenizer_config.json about how the tokenizer came to be loaded."""
 
 ROLES = (".lora_A.weight", ".lora_B.weight")
-
-
-def check_float32(name: str, dtype: str) -> None:
-    """Check the type of an ONNX format.
-
-    Raises:  OptionError: it is not float32.
-    """
-    if dtype != "float32":
-        raise OptionError("--dtype", f"float32 with --format {name}", dtype)
 
 
 def module_of(model: Any, path: str) -> Any:

@@ -10,23 +10,21 @@ Source: ours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
 
 from qpa.base_model import load_model, load_tokenizer, moved_base
-from qpa.documents import Document, FrozenAdapter, Manifest
+from qpa.documents import FrozenAdapter
 from qpa.errors import ModelError
-from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, emit_export
+from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.exporters.frozen_arrays import FrozenArrays
 from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin
 from qpa.exporters.onnx_graph import (
     GRAPH_FILE,
     OPSET,
     ROLES,
-    check_float32,
     module_of,
     trace_causal_lm,
     write_graph,
@@ -37,7 +35,7 @@ from qpa.pipeline import PassContext
 
 @final
 @dataclass(frozen=True, slots=True)
-class ExportOnnx:
+class ExportOnnx(BaseModelExporter):
     """Write the base model with the adapter merged into it as an ONNX graph.
 
     Args:    dtype: "float32".
@@ -47,26 +45,7 @@ class ExportOnnx:
     """
 
     name: ClassVar[str] = "onnx"
-    consumes: ClassVar[type] = FrozenAdapter
-    requires: ClassVar[tuple[type[Document], ...]] = ()
-    produces: ClassVar[type[Document]] = Manifest
-
-    dtype: str = "float32"
-    model: str | None = field(default=None, metadata={"provenance": False})
-    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
-
-    def emit(
-        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
-    ) -> Manifest:
-        """Write the directory whole or not at all, see `emit_export`."""
-        return emit_export(self, frozen, out, context, force=force)
-
-    def check(self, frozen: FrozenAdapter) -> None:
-        """Refuse another type than float32.
-
-        Raises:  OptionError: it was asked for.
-        """
-        check_float32(self.name, self.dtype)
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
         """Write graph, config, tokenizer and card."""

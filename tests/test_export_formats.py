@@ -14,7 +14,7 @@ import pytest
 from qpa.documents import MANIFEST_PATH
 from qpa.errors import ExportError, ModelError, OptionError
 from qpa.exporters.contracts import check_contract
-from qpa.exporters.export_directory import PROBE_FILE, emit_export
+from qpa.exporters.export_directory import PROBE_FILE
 from qpa.exporters.formats import FORMATS, exporter_for
 from qpa.passes.verify_adapter import ENGINES_OF
 from qpa.passes.verify_worker import ENGINE_MODULES
@@ -51,14 +51,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(made, tmp_path, name):
         a_full_disk(20_000),
         pytest.raises(ExportError, match="a directory that can be written, found") as error,
     ):
-        emit_export(exporter, made.frozen, tmp_path / "out", made.context)
+        exporter.emit(made.frozen, tmp_path / "out", made.context)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["lora", "merged", "gguf", "mlx"])
 def test_the_probe_and_the_manifest_are_in_every_export(made, tmp_path, name):
-    manifest = emit_export(exporter_for(name, {}), made.frozen, tmp_path / "out", made.context)
+    manifest = exporter_for(name, {}).emit(made.frozen, tmp_path / "out", made.context)
     assert manifest.format == name and manifest.probe == PROBE_FILE
     assert (tmp_path / "out" / MANIFEST_PATH).is_file()
     assert check_contract(tmp_path / "out") == ()
@@ -71,7 +71,7 @@ def test_the_probe_and_the_manifest_are_in_every_export(made, tmp_path, name):
 def test_a_base_with_another_config_is_refused(made, gpt2, tmp_path, name):
     exporter = exporter_for(name, {"model": str(gpt2)})
     with pytest.raises(ModelError, match="the config the adapter was planned for"):
-        emit_export(exporter, made.frozen, tmp_path / "out", made.context)
+        exporter.emit(made.frozen, tmp_path / "out", made.context)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,7 +81,7 @@ def test_a_base_that_is_gone_is_refused(tmp_path, name):
     made = random_adapter(base, tmp_path / "store")
     base.rename(tmp_path / "moved")
     with pytest.raises(ModelError, match="no such directory"):
-        emit_export(exporter_for(name, {}), made.frozen, tmp_path / "out", made.context)
+        exporter_for(name, {}).emit(made.frozen, tmp_path / "out", made.context)
     assert not (tmp_path / "out").exists()
 
 
@@ -105,7 +105,7 @@ def test_an_option_of_another_format_is_refused(name, options, words):
 
 
 def test_a_lora_directory_cannot_call_itself_something_else(made, tmp_path):
-    manifest = emit_export(exporter_for("lora", {}), made.frozen, tmp_path / "out", made.context)
+    manifest = exporter_for("lora", {}).emit(made.frozen, tmp_path / "out", made.context)
     forged = manifest.model_copy(update={"format": "merged"})
     (tmp_path / "out" / MANIFEST_PATH).write_bytes(forged.to_json())
     findings = check_contract(tmp_path / "out")
@@ -126,13 +126,13 @@ def test_what_appears_while_an_export_is_made_is_not_replaced(made, tmp_path, mo
 
     monkeypatch.setattr(type(exporter), "write", slow)
     with pytest.raises(ExportError, match="a directory that is no qpa export"):
-        emit_export(exporter, made.frozen, out, made.context)
+        exporter.emit(made.frozen, out, made.context)
     assert (out / "notes.txt").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_huge_sparse_tensor_is_a_finding_and_takes_no_memory(made, tmp_path):
-    emit_export(exporter_for("lora", {}), made.frozen, tmp_path / "out", made.context)
+    exporter_for("lora", {}).emit(made.frozen, tmp_path / "out", made.context)
     (tmp_path / "out" / MANIFEST_PATH).unlink()
     n_numbers = 1 << 28
     header = {"x": {"dtype": "F32", "shape": [n_numbers], "data_offsets": [0, 4 * n_numbers]}}

@@ -33,7 +33,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from qpa.documents import Manifest
 from qpa.errors import QpaError
-from qpa.exporters.export_directory import emit_export
 from qpa.exporters.formats import FORMATS, exporter_for
 from qpa.passes.verify_adapter import ENGINES_OF, VerifyAdapter
 from qpa.probe import greedy_continuation
@@ -122,7 +121,7 @@ def _cells_of_format(
 ) -> Iterator[Cell]:
     started_s = time.monotonic()
     try:
-        manifest = emit_export(exporter_for(name, {}), made.frozen, out, made.context)
+        manifest = exporter_for(name, {}).emit(made.frozen, out, made.context)
     except QpaError as error:
         yield from (Cell(architecture, name, engine, "refused", _reason(error, out)) for engine in engines)
         return
