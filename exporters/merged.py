@@ -114,7 +114,7 @@ class Merge:
         Raises:  ExportError: a weight is missing, there twice, shared with another module, converted when
                  the model is loaded, of another shape, or no floating-point tensor.
         """
-        modules = sorted({tensor.path.rpartition(".lora_")[0] for tensor in arrays.frozen.tensors})
+        modules = arrays.frozen.modules
         _check_not_shared(modules, model)
         keys = find_weights(modules, checkpoint.places(), model)
         transposed = frozenset(module for module in modules if _is_conv1d(model, module))

@@ -92,7 +92,7 @@ def vllm_rank_option(rank: int) -> int | None:
 
 def targets_head(frozen: FrozenAdapter) -> bool:
     """Return whether the adapter changes the output head."""
-    return any(tensor.path.rpartition(".lora_")[0] == frozen.base.head for tensor in frozen.tensors)
+    return frozen.base.head in frozen.modules
 
 
 def _front_matter(base: BaseModelReference, library: str, tags: tuple[str, ...], relation: str) -> str:

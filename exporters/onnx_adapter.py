@@ -124,12 +124,11 @@ def base_graph_digest(frozen: FrozenAdapter, model: Any) -> str:
     Args:    frozen: its rank and numbers do not count.
              model: the base model with its weights, which two models of one config do not share.
     """
-    modules = sorted({tensor.path.rpartition(".lora_")[0] for tensor in frozen.tensors})
     return digest_of(
         {
             "config": frozen.base.config_digest,
             "weights": _weights_digest(model.state_dict().items()),
-            "modules": modules,
+            "modules": list(frozen.modules),
             "opset": OPSET,
             "qpa": __version__,
             "torch": torch.__version__,

@@ -36,6 +36,11 @@ class FrozenAdapter(Document):
     account: ParameterAccount
     result: TrainingResult
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Return the paths of the adapted modules, sorted."""
+        return tuple(sorted({tensor.path.rpartition(".lora_")[0] for tensor in self.tensors}))
+
     @model_validator(mode="after")
     def _verify(self) -> Self:
         if sum(tensor.n_numbers for tensor in self.tensors) != self.account.n_adapter:
