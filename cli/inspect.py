@@ -49,7 +49,7 @@ def inspect(
 
 def _inspect_run(run: RunDirectory, as_json: bool) -> None:
     from qpa.cli import summary
-    from qpa.documents import AdapterSpec, FrozenAdapter, NativeCircuit, WeightLayout
+    from qpa.documents import METHOD_NAMES, AdapterSpec, FrozenAdapter, NativeCircuit, WeightLayout
     from qpa.run_directory import STAGES
 
     documents: tuple[Document, ...] = ()
@@ -67,6 +67,7 @@ def _inspect_run(run: RunDirectory, as_json: bool) -> None:
     assert isinstance(spec, AdapterSpec)
     content |= {
         "model": spec.base.name_or_path,
+        "method": spec.method,
         "rank": spec.rank,
         "target_modules": list(spec.target_modules),
     }
@@ -85,7 +86,8 @@ def _inspect_run(run: RunDirectory, as_json: bool) -> None:
     stages = [
         (stage.kind, _stage(by_kind[stage]) if stage in by_kind else "not made yet") for stage in STAGES
     ]
-    print_table(f"{run.path}: LoRA rank {spec.rank} for {spec.base.name_or_path}", stages + rows)
+    adapter = f"{METHOD_NAMES[spec.method]} rank {spec.rank}"
+    print_table(f"{run.path}: {adapter} for {spec.base.name_or_path}", stages + rows)
 
 
 def _stage(document: Document) -> str:
@@ -94,6 +96,7 @@ def _stage(document: Document) -> str:
 
 def _inspect_export(path: Path, manifest: Manifest, as_json: bool) -> None:
     from qpa.cli import summary
+    from qpa.documents import METHOD_NAMES
     from qpa.exporters.contracts import check_contract
     from qpa.exporters.manifest_contract import short
 
@@ -101,6 +104,7 @@ def _inspect_export(path: Path, manifest: Manifest, as_json: bool) -> None:
     content: dict[str, Any] = {
         "export": str(path),
         "format": manifest.format,
+        "method": manifest.method,
         "base_model": manifest.base.name_or_path,
         "rank": manifest.rank,
         "dtype": manifest.dtype,
@@ -114,7 +118,7 @@ def _inspect_export(path: Path, manifest: Manifest, as_json: bool) -> None:
         return
     rows: summary.Rows = [
         ("base model", short(manifest.base.name_or_path)),
-        ("rank, type", f"{manifest.rank}, {manifest.dtype}"),
+        ("adapter", f"{METHOD_NAMES[manifest.method]}, rank {manifest.rank}, {manifest.dtype}"),
         *((short(entry.file), f"{number(entry.n_bytes)} bytes") for entry in manifest.files),
         ("contract", _contract(findings)),
     ]

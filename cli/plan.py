@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from qpa.cli.output import (
     progress_bar,
     split_names,
 )
+
+if TYPE_CHECKING:
+    from qpa.documents import AdapterSpec
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -36,26 +39,39 @@ def plan(
         str, typer.Option(help="Base model: a local directory or a Hub id. Only its config is read.")
     ],
     out: Annotated[Path, typer.Option(help="Run directory to make.")],
-    method: Annotated[str, typer.Option(help="Kind of adapter: lora.")] = "lora",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Kind of adapter: lora, dora, ia3, prefix (prefix tuning) or ffa (feed-forward adapter)."
+        ),
+    ] = "lora",
     rank: Annotated[
         int | None,
-        typer.Option(help="Rank of the LoRA adapter.  [default: 32, or a smaller side of an adapted layer]"),
+        typer.Option(
+            help="Rank of LoRA and DoRA, tokens of a prefix, width of a feed-forward adapter.  "
+            "[default: 32, or a smaller side of an adapted layer; prefix, ffa: 16]"
+        ),
     ] = None,
     max_params: Annotated[
         str | None,
         typer.Option(help="Most numbers to train: 5000, or 25% of LoRA r=4. Heads and vectors follow."),
     ] = None,
-    alpha: Annotated[float | None, typer.Option(help="LoRA's alpha.  [default: 2 * rank]")] = None,
+    alpha: Annotated[float | None, typer.Option(help="LoRA's and DoRA's alpha.  [default: 2 * rank]")] = None,
     targets: Annotated[
-        str, typer.Option(help="all-linear (every linear layer but the head), or names, separated by commas.")
-    ] = "all-linear",
+        str | None,
+        typer.Option(
+            help="all-linear (every linear layer but the head), or names, separated by commas.  "
+            "[default: all-linear; ia3: keys, values, feed-forward; ffa: the feed-forward blocks]"
+        ),
+    ] = None,
     generator: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="spectral: vectors shared by neighbouring layers, and factors of the gradient's directions. "
-            "aligned: rows of A and columns of B from random circuits. paper: flat chunks, arXiv 2410.09846."
+            "aligned: rows of A, columns of B from random circuits. paper: flat chunks, arXiv 2410.09846.  "
+            "[default: spectral; ia3, prefix, ffa: aligned]"
         ),
-    ] = "spectral",
+    ] = None,
     chunk_size: Annotated[
         int | None, typer.Option(help="Numbers per chunk of --generator paper.  [default: 2048]")
     ] = None,
@@ -105,7 +121,7 @@ def plan(
             model=model,
             rank=rank,
             alpha=alpha,
-            targets=split_names(targets),
+            targets=None if targets is None else split_names(targets),
             method=method,
             revision=revision,
             trust_remote_code=trust_remote_code,
@@ -155,6 +171,18 @@ def _size(plan: Any) -> str:
     return f"heads {plan.heads}" + ("" if "all" in plan.vectors else f", vectors {','.join(plan.vectors)}")
 
 
+def _adapter(spec: AdapterSpec) -> str:
+    """Return the adapter's kind, size and place in a few words."""
+    from qpa.documents import METHOD_NAMES
+
+    name, places = METHOD_NAMES[spec.method], f"on {', '.join(spec.target_modules)}"
+    return {
+        "ia3": f"{name} {places}",
+        "prefix": f"{name}, {spec.rank} tokens in every layer",
+        "ffa": f"{name} of width {spec.rank} {places}",
+    }.get(spec.method, f"{name} rank {spec.rank}, alpha {spec.alpha:g}, {places}")
+
+
 def _report(out: Path, context: Any, as_json: bool) -> None:
     from qpa.cli.summary import account_json, account_rows, circuit_json, circuit_rows
     from qpa.documents import AdapterSpec, NativeCircuit, WeightLayout
@@ -166,6 +194,7 @@ def _report(out: Path, context: Any, as_json: bool) -> None:
             {
                 "run": str(out),
                 "model": spec.base.name_or_path,
+                "method": spec.method,
                 "rank": spec.rank,
                 "alpha": spec.alpha,
                 "target_modules": list(spec.target_modules),
@@ -174,9 +203,8 @@ def _report(out: Path, context: Any, as_json: bool) -> None:
             }
         )
         return
-    adapter = f"LoRA rank {spec.rank}, alpha {spec.alpha:g}, on {', '.join(spec.target_modules)}"
     print_table(
-        f"{spec.base.name_or_path} ({spec.base.architecture}): {adapter}",
+        f"{spec.base.name_or_path} ({spec.base.architecture}): {_adapter(spec)}",
         circuit_rows(layout, native) + account_rows(layout.account),
     )
     print_line(f"wrote {out}; next: qpa train {out} --data <text or jsonl>")

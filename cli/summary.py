@@ -12,13 +12,13 @@ Rows = list[tuple[str, ...]]
 
 
 def account_rows(account: ParameterAccount) -> Rows:
-    """Return the parameter account: angles, decoder, total, LoRA's own, percent."""
+    """Return the parameter account: angles, decoder, total, the adapter's own, percent."""
     return [
         ("circuit angles", number(account.n_angles)),
         ("decoder", number(account.n_decoder)),
         ("generator, trained", number(account.n_generator)),
-        ("LoRA's own (m)", number(account.n_adapter)),
-        ("generator / LoRA", f"{account.percent:.2f} %"),
+        ("the adapter's own (m)", number(account.n_adapter)),
+        ("generator / adapter", f"{account.percent:.2f} %"),
     ]
 
 

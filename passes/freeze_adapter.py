@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from qpa.documents import AdapterSpec, Document, FrozenAdapter, TensorShape, TrainedGenerator, WeightLayout
+from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import DocumentError
 from qpa.pipeline import PassContext
 
@@ -74,14 +75,20 @@ def generate_adapter(spec: AdapterSpec, layout: WeightLayout, arrays: dict[str, 
     from qpa.generator import Generator
 
     generator = Generator(layout, layout.provenance.seed)
+    from_base = {
+        name.removeprefix(INITIAL_PREFIX): array
+        for name, array in arrays.items()
+        if name.startswith(INITIAL_PREFIX)
+    }
+    _check_from_base(spec, from_base)
     try:
-        generator.load_state_dict(arrays)
+        generator.load_state_dict({n: a for n, a in arrays.items() if not n.startswith(INITIAL_PREFIX)})
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
         raise DocumentError(
             "the generator's arrays", "tensors of this layout", detail, "train again"
         ) from error
-    initial = initial_adapter(spec, layout)
+    initial = initial_adapter(spec, layout, from_base)
     with torch.no_grad():
         outputs = generator()
     generated = {
@@ -89,6 +96,15 @@ def generate_adapter(spec: AdapterSpec, layout: WeightLayout, arrays: dict[str, 
         for tensor, output in zip(layout.tensors, outputs, strict=True)
     }
     return {tensor.path: generated[tensor.path] for tensor in spec.tensors}
+
+
+def _check_from_base(spec: AdapterSpec, found: dict[str, Tensor]) -> None:
+    expected = {tensor.path: tensor.shape for tensor in spec.tensors if tensor.initial == "base"}
+    for path in sorted(expected.keys() | found.keys()):
+        shape = tuple(found[path].shape) if path in found else None
+        if shape != expected.get(path):
+            wanted = f"initial values of shape {expected.get(path)}"
+            raise DocumentError(path, wanted, str(shape), "train again")
 
 
 def _check_agreement(recorded: dict[str, Tensor], generated: dict[str, Tensor]) -> None:

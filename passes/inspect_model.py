@@ -2,14 +2,16 @@
 
 Rules:
 1. Only the config is read; the model is built on the meta device.
-2. "all-linear" is every Linear and Conv1D except the output head; names select by the last
+2. Every kind of adapter has targets of its own where none are given: LoRA and DoRA "all-linear", IA3 the
+   keys, values and feed-forward blocks, the feed-forward adapter these blocks, a prefix none.
+   "all-linear" is every Linear and Conv1D except the output head; names select by the last
    components of the module path, as PEFT does, and may select the head. Several targets add up.
    Fused experts (one 3-D parameter for all of a layer) are no linear layers: "all-linear" does not
    leave them out in silence but asks for names, and names that PEFT would take for the experts are
    refused. Of a model that also sees or hears, only the language model and the head are adapted.
 3. target_modules of the result is the shortest list of names that selects exactly these modules in
    PEFT: module types where they are unambiguous, full paths where they are not.
-4. lora_A is [rank, in_features], lora_B [out_features, rank], whatever way the base stores its weight.
+4. The tensors are those of `qpa.passes.adapter_tensors`.
 """
 
 from __future__ import annotations
@@ -18,15 +20,24 @@ import difflib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 from qpa.base_model import build_on_meta, config_file_digest, load_config
-from qpa.documents import AdapterSpec, AdapterTensor, BaseModelReference, Document
-from qpa.errors import ModelError, OptionError
+from qpa.documents import METHOD_NAMES, AdapterSpec, BaseModelReference, Document, Method
+from qpa.errors import ModelError, OptionError, one_of
+from qpa.passes.adapter_tensors import (
+    FEED_FORWARD_BLOCKS,
+    IA3_TARGETS,
+    module_tensors,
+    prefix_tensors,
+    scales_inputs,
+)
 from qpa.pipeline import PassContext
 
 ALL_LINEAR = "all-linear"
-DEFAULT_RANK = 32
+METHODS = tuple(METHOD_NAMES)
+DEFAULT_RANK = {"lora": 32, "dora": 32, "ia3": 1, "prefix": 16, "ffa": 16}
+"""Rank, width of a feed-forward adapter, or tokens of a prefix."""
 
 
 @final
@@ -35,9 +46,11 @@ class InspectModel:
     """Find the modules to adapt and the shapes of their adapter.
 
     Args:    model: local directory or Hub id.
-             rank: of LoRA; None means 32, or the smallest side of an adapted module where that is less.
-             alpha: of LoRA; None means 2 * rank, as in arXiv 2410.09846.
-             targets: "all-linear", module names, or both.
+             rank: of LoRA and DoRA, width of a feed-forward adapter, tokens of a prefix; None means
+             DEFAULT_RANK, or the smallest side of a module that LoRA or DoRA adapts where that is less.
+             alpha: of LoRA and DoRA; None means 2 * rank, as in arXiv 2410.09846.
+             targets: "all-linear", module names, or both; None means the method's own.
+             method: "lora", "dora", "ia3", "prefix" or "ffa".
              trust_remote_code: the user allows the model's own Python code to run.
     Source:  ours.
     """
@@ -50,7 +63,7 @@ class InspectModel:
     model: str
     rank: int | None = None
     alpha: float | None = None
-    targets: tuple[str, ...] = (ALL_LINEAR,)
+    targets: tuple[str, ...] | None = None
     method: str = "lora"
     revision: str | None = None
     trust_remote_code: bool = False
@@ -66,64 +79,136 @@ class InspectModel:
         config = load_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
         model = build_on_meta(config, self.model, trust_remote_code=self.trust_remote_code)
         head = _head_path(model)
-        linears = _linears(model, head)
-        self._check_targets(model, linears, head)
-        chosen = self._choose(linears, head)
+        if self.method == "prefix":
+            return self._prefix(config, model, head, context)
+        chosen = self._choose(model, head)
         rank = self._rank(chosen)
+        method = cast(Method, self.method)
         spec = AdapterSpec(
             provenance=context.provenance(self, None),
             base=self._reference(config, model, head),
-            method="lora",
+            method=method,
             rank=rank,
-            alpha=float(2 * rank if self.alpha is None else self.alpha),
-            target_modules=_shortest_names(list(chosen), [name for name, _ in model.named_modules()]),
+            alpha=self._alpha(rank),
+            target_modules=self._target_modules(list(chosen), [name for name, _ in model.named_modules()]),
             fan_in_fan_out=any(_is_conv1d(module) for module in chosen.values()),
-            tensors=tuple(t for path, module in chosen.items() for t in _tensors(path, module, rank)),
+            tensors=module_tensors(method, self._sides(chosen, model), rank),
         )
-        if _fused_experts(model):
+        if _fused_experts(model) and method != "ffa":
             _check_in_peft(model, spec)
         return spec
 
+    def _prefix(self, config: Any, model: Any, head: str | None, context: PassContext) -> AdapterSpec:
+        from qpa.adapter import prefix_config
+
+        n_tokens = self.rank or DEFAULT_RANK["prefix"]
+        peft_config = prefix_config(model, n_tokens)
+        return AdapterSpec(
+            provenance=context.provenance(self, None),
+            base=self._reference(config, model, head),
+            method="prefix",
+            rank=n_tokens,
+            alpha=float(n_tokens),
+            target_modules=(),
+            fan_in_fan_out=False,
+            tensors=prefix_tensors(peft_config.num_layers, peft_config.token_dim, n_tokens),
+        )
+
+    def _sides(self, chosen: dict[str, Any], model: Any) -> dict[str, tuple[int, int]]:
+        """Return what goes into each module and comes out; a block is as wide as the model."""
+        width = int(model.config.get_text_config().hidden_size)
+        sides = {path: _in_out(m) if _is_linear(m) else (width, width) for path, m in chosen.items()}
+        if self.method == "ffa":  # what it gets is what the module returns
+            return {path: (n_out, n_out) for path, (_, n_out) in sides.items()}
+        return sides
+
+    def _target_modules(self, chosen: list[str], paths: list[str]) -> tuple[str, ...]:
+        """Return the shortest names; IA3's for inputs and for outputs are told apart."""
+        if self.method != "ia3":
+            return _shortest_names(chosen, paths)
+        inputs = [path for path in chosen if scales_inputs(path)]
+        outputs = [path for path in chosen if path not in inputs]
+        return _shortest_names(outputs, paths) + _shortest_names(inputs, paths)
+
+    def _alpha(self, rank: int) -> float:
+        if self.method not in ("lora", "dora"):
+            return float(rank)
+        return float(2 * rank if self.alpha is None else self.alpha)
+
     def _check_options(self) -> None:
-        if self.method != "lora":
-            raise OptionError("--method", "lora", self.method)
-        if not self.targets:
+        if self.method not in METHODS:
+            raise OptionError("--method", one_of(METHODS), self.method)
+        if self.targets is not None and not self.targets:
             raise OptionError("--targets", f"{ALL_LINEAR} or module names", "none")
         if self.rank is not None and self.rank < 1:
             raise OptionError("--rank", "a whole number of at least 1", str(self.rank))
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise OptionError("--alpha", "a finite number above 0", str(self.alpha))
+        unused: dict[str, object] = {}
+        unused |= {"--alpha": self.alpha} if self.method not in ("lora", "dora") else {}
+        unused |= {"--rank": self.rank} if self.method == "ia3" else {}
+        unused |= {"--targets": ",".join(self.targets or ()) or None} if self.method == "prefix" else {}
+        for option, value in unused.items():
+            if value is not None:
+                expected = f"no such option with --method {self.method}"
+                raise OptionError(option, expected, str(value), "leave it out")
 
     def _rank(self, chosen: dict[str, Any]) -> int:
+        if self.method not in ("lora", "dora"):
+            return self.rank or DEFAULT_RANK[self.method]
         smallest, path = min((min(_in_out(module)), path) for path, module in chosen.items())
         if self.rank is not None and self.rank > smallest:
             raise OptionError("--rank", f"at most {smallest}, the smaller side of {path}", str(self.rank))
-        return min(DEFAULT_RANK, smallest) if self.rank is None else self.rank
+        return min(DEFAULT_RANK[self.method], smallest) if self.rank is None else self.rank
 
-    def _check_targets(self, model: Any, linears: dict[str, Any], head: str | None) -> None:
-        for target in self.targets:
+    def _choose(self, model: Any, head: str | None) -> dict[str, Any]:
+        """Return the modules to adapt, by path.
+
+        Raises:  OptionError, ModelError: as `run`.
+        """
+        linears = _linears(model, head)
+        known = linears if self.method != "ffa" else _blocks(model)
+        targets = self.targets or self._default_targets(known)
+        self._check_targets(targets, model, known, head)
+        everything = ALL_LINEAR in targets
+        chosen = {
+            path: module
+            for path, module in known.items()
+            if (everything and path != head) or _matches(path, targets)
+        }
+        if not chosen:
+            raise ModelError(self.model, "at least one linear layer to adapt", "none")
+        return chosen
+
+    def _default_targets(self, known: dict[str, Any]) -> tuple[str, ...]:
+        if self.method == "ia3":
+            found = [name for name in IA3_TARGETS if any(_matches(path, (name,)) for path in known)]
+        elif self.method == "ffa":
+            found = [n for n in FEED_FORWARD_BLOCKS if any(_matches(path, (n,)) for path in known)][:1]
+        else:
+            found = [ALL_LINEAR]
+        if not found:
+            names = ", ".join(IA3_TARGETS if self.method == "ia3" else FEED_FORWARD_BLOCKS)
+            raise OptionError("--targets", f"a model with {names}", "none of them", "name what to adapt")
+        return tuple(found)
+
+    def _check_targets(
+        self, targets: tuple[str, ...], model: Any, known: dict[str, Any], head: str | None
+    ) -> None:
+        for target in targets:
+            if target == ALL_LINEAR and self.method == "ffa":
+                raise OptionError("--targets", "names of blocks with --method ffa", ALL_LINEAR)
             if target != ALL_LINEAR:
-                _check_target(target, linears, model)
+                _check_target(target, known, model)
         fused = _fused_experts(model)
-        if ALL_LINEAR in self.targets and fused:
-            names = sorted({path.rpartition(".")[2] for path in linears if path != head})
+        if ALL_LINEAR in targets and fused:
+            names = sorted({path.rpartition(".")[2] for path in known if path != head})
             raise OptionError(
                 f"--targets {ALL_LINEAR}",
                 "a model whose layers are all linear modules",
                 f"fused experts such as {fused[0]}, which would stay as they are",
                 "if that is meant, name the layers to adapt, of " + ", ".join(names[:12]),
             )
-
-    def _choose(self, linears: dict[str, Any], head: str | None) -> dict[str, Any]:
-        everything = ALL_LINEAR in self.targets
-        chosen = {
-            path: module
-            for path, module in linears.items()
-            if (everything and path != head) or _matches(path, self.targets)
-        }
-        if not chosen:
-            raise ModelError(self.model, "at least one linear layer to adapt", "none")
-        return chosen
 
     def _reference(self, config: Any, model: Any, head: str | None) -> BaseModelReference:
         return BaseModelReference(
@@ -156,6 +241,16 @@ def _language_model_path(model: Any) -> str:
     decoder = model.get_decoder()
     path = next((path for path, module in model.named_modules() if module is decoder), "")
     return f"{path}." if path else ""
+
+
+def _blocks(model: Any) -> dict[str, Any]:
+    """Return the modules of the language model's layers and what is in them, by path."""
+    inside = _language_model_path(model)
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if path.startswith(inside) and any(part.isdecimal() for part in path.split(".")[:-1])
+    }
 
 
 def _is_linear(module: Any) -> bool:
@@ -256,16 +351,3 @@ def _shortest_names(chosen: list[str], paths: list[str]) -> tuple[str, ...]:
         matched = [path for path in paths if _matches(path, (module_type,))]
         selected.extend([module_type] if matched == same_type else same_type)
     return tuple(selected)
-
-
-def _tensors(path: str, module: Any, rank: int) -> tuple[AdapterTensor, AdapterTensor]:
-    n_in, n_out = _in_out(module)
-    module_type = path.rpartition(".")[2]
-    return (
-        AdapterTensor(
-            module=path, module_type=module_type, role="lora_A", shape=(rank, n_in), initial="kaiming_uniform"
-        ),
-        AdapterTensor(
-            module=path, module_type=module_type, role="lora_B", shape=(n_out, rank), initial="zeros"
-        ),
-    )

@@ -51,11 +51,12 @@ def spectral_drafts(
              share_inputs: modules that read the same activations share the rows of their lora_A.
     """
     drafts = []
-    with_vectors = [tensor for tensor in spec.tensors if tensor.module_type in vectors]
-    for key, members in _by_kind(with_vectors, share_inputs).items():
-        name, role, length = key
-        axis: ChunkAxis = "row" if role == "lora_A" else "column"
-        drafts.append(_draft_of(f"{name}.{role}", axis, members, n_rows, length))
+    pairs = [tensor for pair in spec.pairs for tensor in pair if tensor.module_type in vectors]
+    # DoRA's magnitudes are single vectors, and there is no DoRA without them.
+    magnitudes = [tensor for tensor in spec.tensors if tensor.role == "lora_magnitude_vector"]
+    for (name, role, length), members in _by_kind([*pairs, *magnitudes], share_inputs).items():
+        n_vectors = min(n_rows, members[0].n_vectors)
+        drafts.append(_draft_of(f"{name}.{role}", members[0].axis, members, n_vectors, length))
     if spectrum_size:
         sides = _by_sides(spec)
         names = [name for name, *_ in sides]
@@ -72,10 +73,9 @@ def aligned_drafts(spec: AdapterSpec) -> list[Draft]:
     for (name, role, length), members in _by_kind(spec.tensors, share_inputs=False).items():
         chunked, n_chunks = [], 0
         for tensor in members:
-            chunked.append(_chunked(tensor, range(n_chunks, n_chunks + spec.rank)))
-            n_chunks += spec.rank
-        axis: ChunkAxis = "row" if role == "lora_A" else "column"
-        drafts.append(Draft(f"{name}.{role}", axis, tuple(chunked), n_chunks, length))
+            chunked.append(_chunked(tensor, range(n_chunks, n_chunks + tensor.n_vectors)))
+            n_chunks += tensor.n_vectors
+        drafts.append(Draft(f"{name}.{role}", members[0].axis, tuple(chunked), n_chunks, length))
     return _with_unique_names(drafts)
 
 
@@ -114,9 +114,9 @@ def _by_kind(
     """Gather tensors by name, role and length of their vectors."""
     members: dict[tuple[str, str, int], list[AdapterTensor]] = {}
     for tensor in tensors:
-        is_a = tensor.role == "lora_A"
-        name = _input_name(tensor.module_type) if is_a and share_inputs else tensor.module_type
-        members.setdefault((name, tensor.role, tensor.shape[1 if is_a else 0]), []).append(tensor)
+        is_shared = tensor.role == "lora_A" and share_inputs
+        name = _input_name(tensor.module_type) if is_shared else tensor.module_type
+        members.setdefault((name, tensor.role, tensor.vector_length), []).append(tensor)
     return members
 
 

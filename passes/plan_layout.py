@@ -6,17 +6,21 @@ Rules:
    Chunks of one kind and length form a group over all layers and share one decoder, a linear map without
    bias; modules that read the same activations share the rows of their lora_A. Circuit k starts on the
    k-th window of neighbouring layers, so with a circuit a layer the vectors are those of LoRA, rank 1.
-2. "aligned": a chunk is one rank-1 vector. Chunks of the same module type, role and length form a group
-   and share one linear decoder. All groups share the circuits, whose angles start at random.
+   DoRA's magnitudes are one such vector a module.
+2. "aligned": a chunk is one rank-1 vector, or one vector of another adapter, such as a token's keys. Chunks
+   of the same module type, role and length form a group and share one linear decoder. All groups share the
+   circuits, whose angles start at random.
 3. "paper": the tensors end to end, cut into chunks of `chunk_size`; one circuit; features are the bits
    of the chunk index and the circuit's feature; one affine mapping model with the widths of the paper.
 4. n_qubits is the smallest number whose basis states are enough, unless more are asked for.
-5. With `max_params`, heads and vectors of the spectral layout follow from it (`qpa.passes.choose_size`).
+5. LoRA and DoRA are "spectral" unless another generator is asked for; the other adapters, which have no
+   products of two factors, "aligned".
+6. With `max_params`, heads and vectors of the spectral layout follow from it (`qpa.passes.choose_size`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast, final, get_args
 
 from qpa.documents import (
@@ -31,7 +35,7 @@ from qpa.documents import (
     n_feature_parameters,
 )
 from qpa.documents.weight_layout import ChunkGroup, GeneratorKind
-from qpa.errors import OptionError
+from qpa.errors import OptionError, one_of
 from qpa.passes.choose_size import choose_size, parse_max_params
 from qpa.passes.layout_groups import (
     Draft,
@@ -60,13 +64,13 @@ _LAYERS = {"spectral": 1, "aligned": 8, "paper": 8}
 class PlanLayout:
     """Decide how a generator's outputs become the adapter.
 
-    Args:    generator: "spectral", "aligned" or "paper".
+    Args:    generator: "spectral", "aligned" or "paper"; None means what suits the adapter.
              features: "circuit", or a control in its place: "classical", "random" or "bits".
              chunk_size: numbers per chunk of the paper's flat layout; None means 2048.
              qubits: None means as many as the chunks need.
              layers: of every circuit; None means 1 for "spectral" and 8 for the others.
-             heads: independent circuits; None means one a layer for "spectral", 8 for "aligned", 1 for
-             "paper".
+             heads: independent circuits; None means one a layer for "spectral", 8 for "aligned" or half as
+             many as the fewest chunks of a group where that is less, 1 for "paper".
              vectors: module types of the spectral layout that have generated rows and columns; "all" or
              "none".
              max_params: "5000", or "25%" of LoRA r=4: the spectral layout's heads and vectors follow from it.
@@ -79,7 +83,7 @@ class PlanLayout:
     requires: ClassVar[tuple[type[Document], ...]] = ()
     produces: ClassVar[type[Document]] = WeightLayout
 
-    generator: str = "spectral"
+    generator: str | None = None
     features: str = "circuit"
     chunk_size: int | None = None
     qubits: int | None = None
@@ -96,15 +100,23 @@ class PlanLayout:
 
         Raises:  OptionError: an option is out of range or contradicts the generator.
         """
-        self._check_options()
-        plan = self
-        if self.max_params is not None:
-            plan = choose_size(self, source, parse_max_params(self.max_params, source)).plan
+        plan = self._for(source)
+        plan._check_options(source)
+        if plan.max_params is not None:
+            plan = choose_size(plan, source, parse_max_params(plan.max_params, source)).plan
         return plan.layout(source, context.provenance(self, source))
 
     def layout(self, source: AdapterSpec, provenance: Provenance) -> WeightLayout:
         """Return the layout of these options, checked already."""
-        n_circuits = self.heads or _HEADS.get(self.generator, source.n_layers)
+        return self._for(source)._layout(source, provenance)
+
+    def _for(self, source: AdapterSpec) -> PlanLayout:
+        """Return the plan with the generator that suits the adapter, where none is asked for."""
+        return replace(self, generator=self.generator or ("spectral" if source.pairs else "aligned"))
+
+    def _layout(self, source: AdapterSpec, provenance: Provenance) -> WeightLayout:
+        assert self.generator is not None
+        n_circuits = self.heads or self._default_heads(source)
         n_layers = self.layers or _LAYERS[self.generator]
         windows, groups, n_qubits = self._groups(source, n_circuits)
         features = cast(FeatureKind, self.features)
@@ -124,6 +136,13 @@ class PlanLayout:
                 n_adapter=source.n_numbers,
             ),
         )
+
+    def _default_heads(self, source: AdapterSpec) -> int:
+        """Return a circuit a layer for "spectral"; for "aligned" at most half the chunks of a decoder."""
+        if self.generator != "aligned":
+            return _HEADS.get(str(self.generator), source.n_layers)
+        n_chunks = min(draft.n_chunks for draft in aligned_drafts(source))
+        return min(_HEADS["aligned"], max(1, n_chunks // 2))
 
     def _groups(
         self, source: AdapterSpec, n_circuits: int
@@ -178,13 +197,16 @@ class PlanLayout:
             raise OptionError("--vectors", "vectors or a spectrum on every layer", "neither on some", advice)
         return spectral_drafts(source, n_rows, size, tuple(chosen), share_inputs=self.share_inputs)
 
-    def _check_options(self) -> None:
+    def _check_options(self, source: AdapterSpec) -> None:
         for option, value, known in (
             ("--generator", self.generator, GENERATORS),
             ("--features", self.features, FEATURES),
         ):
             if value not in known:
-                raise OptionError(option, ", ".join(known[:-1]) + f" or {known[-1]}", value)
+                raise OptionError(option, one_of(known), str(value))
+        if self.generator == "spectral" and not source.pairs:
+            expected = f"aligned or paper with --method {source.method}, which is no product of factors"
+            raise OptionError("--generator", expected, "spectral")
         named = {
             "chunk-size": self.chunk_size,
             "layers": self.layers,

@@ -4,8 +4,9 @@ Rules:
 1. The base model carries an ordinary PEFT adapter and trains under TRL's SFTTrainer; the generator
    lives in the optimizer (`qpa.optimizer`).
 2. Delta W is exactly zero before the first step: the plan's seed draws lora_A and the angles, lora_B and
-   the decoders' last layers are zero. Directions of spectra are those of the gradient of a few batches
-   of the training split, read before the first step (`qpa.calibration`).
+   the decoders' last layers are zero. (A prefix alone changes the model from the start.) Directions of
+   spectra are those of the gradient of a few batches of the training split, read before the first step
+   (`qpa.calibration`).
 3. Everything random during training is a function of the training seed and the step, so a resumed
    training continues with the same bits.
 4. Losses count real tokens only: padding and the prompt of prompt/completion rows do not.
@@ -29,7 +30,7 @@ from qpa.documents import (
     TrainingResult,
     WeightLayout,
 )
-from qpa.documents.trained_generator import perplexity
+from qpa.documents.trained_generator import INITIAL_PREFIX, perplexity
 from qpa.errors import CheckpointError, DivergedError, OptionError
 from qpa.pipeline import PassContext
 from qpa.run_directory import CHECKPOINTS, METRICS
@@ -140,6 +141,11 @@ class _Training:
         self.lr, self.angle_lr = _learning_rates(options, layout)
         self.model = attach_adapter(model, spec, layout)
         self.parameters = adapter_parameters(self.model, spec)
+        self.from_base = {
+            f"{INITIAL_PREFIX}{tensor.path}": self.parameters[tensor.path].detach().cpu().clone()
+            for tensor in spec.tensors
+            if tensor.initial == "base"
+        }
         self.optimizer = GeneratedAdapterOptimizer(
             [self.parameters[tensor.path] for tensor in layout.tensors],
             Generator(layout, layout.provenance.seed),
@@ -317,9 +323,8 @@ class _Training:
         from qpa.probe import record_probe
 
         model = self.model.cpu().float()
-        generator = {
-            name: tensor.cpu().contiguous() for name, tensor in self.optimizer.generator.state_dict().items()
-        }
+        state = self.optimizer.generator.state_dict()
+        generator = {name: tensor.cpu().contiguous() for name, tensor in state.items()} | self.from_base
         adapter = {path: parameter.detach().cpu().contiguous() for path, parameter in self.parameters.items()}
         probe = record_probe(model, torch.tensor(prompt))
         put = self.context.files.put

@@ -1,82 +1,186 @@
-"""An ordinary PEFT adapter on a base model, holding the initial values the AdapterSpec prescribes."""
+"""An ordinary adapter on a base model, holding the initial values the AdapterSpec prescribes.
+
+It is PEFT's, except for the feed-forward adapter, of which PEFT has none (`qpa.feed_forward`).
+
+Initial values "base" are read from the base model: the length of every row of a weight (DoRA), and the keys
+and values of tokens drawn from the vocabulary (prefix tuning; arXiv 2101.00190 found activations of real
+words better than random numbers).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from qpa.documents import AdapterSpec, TensorShape, WeightLayout
+from qpa.documents import AdapterSpec, AdapterTensor, TensorShape, WeightLayout
 from qpa.errors import ModelError
+from qpa.feed_forward import FeedForwardModel
 from qpa.generator import initial_value
+from qpa.parameter_view import AdapterParameter, ParameterView
+from qpa.pipeline import split_seed
 
 ADAPTER_NAME = "default"
 
 
 def attach_adapter(model: Any, spec: AdapterSpec, layout: WeightLayout | None = None) -> Any:
-    """Wrap a base model in PEFT with a trainable float32 adapter at its initial values.
+    """Wrap a base model with a trainable float32 adapter at its initial values.
 
-    Delta W is exactly zero: lora_B is.
+    All but a prefix leave the model what it was: lora_B and ffa_up are zero, IA3's scales one.
 
-    Args:    model: transformers model; changed in place by PEFT.
-             spec: its seed draws lora_A.
+    Args:    model: transformers model; changed in place.
+             spec: its seed draws lora_A, ffa_down, and a prefix's tokens.
              layout: of the generator that will train it, see `initial_adapter`.
-    Returns: a `peft.PeftModel` on the model's device.
+    Returns: a `peft.PeftModel` or a `FeedForwardModel` on the model's device.
     Raises:  ModelError: PEFT does not make exactly the tensors of the spec.
     """
-    peft_model = wrap_model(model, spec)
-    set_adapter(adapter_parameters(peft_model, spec), initial_adapter(spec, layout))
-    return peft_model
+    wrapped = wrap_model(model, spec)
+    parameters = adapter_parameters(wrapped, spec)
+    set_adapter(parameters, initial_adapter(spec, layout, _values_of_base(wrapped, spec, parameters)))
+    return wrapped
 
 
 def wrap_model(model: Any, spec: AdapterSpec) -> Any:
-    """Return a base model in PEFT, with an adapter of PEFT's own initial values."""
-    from peft import LoraConfig, get_peft_model
+    """Return a base model with an adapter of PEFT's own initial values."""
+    from peft import IA3Config, LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        target_modules=list(spec.target_modules),
-        fan_in_fan_out=spec.fan_in_fan_out,
-        lora_dropout=0.0,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+    if spec.method == "ffa":
+        return FeedForwardModel(model, [TensorShape(path=t.path, shape=t.shape) for t in spec.tensors])
+    config: Any
+    if spec.method == "prefix":
+        config = prefix_config(model, spec.rank)
+    elif spec.method == "ia3":
+        config = IA3Config(
+            target_modules=list(spec.target_modules),
+            feedforward_modules=scaled_inputs(spec.target_modules, spec.tensors),
+            fan_in_fan_out=spec.fan_in_fan_out,
+            task_type="CAUSAL_LM",
+        )
+    else:
+        config = LoraConfig(
+            r=spec.rank,
+            lora_alpha=spec.alpha,
+            target_modules=list(spec.target_modules),
+            fan_in_fan_out=spec.fan_in_fan_out,
+            lora_dropout=0.0,
+            bias="none",
+            use_dora=spec.method == "dora",
+            task_type="CAUSAL_LM",
+        )
     return get_peft_model(model, config, adapter_name=ADAPTER_NAME)
 
 
-def adapter_parameters(peft_model: Any, spec: AdapterSpec) -> dict[str, Parameter]:
+def prefix_config(model: Any, n_tokens: int) -> Any:
+    """Return PEFT's config of a prefix, with the number of layers and the width of keys and values.
+
+    Raises:  ModelError: the model has no such prefix.
+    """
+    from peft import PrefixTuningConfig
+    from peft.utils.other import _prepare_prompt_learning_config
+
+    config = PrefixTuningConfig(num_virtual_tokens=n_tokens, task_type="CAUSAL_LM")
+    try:
+        _prepare_prompt_learning_config(config, model.config)
+    except (ValueError, AttributeError, KeyError) as error:
+        found = str(error).splitlines()[0]
+        raise ModelError(type(model).__name__, "layers with keys and values", found) from error
+    return config
+
+
+def scaled_inputs(targets: tuple[str, ...], tensors: tuple[AdapterTensor, ...]) -> list[str]:
+    """Return the targets of IA3 whose modules have their input scaled."""
+    modules = [tensor.module for tensor in tensors if tensor.axis == "row"]
+    return [name for name in targets if any(f".{module}".endswith(f".{name}") for module in modules)]
+
+
+def adapter_parameters(wrapped: Any, spec: AdapterSpec) -> dict[str, AdapterParameter]:
     """Return the adapter's parameters by their path in the spec, in the spec's order.
 
     Raises:  ModelError: the trainable parameters are not exactly the tensors of the spec.
     """
-    trainable = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
-    names = {f"base_model.model.{t.module}.{t.role}.{ADAPTER_NAME}.weight": t for t in spec.tensors}
-    for name in sorted(names.keys() ^ trainable.keys()):
+    trainable = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+    names = {tensor.path: _parameter_name(tensor) for tensor in spec.tensors}
+    for name in sorted({*names.values()} ^ trainable.keys()):
         expected = "a tensor of the plan" if name in trainable else "a trainable tensor in PEFT"
         raise ModelError(name, expected, "none", "the base model is not the one the adapter was planned for")
-    for name, tensor in names.items():
-        if tuple(trainable[name].shape) != tensor.shape:
-            raise ModelError(name, f"shape {tensor.shape}", str(tuple(trainable[name].shape)))
-    return {tensor.path: trainable[name] for name, tensor in names.items()}
+    parameters = {t.path: _part(trainable[names[t.path]], t, spec) for t in spec.tensors}
+    for tensor in spec.tensors:
+        if (found := tuple(parameters[tensor.path].shape)) != tensor.shape:
+            raise ModelError(names[tensor.path], f"shape {tensor.shape}", str(found))
+    return parameters
 
 
-def initial_adapter(spec: AdapterSpec, layout: WeightLayout | None = None) -> dict[str, Tensor]:
+def _parameter_name(tensor: AdapterTensor) -> str:
+    """Return the name PEFT, or `FeedForwardModel`, gives the parameter that holds a tensor."""
+    if tensor.role.startswith("prefix_"):
+        return f"prompt_encoder.{ADAPTER_NAME}.embedding.weight"
+    if tensor.role.startswith("ffa_"):
+        return f"model.{tensor.path}"
+    name = f"base_model.model.{tensor.module}.{tensor.role}.{ADAPTER_NAME}"
+    return name if tensor.role == "ia3_l" else f"{name}.weight"
+
+
+def _part(parameter: Parameter, tensor: AdapterTensor, spec: AdapterSpec) -> AdapterParameter:
+    if tensor.role == "lora_magnitude_vector":
+        return ParameterView(parameter, partial(torch.unsqueeze, dim=1))
+    if tensor.role.startswith("prefix_"):
+        first = spec.tensors.index(tensor) * tensor.shape[1]
+        if parameter.shape[1] < first + tensor.shape[1]:
+            expected = f"at least {first + tensor.shape[1]} numbers a token"
+            raise ModelError(tensor.path, expected, str(parameter.shape[1]))
+        return ParameterView(parameter, partial(torch.narrow, dim=1, start=first, length=tensor.shape[1]))
+    return parameter
+
+
+def _values_of_base(
+    wrapped: Any, spec: AdapterSpec, parameters: Mapping[str, AdapterParameter]
+) -> dict[str, Tensor]:
+    """Return the initial values that the base model has to give, float32, by path."""
+    if spec.method == "prefix":
+        return _prefix_of_random_tokens(wrapped.get_base_model(), spec)
+    return {t.path: parameters[t.path].detach().clone() for t in spec.tensors if t.initial == "base"}
+
+
+@torch.no_grad()
+def _prefix_of_random_tokens(model: Any, spec: AdapterSpec) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(split_seed(spec.provenance.seed, "prefix"))
+    n_vocabulary = int(model.config.get_text_config().vocab_size)
+    tokens = torch.randint(n_vocabulary, (1, spec.rank), generator=random)
+    was_training = model.training
+    cache = model.eval()(input_ids=tokens.to(model.device), use_cache=True).past_key_values
+    model.train(was_training)
+    states = [state for layer in cache.layers for state in (layer.keys, layer.values)]
+    values = {}
+    for tensor, state in zip(spec.tensors, states, strict=True):
+        values[tensor.path] = state[0].transpose(0, 1).flatten(1).float()
+        if tuple(values[tensor.path].shape) != tensor.shape:
+            found = str(tuple(values[tensor.path].shape))
+            raise ModelError(tensor.path, f"keys and values of shape {tensor.shape}", found)
+    return values
+
+
+def initial_adapter(
+    spec: AdapterSpec, layout: WeightLayout | None = None, from_base: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Return the adapter's tensors before training, float32, by path.
 
     Args:    layout: rows of lora_A that no chunk of it fills start at zero: its generator puts the basis
              of a spectrum there. None: every row as the spec says.
+             from_base: the values that the base model gives, by path.
     """
     seed = spec.provenance.seed
-    values = {
-        tensor.path: initial_value(TensorShape(path=tensor.path, shape=tensor.shape), tensor.initial, seed)
-        for tensor in spec.tensors
-    }
+    values = dict(from_base or {})
+    for tensor in spec.tensors:
+        if tensor.initial != "base":
+            shape = TensorShape(path=tensor.path, shape=tensor.shape)
+            values[tensor.path] = initial_value(shape, tensor.initial, seed)
     for path, n_rows in _generated_rows(layout).items():
         values[path][n_rows:] = 0
-    return values
+    return {tensor.path: values[tensor.path] for tensor in spec.tensors}
 
 
 def _generated_rows(layout: WeightLayout | None) -> dict[str, int]:
@@ -87,7 +191,7 @@ def _generated_rows(layout: WeightLayout | None) -> dict[str, int]:
 
 
 @torch.no_grad()
-def set_adapter(parameters: dict[str, Parameter], values: dict[str, Tensor]) -> None:
+def set_adapter(parameters: Mapping[str, AdapterParameter], values: Mapping[str, Tensor]) -> None:
     """Copy values into the parameters of their names."""
     for path, value in values.items():
-        parameters[path].copy_(value)
+        parameters[path].detach().copy_(value)

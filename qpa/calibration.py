@@ -8,17 +8,17 @@ is ever held, and quantised bases, several ranks and any forward pass work as th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from qpa.adapter import set_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import DivergedError
 from qpa.generator import Bases, basis_shapes
+from qpa.parameter_view import AdapterParameter
 from qpa.pipeline import split_seed
 
 N_CALIBRATION_BATCHES = 8
@@ -34,7 +34,7 @@ def choose_rows(
 
 
 def gradient_bases(
-    parameters: dict[str, Parameter],
+    parameters: Mapping[str, AdapterParameter],
     spec: AdapterSpec,
     layout: WeightLayout,
     loss: Callable[[Any], Tensor],
@@ -78,7 +78,7 @@ def gradient_bases(
 
 
 def _find_ranges(
-    parameters: dict[str, Parameter],
+    parameters: Mapping[str, AdapterParameter],
     spec: AdapterSpec,
     pairs: list[tuple[str, str]],
     loss: Callable[[Any], Tensor],
@@ -96,7 +96,7 @@ def _find_ranges(
 
 
 def _project(
-    parameters: dict[str, Parameter],
+    parameters: Mapping[str, AdapterParameter],
     pairs: list[tuple[str, str]],
     ranges: dict[str, Tensor],
     loss: Callable[[Any], Tensor],
@@ -104,17 +104,20 @@ def _project(
 ) -> dict[str, Tensor]:
     """Return s Q^T G, float[rank, in], by the path of lora_A."""
     for a, b in pairs:
-        set_adapter(parameters, {a: torch.zeros_like(parameters[a]), b: ranges[b]})
+        set_adapter(parameters, {a: torch.zeros_like(parameters[a].detach()), b: ranges[b]})
     return _gradients(parameters, [a for a, _ in pairs], loss, batches)
 
 
 def _gradients(
-    parameters: dict[str, Parameter], paths: list[str], loss: Callable[[Any], Tensor], batches: Sequence[Any]
+    parameters: Mapping[str, AdapterParameter],
+    paths: list[str],
+    loss: Callable[[Any], Tensor],
+    batches: Sequence[Any],
 ) -> dict[str, Tensor]:
     """Return the gradients of some parameters, summed over batches, and leave none behind."""
     for batch in batches:
         loss(batch).backward()  # type: ignore[no-untyped-call]
-    zeros = {path: torch.zeros_like(parameters[path]) for path in paths}
+    zeros = {path: torch.zeros_like(parameters[path].detach()) for path in paths}
     gradients = {path: parameters[path].grad for path in paths}
     for parameter in parameters.values():
         parameter.grad = None

@@ -1,7 +1,7 @@
 """Checkpoints that resume to the same bits, without pickle.
 
     checkpoints/step-00000100/
-      adapter_model.safetensors  adapter_config.json   a valid PEFT adapter
+      adapter_model.safetensors  adapter_config.json   a valid PEFT adapter, where PEFT has the kind
       optimizer.safetensors                            generator, AdamW moments
       trainer_state.json                               transformers' own counters and log history
       checkpoint.json                                  the Checkpoint document, written last
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -49,7 +50,8 @@ def save_checkpoint(
     path = root / f"step-{trainer_state.global_step:08d}"
     with new_directory(path) as work:
         store = DirectoryStore(work)
-        peft_model.peft_config[ADAPTER_NAME].save_pretrained(work)
+        if isinstance(peft_model, PeftModel):
+            peft_model.peft_config[ADAPTER_NAME].save_pretrained(work)
         store.put("adapter_model.safetensors", save(_adapter_tensors(peft_model), {"format": "pt"}))
         store.put(OPTIMIZER_FILE, save(optimizer_tensors(optimizer)))
         trainer_state.save_to_json(str(work / "trainer_state.json"))
@@ -131,8 +133,8 @@ def remove_checkpoints(root: Path) -> None:
 
 
 def _adapter_tensors(peft_model: Any) -> dict[str, Tensor]:
-    from peft import get_peft_model_state_dict
-
+    if not isinstance(peft_model, PeftModel):
+        return {name: p.detach().cpu() for name, p in peft_model.named_parameters() if p.requires_grad}
     state = get_peft_model_state_dict(peft_model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
     return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
 

@@ -5,6 +5,14 @@ Every message has four parts: the subject, what was expected, what was found, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+
+def one_of(words: Sequence[str]) -> str:
+    """Return "a, b or c"."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
 
 class QpaError(Exception):
     """Report bad input in one line.

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from qpa.errors import CheckpointError, DivergedError, OptionError, ShapeError
 from qpa.generator import Generator
+from qpa.parameter_view import AdapterParameter, leaf_of
 
 
 class GeneratedAdapterOptimizer(torch.optim.Optimizer):
@@ -30,8 +30,8 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
     inner AdamW at each step. Its state_dict holds the generator and the inner optimizer, so that a
     trainer's ordinary checkpoint resumes it.
 
-    Args:    adapter: float32 parameters in the order and shapes of `generator.layout.tensors`, on one
-             device; they hold the initial adapter.
+    Args:    adapter: float32 parameters, or parts of some, in the order and shapes of
+             `generator.layout.tensors`, on one device; they hold the initial adapter.
              generator: moved to the adapter's device.
              lr: learning rate of the decoders.
              angle_lr: learning rate of the angles; it follows lr's schedule.
@@ -42,7 +42,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
 
     def __init__(
         self,
-        adapter: Sequence[Parameter],
+        adapter: Sequence[AdapterParameter],
         generator: Generator,
         *,
         lr: float = 2e-2,
@@ -65,13 +65,14 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
             eps=eps,
         )
         self.angle_ratio = angle_lr / lr
-        self._adapter: list[Tensor] = list(adapter)
+        self._adapter = list(adapter)
         # lora_B starts at zero: only what is not zero has to be kept.
-        self._shifted: list[Tensor] = [p for p in adapter if bool(p.any())]
+        self._shifted = [p for p in adapter if bool(p.detach().any())]
         self._initial = [p.detach().clone() for p in self._shifted]
         self._features = torch.empty(0)
         self.n_steps = 0
-        super().__init__(list(adapter), {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        leaves = list(dict.fromkeys(leaf_of(parameter) for parameter in adapter))
+        super().__init__(leaves, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.push_forward()
 
     @torch.no_grad()
@@ -80,9 +81,9 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         with self._float32():
             with torch.enable_grad():
                 self._features = self.generator.features()
-            torch._foreach_copy_(self._adapter, list(self.generator.decode(self._features)))
+            torch._foreach_copy_(_numbers(self._adapter), list(self.generator.decode(self._features)))
         if self._initial:
-            torch._foreach_add_(self._shifted, self._initial)
+            torch._foreach_add_(_numbers(self._shifted), self._initial)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move the generator one AdamW step along the adapter's gradient, then the adapter with it.
@@ -104,7 +105,11 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         return loss
 
     def _pull_back(self) -> None:
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._adapter]
+        found = [parameter.grad for parameter in self._adapter]
+        gradients = [
+            torch.zeros_like(numbers) if gradient is None else gradient
+            for numbers, gradient in zip(_numbers(self._adapter), found, strict=True)
+        ]
         with self._float32(), torch.enable_grad():
             # Decoding again is cheap, and holds an adapter's worth of numbers only here.
             generated = self.generator.decode(self._features)
@@ -167,7 +172,12 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         self.push_forward()
 
 
-def _check_shapes(adapter: Sequence[Parameter], generator: Generator) -> None:
+def _numbers(adapter: Sequence[AdapterParameter]) -> list[Tensor]:
+    """Return what parameters hold, to be written to."""
+    return [parameter.detach() for parameter in adapter]
+
+
+def _check_shapes(adapter: Sequence[AdapterParameter], generator: Generator) -> None:
     expected = [tensor.shape for tensor in generator.layout.tensors]
     found = [tuple(parameter.shape) for parameter in adapter]
     for path, wanted, given in zip(generator.layout.tensors, expected, found, strict=False):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -39,7 +40,7 @@ def make_trainer(
 ) -> Any:
     """Return an SFTTrainer that logs and saves nothing by itself.
 
-    Args:    peft_model: on the device to train on.
+    Args:    peft_model: in PEFT or a `qpa.feed_forward.FeedForwardModel`, on the device to train on.
              splits: training and evaluation rows, as `qpa.text_data.read_splits` returns them.
              output: a directory the trainer may create.
              bf16: bfloat16 autocast; TRL's own default is on.
@@ -64,8 +65,8 @@ def make_trainer(
         "train_dataset": Dataset.from_list(splits[0]),
         "eval_dataset": Dataset.from_list(splits[1]),
     }
-    if _adapts_head(peft_model):
-        trainer = _head_trainer(peft_model, optimizer, tokenizer, arguments, datasets)
+    if _needs_whole_model(peft_model):
+        trainer = _whole_model_trainer(peft_model, optimizer, tokenizer, arguments, datasets)
     else:
         trainer = SFTTrainer(
             peft_model, arguments, processing_class=tokenizer, optimizers=(optimizer, None), **datasets
@@ -79,24 +80,29 @@ def make_trainer(
     return trainer
 
 
-def _adapts_head(peft_model: Any) -> bool:
+def _needs_whole_model(peft_model: Any) -> bool:
+    """Return whether TRL's loss, which takes the model apart, would leave the adapter out or refuse it."""
+    if not isinstance(peft_model, PeftModel) or peft_model.active_peft_config.is_prompt_learning:
+        return True
     return isinstance(peft_model.get_base_model().get_output_embeddings(), BaseTunerLayer)
 
 
-def _head_trainer(
+def _whole_model_trainer(
     peft_model: Any,
     optimizer: torch.optim.Optimizer,
     tokenizer: Any,
     arguments: Any,
     datasets: dict[str, Any],
 ) -> Any:
-    """Return a trainer for an adapter on the output head, which TRL's fused head would leave out.
+    """Return a trainer with the loss of the whole model.
 
-    SFTTrainer refuses such a model, so it only prepares the data here.
+    SFTTrainer only prepares the data here.
     """
     prepared = SFTTrainer(peft_model.get_base_model(), arguments, processing_class=tokenizer, **datasets)
+    # transformers asks what it trains for its arguments and its base: a model of its own or of PEFT.
+    model = peft_model if isinstance(peft_model, PeftModel) else peft_model.get_base_model()
     return _WholeModelTrainer(
-        peft_model,
+        model,
         arguments,
         data_collator=prepared.data_collator,
         train_dataset=prepared.train_dataset,

@@ -250,6 +250,7 @@ def manifests(draw):
     return Manifest(
         provenance=draw(PROVENANCE),
         format=draw(st.sampled_from(["lora", "merged", "onnx-adapter", "gguf"])),
+        method=draw(st.sampled_from(["lora", "dora"])),
         dtype=draw(st.sampled_from(["float32", "bfloat16"])),
         base=draw(BASE),
         rank=draw(POSITIVE),
@@ -450,7 +451,7 @@ def test_every_field_is_required(file):
         ("alpha", float("inf")),
         ("fan_in_fan_out", 0),
         ("target_modules", "q_proj"),
-        ("method", "dora"),
+        ("method", "tarot"),
     ],
 )
 def test_types_are_strict(field, value):
@@ -573,8 +574,8 @@ def repeat_first_pair(content):
 
 
 BROKEN = {
-    "no tensors": ("adapter-spec-1/llama", (("tensors",), []), "in pairs"),
-    "half a pair": ("adapter-spec-1/llama", lambda c: c["tensors"].pop(), "in pairs"),
+    "no tensors": ("adapter-spec-1/llama", (("tensors",), []), "lora_A and lora_B of each module"),
+    "half a pair": ("adapter-spec-1/llama", lambda c: c["tensors"].pop(), "lora_A and lora_B of each module"),
     "B before A": ("adapter-spec-1/llama", swap_first_two_tensors, "lora_A must be followed by lora_B"),
     "one module twice": ("adapter-spec-1/llama", repeat_first_pair, "paths must be unique"),
     "B of another module": (
@@ -582,12 +583,12 @@ BROKEN = {
         (("tensors", 1, "module"), "model.layers.9.q_proj"),
         "lora_A must be followed by lora_B",
     ),
-    "A of another rank": ("adapter-spec-1/llama", (("tensors", 0, "shape"), [3, 4]), "do not have rank 2"),
-    "B of another rank": ("adapter-spec-1/llama", (("tensors", 1, "shape"), [4, 3]), "do not have rank 2"),
+    "A of another rank": ("adapter-spec-1/llama", (("tensors", 0, "shape"), [3, 4]), "does not have rank 2"),
+    "B of another rank": ("adapter-spec-1/llama", (("tensors", 1, "shape"), [4, 3]), "does not have rank 2"),
     "rank above a side": ("adapter-spec-1/llama", (("tensors", 0, "shape"), [2, 1]), "not within 1 and min"),
     "three sides": ("adapter-spec-1/llama", (("tensors", 0, "shape"), [2, 4, 1]), "tensors.0.shape"),
     "unknown role": ("adapter-spec-1/llama", (("tensors", 0, "role"), "lora_C"), "tensors.0.role"),
-    "unknown initial": ("adapter-spec-1/llama", (("tensors", 0, "initial"), "ones"), "tensors.0.initial"),
+    "unknown initial": ("adapter-spec-1/llama", (("tensors", 0, "initial"), "twos"), "tensors.0.initial"),
     "no groups": ("weight-layout-2/aligned", (("groups",), []), "at least one group"),
     "overlap in version 1": ("weight-layout-1/aligned", (("groups", 1, "first_chunk"), 1), "basis states"),
     "few chunks in version 1": ("weight-layout-1/paper", (("groups", 0, "n_chunks"), 7), "do not cover 36"),

@@ -125,7 +125,7 @@ def test_a_pass_that_returns_another_type_is_refused(context, result):
 
 def test_a_pass_that_breaks_an_invariant_is_refused(context):
     broken = SPEC.model_copy(update={"rank": 3})
-    with pytest.raises(DocumentError, match=r"adapter-spec made by read-spec: .* do not have rank 3"):
+    with pytest.raises(DocumentError, match=r"adapter-spec made by read-spec: .* does not have rank 3"):
         Pipeline(ReadSpec(broken)).run(None, context)
 
 

@@ -238,4 +238,4 @@ def test_an_empty_file_is_a_file(store):
 
 def test_documents_are_readable_json(run):
     content = json.loads((run.path / "adapter-spec.json").read_bytes())
-    assert content["schema"] == "qpa.adapter-spec/1"
+    assert content["schema"] == "qpa.adapter-spec/2"

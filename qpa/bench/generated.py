@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from qpa.documents import AdapterSpec, WeightLayout
 from qpa.evaluation import causal_loss
 from qpa.generator import Generator
 from qpa.optimizer import GeneratedAdapterOptimizer
+from qpa.parameter_view import AdapterParameter
 from qpa.passes.choose_size import plans_around
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import split_seed
@@ -120,7 +120,7 @@ def _paper_plans(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[PlanL
     return [replace(plan, chunk_size=min(size, MAX_CHUNK_SIZE))]
 
 
-def _save(parameters: dict[str, torch.nn.Parameter], folder: Path) -> None:
+def _save(parameters: Mapping[str, AdapterParameter], folder: Path) -> None:
     tensors = {path: parameter.detach().cpu().contiguous() for path, parameter in parameters.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
 

@@ -1,6 +1,14 @@
 """The typed documents of the IR, one module a stage."""
 
-from qpa.documents.adapter_spec import AdapterSpec, AdapterTensor, BaseModelReference
+from qpa.documents.adapter_spec import (
+    METHOD_NAMES,
+    ROLES_OF,
+    AdapterSpec,
+    AdapterTensor,
+    BaseModelReference,
+    Method,
+    module_of,
+)
 from qpa.documents.base import Attachment, Document, PassOption, Provenance, Record
 from qpa.documents.checkpoint import Checkpoint
 from qpa.documents.frozen_adapter import FrozenAdapter
@@ -24,6 +32,8 @@ from qpa.documents.weight_layout import (
 __all__ = [
     "MANIFEST_PATH",
     "MAX_QUBITS",
+    "METHOD_NAMES",
+    "ROLES_OF",
     "AdapterSpec",
     "AdapterTensor",
     "Attachment",
@@ -38,6 +48,7 @@ __all__ = [
     "GateCount",
     "LogicalCircuit",
     "Manifest",
+    "Method",
     "NativeCircuit",
     "ParameterAccount",
     "PassOption",
@@ -49,6 +60,7 @@ __all__ = [
     "Verification",
     "WeightLayout",
     "Windows",
+    "module_of",
     "n_feature_parameters",
     "read_manifest",
 ]

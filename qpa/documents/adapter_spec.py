@@ -3,14 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from qpa.documents.base import Document, Record
+from qpa.documents.base import Document, JsonObject, Record
 
-Role = Literal["lora_A", "lora_B"]
-InitialValue = Literal["kaiming_uniform", "zeros"]
+Method = Literal["lora", "dora", "ia3", "prefix", "ffa"]
+Role = Literal[
+    "lora_A",
+    "lora_B",
+    "lora_magnitude_vector",
+    "ia3_l",
+    "prefix_key",
+    "prefix_value",
+    "ffa_down",
+    "ffa_up",
+]
+InitialValue = Literal["kaiming_uniform", "zeros", "ones", "base"]
+Axis = Literal["row", "column"]
+
+METHOD_NAMES: dict[Method, str] = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "ia3": "IA3",
+    "prefix": "prefix tuning",
+    "ffa": "feed-forward adapter",
+}
+"""What people call the kinds of adapters."""
+
+ROLES_OF: dict[Method, tuple[Role, ...]] = {
+    "lora": ("lora_A", "lora_B"),
+    "dora": ("lora_A", "lora_B", "lora_magnitude_vector"),
+    "ia3": ("ia3_l",),
+    "prefix": ("prefix_key", "prefix_value"),
+    "ffa": ("ffa_down", "ffa_up"),
+}
+"""The tensors of one module, in order."""
+
+_IN_ROWS: tuple[Role, ...] = ("lora_A", "ffa_down", "prefix_key", "prefix_value")
+_WITH_WEIGHT: tuple[Role, ...] = ("lora_A", "lora_B", "ffa_down", "ffa_up")
 
 
 class BaseModelReference(Record):
@@ -41,10 +74,14 @@ class BaseModelReference(Record):
 class AdapterTensor(Record):
     """One tensor of the adapter.
 
-    Args:    module: path of the adapted module in the base model.
-             module_type: last component of that path, "q_proj".
-             role: lora_A [rank, in_features] or lora_B [out_features, rank].
-             initial: rule for its value before training.
+    Args:    module: path of the adapted module in the base model; of a prefix "layers.<n>".
+             module_type: last component of that path, "q_proj"; of a prefix "layers".
+             role: lora_A or ffa_down [rank, in_features]; lora_B or ffa_up [out_features, rank];
+             lora_magnitude_vector [out_features, 1]; ia3_l [out_features, 1] that scales what a module
+             returns, or [1, in_features] that scales what it gets; prefix_key or prefix_value
+             [n_virtual_tokens, n_key_value_heads * head_size].
+             initial: rule for its value before training; "base": read from the base model, see
+             `qpa.adapter`.
     """
 
     module: str
@@ -56,7 +93,23 @@ class AdapterTensor(Record):
     @property
     def path(self) -> str:
         """Return the tensor's name inside the base model, "model.layers.0.mlp.up_proj.lora_A.weight"."""
-        return f"{self.module}.{self.role}.weight"
+        return f"{self.module}.{self.role}" + (".weight" if self.role in _WITH_WEIGHT else "")
+
+    @property
+    def axis(self) -> Axis:
+        """Return whether the vectors it consists of are its rows or its columns."""
+        is_input_scale = self.role == "ia3_l" and self.shape[0] == 1
+        return "row" if self.role in _IN_ROWS or is_input_scale else "column"
+
+    @property
+    def n_vectors(self) -> int:
+        """Return how many vectors it consists of."""
+        return self.shape[0 if self.axis == "row" else 1]
+
+    @property
+    def vector_length(self) -> int:
+        """Return how many numbers each of them has."""
+        return self.shape[1 if self.axis == "row" else 0]
 
     @property
     def n_numbers(self) -> int:
@@ -64,20 +117,35 @@ class AdapterTensor(Record):
         return self.shape[0] * self.shape[1]
 
 
+def module_of(path: str) -> str:
+    """Return the module of an `AdapterTensor.path`."""
+    return path.removesuffix(".weight").rpartition(".")[0]
+
+
+def _upgrade_1(content: JsonObject) -> JsonObject:
+    """Version 1 knew LoRA only, and said so in the same words."""
+    return content
+
+
 class AdapterSpec(Document):
     """What an adapter consists of.
 
-    Invariants: every module has lora_A [rank, in] directly followed by lora_B [out, rank]; no module
-    occurs twice; rank is at most min(in, out).
+    Invariants: every module has the tensors of its method, in order, and of one rank; no module occurs
+    twice; LoRA's rank is at most min(in, out).
 
-    Args:    target_modules: shortest list of names that selects exactly the adapted modules in PEFT.
+    Args:    rank: of LoRA and DoRA; hidden width of a feed-forward adapter; virtual tokens of a prefix;
+             1 for IA3.
+             alpha: delta W is alpha / rank times B A; equal to rank where there is no such product.
+             target_modules: shortest list of names that selects exactly the adapted modules in PEFT; none
+             for a prefix.
              fan_in_fan_out: the adapted modules are transformers' Conv1D (weight [in, out]).
     """
 
     kind: ClassVar[str] = "adapter-spec"
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1,)
 
     base: BaseModelReference
-    method: Literal["lora"]
+    method: Method
     rank: int
     alpha: float
     target_modules: tuple[str, ...]
@@ -86,30 +154,43 @@ class AdapterSpec(Document):
 
     @property
     def n_numbers(self) -> int:
-        """Return m, the number of trainable numbers LoRA itself would have."""
+        """Return m, the number of trainable numbers the adapter itself would have."""
         return sum(tensor.n_numbers for tensor in self.tensors)
 
     @property
     def pairs(self) -> tuple[tuple[AdapterTensor, AdapterTensor], ...]:
-        """Return (lora_A, lora_B) of every module."""
-        return tuple(zip(self.tensors[::2], self.tensors[1::2], strict=True))
+        """Return (lora_A, lora_B) of every module; none where the method has no such product."""
+        if self.method not in ("lora", "dora"):
+            return ()
+        n_roles = len(ROLES_OF[self.method])
+        return tuple(zip(self.tensors[::n_roles], self.tensors[1::n_roles], strict=True))
 
     @property
     def n_layers(self) -> int:
         """Return the largest number of modules of one type: a layer each."""
-        return max(Counter(a.module_type for a, _ in self.pairs).values())
+        return max(Counter((tensor.module_type, tensor.role) for tensor in self.tensors).values())
 
     @model_validator(mode="after")
     def _verify(self) -> Self:
-        if not self.tensors or len(self.tensors) % 2:
-            raise ValueError("tensors must be lora_A and lora_B in pairs")
+        roles = ROLES_OF[self.method]
+        if not self.tensors or len(self.tensors) % len(roles):
+            raise ValueError(f"tensors must be {' and '.join(roles)} of each module")
         if len({tensor.path for tensor in self.tensors}) != len(self.tensors):
             raise ValueError("tensor paths must be unique")
-        for a, b in self.pairs:
-            if (a.role, b.role) != ("lora_A", "lora_B") or a.module != b.module:
-                raise ValueError(f"{a.module}: lora_A must be followed by lora_B of the same module")
-            if a.shape[0] != self.rank or b.shape[1] != self.rank:
-                raise ValueError(f"{a.module}: shapes {a.shape}, {b.shape} do not have rank {self.rank}")
-            if not 1 <= self.rank <= min(a.shape[1], b.shape[0]):
-                raise ValueError(f"{a.module}: rank {self.rank} is not within 1 and min(in, out)")
+        for first in range(0, len(self.tensors), len(roles)):
+            self._verify_module(self.tensors[first : first + len(roles)])
         return self
+
+    def _verify_module(self, tensors: tuple[AdapterTensor, ...]) -> None:
+        module, found = tensors[0].module, tuple(tensor.role for tensor in tensors)
+        if found != ROLES_OF[self.method] or any(tensor.module != module for tensor in tensors):
+            order = " must be followed by ".join(ROLES_OF[self.method])
+            raise ValueError(f"{module}: {order} of the same module")
+        for tensor in tensors:
+            n_vectors = 1 if tensor.role == "lora_magnitude_vector" else self.rank
+            if tensor.n_vectors != n_vectors or min(tensor.shape) < 1:
+                raise ValueError(f"{tensor.path}: shape {tensor.shape} does not have rank {n_vectors}")
+        if len({tensor.shape[0] for tensor in tensors[1:]}) > 1:
+            raise ValueError(f"{module}: shapes {[t.shape for t in tensors]} are of several modules")
+        if self.method in ("lora", "dora") and self.rank > min(t.vector_length for t in tensors):
+            raise ValueError(f"{module}: rank {self.rank} is not within 1 and min(in, out)")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from qpa.documents.adapter_spec import BaseModelReference
-from qpa.documents.base import Attachment, Document
+from qpa.documents.adapter_spec import BaseModelReference, Method, module_of
+from qpa.documents.base import Attachment, Document, JsonObject
 from qpa.documents.trained_generator import TrainingResult
 from qpa.documents.weight_layout import ParameterAccount, TensorShape
+
+
+def _upgrade_1(content: JsonObject) -> JsonObject:
+    """Version 1 knew LoRA only, and said so in the same words."""
+    return content
 
 
 class FrozenAdapter(Document):
@@ -22,9 +28,10 @@ class FrozenAdapter(Document):
     """
 
     kind: ClassVar[str] = "frozen-adapter"
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1,)
 
     base: BaseModelReference
-    method: Literal["lora"]
+    method: Method
     rank: int
     alpha: float
     target_modules: tuple[str, ...]
@@ -39,12 +46,12 @@ class FrozenAdapter(Document):
     @property
     def modules(self) -> tuple[str, ...]:
         """Return the paths of the adapted modules, sorted."""
-        return tuple(sorted({tensor.path.rpartition(".lora_")[0] for tensor in self.tensors}))
+        return tuple(sorted({module_of(tensor.path) for tensor in self.tensors}))
 
     @model_validator(mode="after")
     def _verify(self) -> Self:
         if sum(tensor.n_numbers for tensor in self.tensors) != self.account.n_adapter:
             raise ValueError("the tensors do not have the account's number of weights")
-        if any(self.rank not in tensor.shape for tensor in self.tensors):
+        if any(self.rank not in tensor.shape and 1 not in tensor.shape for tensor in self.tensors):
             raise ValueError(f"every tensor must have rank {self.rank}")
         return self

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from qpa.documents.adapter_spec import BaseModelReference
+from qpa.documents.adapter_spec import BaseModelReference, Method
 from qpa.documents.base import Attachment, Document, JsonObject
 from qpa.documents.trained_generator import TrainingResult
 from qpa.documents.weight_layout import ParameterAccount
@@ -17,12 +17,17 @@ MANIFEST_PATH = "qpa/manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
-ExportFormat = Literal["lora", "merged", "onnx", "onnx-adapter", "genai", "gguf", "mlx"]
+ExportFormat = Literal["lora", "peft", "merged", "onnx", "onnx-adapter", "genai", "gguf", "mlx"]
 
 
 def _upgrade_1(content: JsonObject) -> JsonObject:
     """Version 1 knew float32 only."""
     return content | {"dtype": "float32"}
+
+
+def _upgrade_2(content: JsonObject) -> JsonObject:
+    """Version 2 knew LoRA only."""
+    return content | {"method": "lora"}
 
 
 class Manifest(Document):
@@ -33,16 +38,18 @@ class Manifest(Document):
     top level.
 
     Args:    format: the exporter's name.
+             method: kind of the adapter.
              dtype: of the adapter's numbers, or of the merged weights.
-             rank: as written, padding included.
+             rank: as written, padding included; see `AdapterSpec`.
              files: every other file of the directory, paths relative to it, sorted.
              probe: path of the probe among `files`.
     """
 
     kind: ClassVar[str] = "manifest"
-    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1,)
+    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1, _upgrade_2)
 
     format: ExportFormat
+    method: Method
     dtype: DtypeName
     base: BaseModelReference
     rank: int

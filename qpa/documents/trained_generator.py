@@ -11,6 +11,9 @@ from qpa.documents.base import Attachment, Document, Record
 
 MAX_EXPONENT = 709.0
 
+INITIAL_PREFIX = "initial."
+"""Begins the names of arrays that are initial values read from the base model."""
+
 
 class TrainingResult(Record):
     """What training did, in numbers that the same seed reproduces on the same machine.
@@ -45,7 +48,8 @@ class TrainedGenerator(Document):
     """The result of train-generator.
 
     Args:    arrays: safetensors; "angles" float32[n_circuits, n_layers, n_qubits] in radians and the
-             decoders' weights, named as in `qpa.generator.Generator.state_dict()`.
+             decoders' weights, named as in `qpa.generator.Generator.state_dict()`; the adapter's initial
+             values that the base model gave, named "initial." and their path.
              adapter: safetensors; the adapter's tensors as the training process held them, named as
              in the AdapterSpec, float32.
              probe: safetensors; what the live model answered to a fixed prompt, see `qpa.probe`.
