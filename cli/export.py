@@ -31,10 +31,10 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="lora: for PEFT, transformers, vLLM. merged: base model and adapter in one, for engines "
-            "without LoRA. onnx: the same as one ONNX graph. onnx-adapter: a base graph and an adapter that "
-            "onnxruntime switches at run time. genai: the same for onnxruntime-genai. gguf: a LoRA for "
-            "llama.cpp. mlx: a LoRA for mlx-lm.",
+            help="lora: for PEFT, transformers, vLLM. peft: DoRA, IA3 and prefixes, for PEFT. merged: base "
+            "model and adapter in one, for engines without LoRA. onnx: the same as one ONNX graph. "
+            "onnx-adapter: a base graph and an adapter that onnxruntime switches at run time. genai: that "
+            "for onnxruntime-genai. gguf: a LoRA for llama.cpp. mlx: a LoRA for mlx-lm.",
         ),
     ] = "lora",
     dtype: Annotated[

@@ -114,6 +114,7 @@ def _check_untrained(run: RunDirectory) -> None:
 def _report(run: Path, frozen: object, as_json: bool) -> None:
     from qpa.cli.summary import account_json, account_rows, result_json, result_rows
     from qpa.documents import FrozenAdapter
+    from qpa.exporters.export_directory import FORMATS_FOR
 
     assert isinstance(frozen, FrozenAdapter)
     if as_json:
@@ -126,4 +127,5 @@ def _report(run: Path, frozen: object, as_json: bool) -> None:
         print_line(
             "the adapter is no better than the base model: train again with a lower --lr and --angle-lr"
         )
-    print_line(f"wrote {run}; next: qpa export {run} --format lora --out <directory>")
+    plainest = FORMATS_FOR[frozen.method][0]
+    print_line(f"wrote {run}; next: qpa export {run} --format {plainest} --out <directory>")

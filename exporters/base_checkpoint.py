@@ -95,31 +95,31 @@ def base_directory(base: BaseModelReference) -> Path:
         raise ExportError(base.name_or_path, "a base model's files from the Hub", found) from error
 
 
-def find_weights(modules: Iterable[str], keys: Iterable[str], model: Any) -> dict[str, str]:
-    """Return the checkpoint's key of every module's weight.
+def find_parameters(names: Iterable[str], keys: Iterable[str], model: Any) -> dict[str, str]:
+    """Return the checkpoint's key of each of some parameters.
 
-    Args:    modules: module paths in the model.
+    Args:    names: such as "model.layers.0.mlp.up_proj.weight", in the model.
              keys: of all tensors of the checkpoint.
              model: on torch's meta device.
-    Raises:  ExportError: a module has no weight in the checkpoint, two, or one that is not stored as the
-             model uses it.
+    Raises:  ExportError: a parameter is not in the checkpoint, there twice, or not stored as the model
+             uses it.
     Source:  names as in transformers.core_model_loading.
     """
-    wanted = {f"{module}.weight": module for module in modules}
+    wanted = {name: name.rpartition(".")[::2] for name in names}
     found: dict[str, str] = {}
     for key, (name, is_converted) in _loaded_names(keys, model):
-        module = wanted.get(name)
-        if module is None:
+        if name not in wanted:
             continue
+        module, kind = wanted[name]
         if is_converted:
             what = f"{key}, which transformers converts when it loads it"
-            raise ExportError(module, "a weight stored as the model uses it", what, "use --format lora")
-        if module in found:
-            raise ExportError(module, "one weight in the checkpoint", f"{found[module]} and {key}")
-        found[module] = key
-    for module in wanted.values():
-        if module not in found:
-            raise ExportError(module, "a weight in the checkpoint", "none", "use --format lora")
+            raise ExportError(module, f"a {kind} stored as the model uses it", what, "use another format")
+        if name in found:
+            raise ExportError(module, f"one {kind} in the checkpoint", f"{found[name]} and {key}")
+        found[name] = key
+    for name, (module, kind) in wanted.items():
+        if name not in found:
+            raise ExportError(module, f"a {kind} in the checkpoint", "none", "use another format")
     return found
 
 

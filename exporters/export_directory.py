@@ -22,18 +22,29 @@ from typing import Any, ClassVar, cast
 from qpa.atomic_files import new_directory, sha256_of
 from qpa.documents import (
     MANIFEST_PATH,
+    METHOD_NAMES,
     Attachment,
     FrozenAdapter,
     Manifest,
+    Method,
     read_manifest,
 )
 from qpa.documents.manifest import DtypeName, ExportFormat
-from qpa.errors import DocumentError, ExportError, OptionError
+from qpa.errors import DocumentError, ExportError, OptionError, one_of
 from qpa.pipeline import PassContext
 from qpa.tensor_file import Array, TensorPlan, write_tensors
 
 PROBE_FILE = "qpa/probe.safetensors"
 CARD_FILE = "README.md"
+
+FORMATS_FOR: dict[Method, tuple[ExportFormat, ...]] = {
+    "lora": ("lora", "merged", "onnx", "onnx-adapter", "genai", "gguf", "mlx"),
+    "dora": ("peft", "merged", "onnx"),
+    "ia3": ("peft", "merged", "onnx"),
+    "prefix": ("peft", "onnx"),
+    "ffa": ("onnx",),
+}
+"""The formats that carry each kind of adapter, the plainest first."""
 
 
 class Exporter(ABC):
@@ -61,11 +72,13 @@ class Exporter(ABC):
                  else, or holds anything else, is never removed.
         Returns: the manifest, as it stands in the directory.
         Raises:  OptionError: the format does not have the type.
-                 ExportError: the format cannot carry this adapter, numbers that are not finite, arrays
-                 that are not the document's, an output that is in the way or cannot be written.
+                 ExportError: the format cannot carry this adapter or its kind, numbers that are not
+                 finite, arrays that are not the document's, an output that is in the way or cannot be
+                 written.
                  DocumentError: the arrays or the probe are missing or damaged.
         """
         self._check_dtype()
+        self._check_method(frozen)
         self.check(frozen)
         check_output(out, force=force)
         probe = context.files.get(frozen.probe).read_bytes()
@@ -86,9 +99,14 @@ class Exporter(ABC):
 
     def _check_dtype(self) -> None:
         if self.dtype not in self.dtypes:
-            *others, last = self.dtypes
-            expected = f"{', '.join(others)} or {last}" if others else f"{last} with --format {self.name}"
-            raise OptionError("--dtype", expected, self.dtype)
+            format_ = f" with --format {self.name}" if len(self.dtypes) == 1 else ""
+            raise OptionError("--dtype", one_of(self.dtypes) + format_, self.dtype)
+
+    def _check_method(self, frozen: FrozenAdapter) -> None:
+        if self.name not in (formats := FORMATS_FOR[frozen.method]):
+            carried = [METHOD_NAMES[m] for m, names in FORMATS_FOR.items() if self.name in names]
+            found = METHOD_NAMES[frozen.method]
+            raise ExportError(f"--format {self.name}", one_of(carried), found, f"use {one_of(formats)}")
 
     def check(self, frozen: FrozenAdapter) -> None:  # noqa: B027 - most formats have nothing to refuse
         """Refuse, before anything is written, what the format cannot carry or engines serve wrongly.
@@ -168,6 +186,7 @@ def _manifest(
     return Manifest(
         provenance=context.provenance(exporter, frozen),
         format=cast(ExportFormat, exporter.name),
+        method=frozen.method,
         dtype=cast(DtypeName, exporter.dtype),
         base=frozen.base,
         rank=rank,

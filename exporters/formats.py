@@ -11,6 +11,7 @@ from qpa.exporters.export_directory import Exporter
 
 FORMATS = {
     "lora": "qpa.exporters.lora:ExportLora",
+    "peft": "qpa.exporters.peft_adapter:ExportPeft",
     "merged": "qpa.exporters.merged:ExportMerged",
     "onnx": "qpa.exporters.onnx_merged:ExportOnnx",
     "onnx-adapter": "qpa.exporters.onnx_adapter:ExportOnnxAdapter",

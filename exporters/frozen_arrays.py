@@ -59,8 +59,18 @@ class FrozenArrays:
 
     def shape(self, tensor: TensorShape) -> tuple[int, int]:
         """Return a tensor's shape with the padding."""
-        n_out, n_in = tensor.shape
-        return (self.rank, n_in) if _is_a(tensor.path) else (n_out, self.rank)
+        n_rows, n_columns = tensor.shape
+        if _is_a(tensor.path):
+            return (self.rank, n_columns)
+        return (n_rows, self.rank) if _is_b(tensor.path) else tensor.shape
+
+    def sides(self, module: str) -> tuple[int | None, int | None]:
+        """Return out_features and in_features of an adapted module; None is one the adapter does not tell."""
+        shapes = {t.path.removeprefix(f"{module}."): t.shape for t in self.frozen.tensors}
+        if "ia3_l" in shapes:
+            n_out, n_in = shapes["ia3_l"]
+            return (None, n_in) if n_out == 1 else (n_out, None)
+        return shapes["lora_B.weight"][0], shapes["lora_A.weight"][1]
 
     def read(self, path: str) -> Array:
         """Return one tensor, of the type that was asked for.
@@ -68,11 +78,11 @@ class FrozenArrays:
         Raises:  ExportError: a number is, or becomes, NaN or infinity.
         """
         array = self.file.read(path)
-        if not _is_a(path) and (scaling := np.float32(self.frozen.alpha / self.frozen.rank)) != 1:
+        if _is_b(path) and (scaling := np.float32(self.frozen.alpha / self.frozen.rank)) != 1:
             with np.errstate(over="ignore", invalid="ignore"):
                 array *= scaling
         n_missing = self.rank - self.frozen.rank
-        if n_missing:
+        if n_missing and (_is_a(path) or _is_b(path)):
             array = np.pad(array, ((0, n_missing), (0, 0)) if _is_a(path) else ((0, 0), (0, n_missing)))
         with np.errstate(over="ignore", invalid="ignore"):
             cast = array.astype(DTYPES[SAFETENSORS_TYPE[self.dtype]], copy=False)
@@ -87,6 +97,10 @@ class FrozenArrays:
 
 def _is_a(path: str) -> bool:
     return path.endswith(".lora_A.weight")
+
+
+def _is_b(path: str) -> bool:
+    return path.endswith(".lora_B.weight")
 
 
 def _check_names(frozen: FrozenAdapter, file: TensorFile) -> None:

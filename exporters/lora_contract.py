@@ -236,12 +236,17 @@ def _check_numbers(file: TensorFile) -> Iterator[Finding]:
     if shapes:
         found = f"shape {short(file.entries[shapes[0]].shape)}"
         yield Finding("L16", several(shapes), "a 2-D tensor", found)
+    yield from check_numbers("L17", file)
+
+
+def check_numbers(rule: str, file: TensorFile) -> Iterator[Finding]:
+    """Yield the tensors that are not of a floating-point type (L16), or not finite."""
     types = [name for name, tensor in file.entries.items() if tensor.dtype not in _FLOAT_TYPES]
     if types:
         yield Finding("L16", several(types), "a floating-point type", file.entries[types[0]].dtype)
     broken = [name for name in file.entries if name not in types and not _is_finite(file, name)]
     if broken:
-        yield Finding("L17", several(broken), "finite numbers", "NaN or infinity")
+        yield Finding(rule, several(broken), "finite numbers", "NaN or infinity")
 
 
 def _is_finite(file: TensorFile, name: str) -> bool:

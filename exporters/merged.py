@@ -1,8 +1,8 @@
 """merged: the base model's own checkpoint with the adapter added to its weights, for any engine.
 
 Rules:
-1. W' = W + (alpha / rank) B A in float32, rounded once to the type that is written. Conv1D stores its weight
-   as [in, out], so it gets the transpose.
+1. A weight becomes what `qpa.exporters.weight_change` says, W + (alpha / rank) B A for LoRA, in float32,
+   rounded once to the type that is written; of IA3, biases too.
 2. The checkpoint keeps the base's file names, tensor names and tensors. Floating-point tensors all become one
    type, which config.json then names; the others stay as they are.
 3. Which tensor is which module's weight is asked of transformers, on a model without weights: it renames
@@ -34,12 +34,20 @@ from qpa.exporters.base_checkpoint import (
     INDEX_FILE,
     Checkpoint,
     base_directory,
-    find_weights,
+    find_parameters,
     read_json,
 )
 from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
-from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin, targets_head
+from qpa.exporters.model_card import (
+    adapted_modules,
+    adapter_words,
+    base_name,
+    format_card,
+    origin,
+    targets_head,
+)
+from qpa.exporters.weight_change import WeightChange, bias_scale, weight_change
 from qpa.pipeline import PassContext
 from qpa.tensor_file import DTYPES, Array, TensorFile, TensorPlan
 
@@ -96,13 +104,14 @@ class ExportMerged(BaseModelExporter):
 class Merge:
     """What becomes of each tensor of a checkpoint.
 
-    Args:    modules: adapted modules by the key of their weight in the checkpoint.
+    Args:    weights, biases: adapted modules by the key of their weight, and of a bias that changes.
              transposed: those of them that store [in, out].
              dtype: of all floating-point tensors that are written.
     """
 
     arrays: FrozenArrays
-    modules: Mapping[str, str]
+    weights: Mapping[str, str]
+    biases: Mapping[str, str]
     transposed: frozenset[str]
     dtype: str
 
@@ -116,9 +125,11 @@ class Merge:
         """
         modules = arrays.frozen.modules
         _check_not_shared(modules, model)
-        keys = find_weights(modules, checkpoint.places(), model)
+        weights = _by_key([f"{module}.weight" for module in modules], checkpoint, model)
+        scaled = [m for m in modules if bias_scale(arrays, m) is not None and _has_bias(model, m)]
+        biases = _by_key([f"{module}.bias" for module in scaled], checkpoint, model)
         transposed = frozenset(module for module in modules if _is_conv1d(model, module))
-        merge = cls(arrays, {key: module for module, key in keys.items()}, transposed, dtype)
+        merge = cls(arrays, weights, biases, transposed, dtype)
         for file in checkpoint.files.values():
             merge._check_file(file)
         return merge
@@ -137,22 +148,24 @@ class Merge:
         source = file.read(key)
         target = DTYPES[SAFETENSORS_TYPE[self.dtype]]
         kept = file.entries[key].dtype not in _FLOAT_TYPES or source.dtype == target
-        if kept and key not in self.modules:
+        change = self._change(key, source)
+        if kept and change is None:
             return source
         result = source if source.dtype == target else np.empty(source.shape, target)
-        factors = self._factors(key) if key in self.modules else None
         for rows, numbers in _blocks(source):
-            if factors is not None:
-                numbers = _added(key, numbers, factors[0][rows] @ factors[1])
-            _matrix(result)[rows] = self._cast(key, numbers)
+            changed = numbers if change is None else change.apply(key, rows, numbers)
+            _matrix(result)[rows] = self._cast(key, changed)
         return result
 
-    def _factors(self, key: str) -> tuple[Array, Array]:
-        """Return float32[n_rows, rank] and float32[rank, n_columns], whose product is added to the weight."""
-        module = self.modules[key]
-        a = self.arrays.read(f"{module}.lora_A.weight")
-        b = self.arrays.read(f"{module}.lora_B.weight")
-        return (a.T, b.T) if module in self.transposed else (b, a)
+    def _change(self, key: str, source: Array) -> WeightChange | None:
+        """Return what becomes of a tensor, None for one that no module adapts."""
+        if key in self.biases:
+            return WeightChange(column_scale=bias_scale(self.arrays, self.biases[key]))
+        if key not in self.weights:
+            return None
+        module = self.weights[key]
+        is_transposed = module in self.transposed
+        return weight_change(self.arrays, module, partial(_blocks, source), transposed=is_transposed)
 
     def _cast(self, key: str, numbers: Array) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -165,18 +178,22 @@ class Merge:
         return result
 
     def _check_file(self, file: TensorFile) -> None:
-        shapes = {tensor.path: tensor.shape for tensor in self.arrays.frozen.tensors}
         for key, entry in file.entries.items():
             if entry.dtype not in DTYPES:
                 raise ExportError(f"{key} in {file.path}", f"a type among {', '.join(DTYPES)}", entry.dtype)
-            if key not in self.modules:
+            if key not in self.weights:
                 continue
-            module = self.modules[key]
-            shape = (shapes[f"{module}.lora_B.weight"][0], shapes[f"{module}.lora_A.weight"][1])
-            expected = shape[::-1] if module in self.transposed else shape
-            if entry.shape != expected or entry.dtype not in _FLOAT_TYPES:
+            module = self.weights[key]
+            expected = [*self.arrays.sides(module)]
+            if module in self.transposed:
+                expected.reverse()
+            fits = len(entry.shape) == 2 and all(
+                side in (None, n) for side, n in zip(expected, entry.shape, strict=True)
+            )
+            if not fits or entry.dtype not in _FLOAT_TYPES:
+                sides = ", ".join("any" if side is None else str(side) for side in expected)
                 found = f"{entry.dtype}{list(entry.shape)}"
-                raise ExportError(f"{key} in {file.path}", f"floating-point numbers{list(expected)}", found)
+                raise ExportError(f"{key} in {file.path}", f"floating-point numbers[{sides}]", found)
 
 
 def with_dtype(config: JsonObject, dtype: str) -> JsonObject:
@@ -211,6 +228,16 @@ def _model_without_weights(base: BaseModelReference) -> Any:
     name, allowed = base.name_or_path, base.trust_remote_code
     config = load_config(name, revision=base.revision, trust_remote_code=allowed)
     return build_on_meta(config, name, trust_remote_code=allowed)
+
+
+def _by_key(names: Iterable[str], checkpoint: Checkpoint, model: Any) -> dict[str, str]:
+    """Return the module of each of some parameters, by its key in the checkpoint."""
+    keys = find_parameters(names, checkpoint.places(), model)
+    return {key: name.rpartition(".")[0] for name, key in keys.items()}
+
+
+def _has_bias(model: Any, module: str) -> bool:
+    return getattr(model.get_submodule(module), "bias", None) is not None
 
 
 def _is_conv1d(model: Any, module: str) -> bool:
@@ -258,14 +285,6 @@ def _matrix(array: Array) -> Array:
     return array.reshape(array.size // max(1, n_columns), n_columns)
 
 
-def _added(key: str, numbers: Array, change: Array) -> Array:
-    with np.errstate(over="ignore", invalid="ignore"):
-        change += numbers.astype(np.float32, copy=False)
-    if not np.all(np.isfinite(change)):
-        raise ExportError(key, "finite numbers after merging", "NaN or infinity")
-    return change
-
-
 def _files_to_copy(folder: Path, *, with_code: bool) -> Iterator[Path]:
     """Yield what belongs to a model besides weights and config, in order."""
     patterns = (*COPIED, "*.py") if with_code else COPIED
@@ -285,8 +304,8 @@ def _card(frozen: FrozenAdapter, dtype: str) -> str:
         library="transformers",
         tags=("merged",),
         relation="merge",
-        what=f"""{base_name(frozen)} with a rank-{frozen.rank} LoRA merged into its weights, in {dtype}. The
-LoRA is part of the weights: no engine needs to know of it. {origin()}: no quantum hardware, no
+        what=f"""{base_name(frozen)} with {adapter_words(frozen)} merged into its weights, in {dtype}. The
+adapter is part of the weights: no engine needs to know of it. {origin()}: no quantum hardware, no
 simulator, no qpa, only an ordinary checkpoint.
 
 Changed modules: {adapted_modules(frozen)}.""",

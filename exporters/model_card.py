@@ -9,7 +9,7 @@ import json
 import shlex
 
 from qpa import __version__
-from qpa.documents import BaseModelReference, FrozenAdapter
+from qpa.documents import METHOD_NAMES, BaseModelReference, FrozenAdapter
 from qpa.documents.trained_generator import perplexity_text
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -81,8 +81,20 @@ def base_name(frozen: FrozenAdapter) -> str:
 
 
 def adapted_modules(frozen: FrozenAdapter) -> str:
-    """Return the names of the adapted modules, in code font."""
+    """Return the names of the adapted modules, in code font; a prefix is not of any."""
+    if frozen.method == "prefix":
+        return "the attention of every layer"
     return ", ".join(f"`{name}`" for name in sorted(frozen.target_modules))
+
+
+def adapter_words(frozen: FrozenAdapter) -> str:
+    """Return what kind of adapter it is, with an article."""
+    name = METHOD_NAMES[frozen.method]
+    return {
+        "ia3": f"an {name}",
+        "prefix": f"a prefix of {frozen.rank} virtual tokens",
+        "ffa": f"a {name} of width {frozen.rank} behind every block",
+    }.get(frozen.method, f"a rank-{frozen.rank} {name}")
 
 
 def vllm_rank_option(rank: int) -> int | None:
@@ -112,7 +124,7 @@ The scaling is folded into `lora_B`, so `lora_alpha` equals `r`."""
 
 
 def _account(frozen: FrozenAdapter) -> str:
-    account = frozen.account
+    account, name = frozen.account, METHOD_NAMES[frozen.method]
     return f"""## Trained parameters
 
 | | numbers |
@@ -120,8 +132,8 @@ def _account(frozen: FrozenAdapter) -> str:
 | circuit angles | {account.n_angles:,} |
 | decoder | {account.n_decoder:,} |
 | generator in total | {account.n_generator:,} |
-| the same LoRA without a generator | {account.n_adapter:,} |
-| generator in percent of LoRA | {account.percent:.2f} % |"""
+| the same {name} without a generator | {account.n_adapter:,} |
+| generator in percent of {name} | {account.percent:.2f} % |"""
 
 
 def _result(frozen: FrozenAdapter) -> str:
@@ -137,28 +149,38 @@ def _result(frozen: FrozenAdapter) -> str:
 count, padding does not."""
 
 
-def _loading(frozen: FrozenAdapter, rank: int) -> str:
-    arguments = json.dumps(frozen.base.name_or_path)
-    if frozen.base.revision:
-        arguments += f", revision={json.dumps(frozen.base.revision)}"
-    if frozen.base.trust_remote_code:
-        arguments += ", trust_remote_code=True"
+def loading_in_peft(frozen: FrozenAdapter) -> str:
+    """Return how PEFT loads a directory, as Markdown."""
     return f"""PEFT:
 
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({arguments})
+base = AutoModelForCausalLM.from_pretrained({_arguments(frozen)})
 model = PeftModel.from_pretrained(base, "path/to/this/directory")
-```
+```"""
+
+
+def _arguments(frozen: FrozenAdapter) -> str:
+    """Return the arguments that load the base model in transformers."""
+    arguments = json.dumps(frozen.base.name_or_path)
+    if frozen.base.revision:
+        arguments += f", revision={json.dumps(frozen.base.revision)}"
+    if frozen.base.trust_remote_code:
+        arguments += ", trust_remote_code=True"
+    return arguments
+
+
+def _loading(frozen: FrozenAdapter, rank: int) -> str:
+    return f"""{loading_in_peft(frozen)}
 
 transformers:
 
 ```python
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained({arguments})
+model = AutoModelForCausalLM.from_pretrained({_arguments(frozen)})
 model.load_adapter("path/to/this/directory")
 ```
 

@@ -40,6 +40,9 @@ _OF_THE_LOADING = ("is_local", "local_files_only")
 
 ROLES = (".lora_A.weight", ".lora_B.weight")
 
+Prefix = Sequence[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, float32[1, n_heads, n_tokens, head_size]."""
+
 
 def module_of(model: Any, path: str) -> Any:
     """Return a module of the base model.
@@ -53,13 +56,17 @@ def module_of(model: Any, path: str) -> Any:
 
 
 class _CachedModel(torch.nn.Module):
-    """A causal language model whose cache and LoRA tensors are arguments."""
+    """A causal language model whose cache and LoRA tensors are arguments, and whose prefix is its own."""
 
-    def __init__(self, model: Any, lora_paths: Sequence[str], *, transposed: bool) -> None:
+    def __init__(self, model: Any, lora_paths: Sequence[str], prefix: Prefix, *, transposed: bool) -> None:
         super().__init__()
         self.model = model
         self.lora_paths = lora_paths
         self.transposed = transposed
+        self.n_prefix = prefix[0][0].shape[2] if prefix else 0
+        for index, states in enumerate(prefix):
+            for name, state in zip(("key", "value"), states, strict=True):
+                self.register_buffer(f"prefix_{index}_{name}", state)
 
     def forward(
         self, inputs: Mapping[str, Tensor], past: list[tuple[Tensor, Tensor]], lora: list[Tensor]
@@ -68,9 +75,31 @@ class _CachedModel(torch.nn.Module):
         from transformers import DynamicCache
 
         tensors = [tensor if self.transposed else tensor.T for tensor in lora]
+        if self.n_prefix:
+            inputs, past = self._with_prefix(inputs, past)
         with _added(self.model, dict(zip(self.lora_paths, tensors, strict=True))):
             output = self.model(**inputs, past_key_values=DynamicCache(past), use_cache=True)
-        return output.logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        layers, n = output.past_key_values.layers, self.n_prefix
+        return output.logits, [(layer.keys[:, :, n:], layer.values[:, :, n:]) for layer in layers]
+
+    def _with_prefix(
+        self, inputs: Mapping[str, Tensor], past: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Mapping[str, Tensor], list[tuple[Tensor, Tensor]]]:
+        """Return inputs and past as if the prefix's tokens had come before."""
+        mask = inputs["attention_mask"]
+        inputs = dict(inputs) | {
+            "attention_mask": torch.cat((mask.new_ones(mask.shape[0], self.n_prefix), mask), dim=1)
+        }
+        if "position_ids" in inputs:
+            inputs["position_ids"] = inputs["position_ids"] + self.n_prefix
+        return inputs, [
+            (self._behind_prefix(index, "key", keys), self._behind_prefix(index, "value", values))
+            for index, (keys, values) in enumerate(past)
+        ]
+
+    def _behind_prefix(self, index: int, name: str, states: Tensor) -> Tensor:
+        prefix = self.get_buffer(f"prefix_{index}_{name}")
+        return torch.cat((prefix.expand(states.shape[0], -1, -1, -1), states), dim=2)
 
 
 @contextmanager
@@ -97,13 +126,18 @@ def _lora_hook(a: Tensor, b: Tensor) -> Any:
 
 
 def trace_causal_lm(
-    model: Any, lora: Mapping[str, tuple[int, int]] | None = None, *, transposed: bool = False
+    model: Any,
+    lora: Mapping[str, tuple[int, int]] | None = None,
+    *,
+    prefix: Prefix = (),
+    transposed: bool = False,
 ) -> onnx_ir.Model:
     """Return the ONNX graph of a causal language model with a key-value cache.
 
     Args:    model: of transformers, float32, on the CPU; its attention is set to the eager one.
              lora: shape of each LoRA tensor that becomes an input, by path. An initializer of zeros, of
              rank 1, bears the same name, so that the input may be left out.
+             prefix: keys and values that every layer finds before the past.
              transposed: the inputs are lora_A [in, rank] and lora_B [rank, out].
     Returns: a graph as in the module's rules, with the model's weights in it.
     Raises:  ExportError: the model keeps something else than keys and values, or cannot be traced.
@@ -116,8 +150,9 @@ def trace_causal_lm(
             model.requires_grad_(False).set_attn_implementation("eager")
             # ONNX has no operator for experts in groups; a dense model is left as it is.
             model.set_experts_implementation("batched_mm")
-            heads = _cache_shapes(model)
-            program = _trace(model, heads, shapes, transposed)
+            heads = cache_shapes(model)
+            wrapped = _CachedModel(model, tuple(shapes), prefix, transposed=transposed)
+            program = _trace(wrapped, heads, shapes)
     except ExportError:
         raise
     except Exception as error:  # the tracer has errors of many families
@@ -131,21 +166,19 @@ def trace_causal_lm(
     return graph
 
 
-def _trace(
-    model: Any, heads: list[tuple[int, int]], lora: Mapping[str, tuple[int, int]], transposed: bool
-) -> Any:
+def _trace(wrapped: _CachedModel, heads: list[tuple[int, int]], lora: Mapping[str, tuple[int, int]]) -> Any:
     """Trace with 2 rows of 2 tokens after 3 of the past, and rank 2: lengths of 0 and 1 would be fixed."""
     names = ("batch_size", "sequence_length", "past_length", "total_length", "rank")
     rows, new, past, total, rank = map(torch.export.Dim, names)
     inputs = {"input_ids": torch.ones(2, 2, dtype=torch.int64)}
     inputs["attention_mask"] = torch.ones(2, 5, dtype=torch.int64)
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    if "position_ids" in inspect.signature(wrapped.model.forward).parameters:
         inputs["position_ids"] = torch.tensor([[3, 4], [3, 4]])
     cache = [(torch.zeros(2, n_heads, 3, size), torch.zeros(2, n_heads, 3, size)) for n_heads, size in heads]
-    axes = {path: _rank_axis(path, transposed) for path in lora}
+    axes = {path: _rank_axis(path, wrapped.transposed) for path in lora}
     tensors = [torch.zeros(_with_rank(shape, axes[path], 2)) for path, shape in lora.items()]
     program = torch.onnx.export(
-        _CachedModel(model, tuple(lora), transposed=transposed),
+        wrapped,
         (inputs, cache, tensors),
         dynamic_shapes=(
             {name: {0: rows, 1: total if name == "attention_mask" else new} for name in inputs},
@@ -165,8 +198,11 @@ def _cache_names(prefix: str, n_layers: int) -> list[str]:
     return [f"{prefix}.{layer}.{part}" for layer in range(n_layers) for part in ("key", "value")]
 
 
-def _cache_shapes(model: Any) -> list[tuple[int, int]]:
-    """Return the number of heads and their size for each layer's keys."""
+def cache_shapes(model: Any) -> list[tuple[int, int]]:
+    """Return the number of heads and their size for each layer's keys.
+
+    Raises:  ExportError: the model keeps something else.
+    """
     cache = model(input_ids=torch.ones(1, 2, dtype=torch.int64), use_cache=True).past_key_values
     layers = [getattr(layer, "keys", None) for layer in getattr(cache, "layers", ())]
     tensors = [keys for keys in layers if isinstance(keys, Tensor) and keys.ndim == 4]

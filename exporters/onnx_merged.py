@@ -1,9 +1,11 @@
 """onnx: the merged causal language model as one ONNX graph with a key-value cache.
 
 Rules:
-1. An adapted weight becomes W + B A in float32, as a parameter of its own: a head that was tied to the
-   input embedding no longer is, so that the embedding stays the base's.
-2. The graph is as in `qpa.exporters.onnx_graph`, beside the model's config and tokenizer.
+1. An adapted weight becomes what `qpa.exporters.weight_change` says, in float32, as a parameter of its own: a
+   head that was tied to the input embedding no longer is, so that the embedding stays the base's.
+2. A feed-forward adapter is part of the graph, and so is a prefix: the cache that goes in and out is without
+   it, and positions count from 0.
+3. The graph is as in `qpa.exporters.onnx_graph`, beside the model's config and tokenizer.
 
 Source: ours.
 """
@@ -20,16 +22,19 @@ from qpa.documents import FrozenAdapter
 from qpa.errors import ModelError
 from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.exporters.frozen_arrays import FrozenArrays
-from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin
+from qpa.exporters.model_card import adapted_modules, adapter_words, base_name, format_card, origin
 from qpa.exporters.onnx_graph import (
     GRAPH_FILE,
     OPSET,
-    ROLES,
+    Prefix,
+    cache_shapes,
     module_of,
     trace_causal_lm,
     write_graph,
     write_model_files,
 )
+from qpa.exporters.weight_change import bias_scale, weight_change
+from qpa.feed_forward import FeedForwardModel
 from qpa.pipeline import PassContext
 
 
@@ -52,8 +57,9 @@ class ExportOnnx(BaseModelExporter):
         base = moved_base(frozen.base, self.model)
         arrays = FrozenArrays.open(frozen, context)
         model = load_model(base, keep_dtype=False, trust_remote_code=self.trust_remote_code)
-        merge_adapter(model, arrays)
-        for name in write_graph(trace_causal_lm(model), directory.path / GRAPH_FILE):
+        put_adapter(model, arrays)
+        graph = trace_causal_lm(model, prefix=read_prefix(model, arrays))
+        for name in write_graph(graph, directory.path / GRAPH_FILE):
             directory.take(name)
         tokenizer = load_tokenizer(base, trust_remote_code=self.trust_remote_code)
         write_model_files(model, tokenizer, directory)
@@ -62,24 +68,48 @@ class ExportOnnx(BaseModelExporter):
 
 
 @torch.no_grad()
-def merge_adapter(model: Any, arrays: FrozenArrays) -> None:
-    """Replace every adapted weight W by W + B A, or its transpose in a Conv1D layer.
+def put_adapter(model: Any, arrays: FrozenArrays) -> None:
+    """Make the base model the adapted one, but for a prefix, which is in no module.
 
-    Args:    model: float32, changed in place; lora_B is float32[out, r] and lora_A float32[r, in].
+    Args:    model: float32, changed in place.
     Raises:  ModelError: the model has no such module, or one of another shape.
              ExportError: the arrays are not finite.
     """
-    for tensor in arrays.frozen.tensors:
-        path, is_a, _ = tensor.path.partition(ROLES[0])
-        if not is_a:
-            continue
-        a, b = (torch.from_numpy(arrays.read(path + role)) for role in ROLES)
-        module, delta = module_of(model, path), b @ a
-        delta = delta.T if arrays.frozen.fan_in_fan_out else delta
-        if module.weight.shape != delta.shape:
-            found = str(tuple(module.weight.shape))
-            raise ModelError(path, f"a weight of shape {tuple(delta.shape)}", found)
-        module.weight = torch.nn.Parameter(module.weight + delta)
+    frozen = arrays.frozen
+    if frozen.method == "ffa":
+        FeedForwardModel(model, frozen.tensors)
+        for tensor in frozen.tensors:
+            model.get_parameter(tensor.path).copy_(torch.from_numpy(arrays.read(tensor.path)))
+    elif frozen.method != "prefix":
+        for path in frozen.modules:
+            _merge(module_of(model, path), path, arrays)
+
+
+def _merge(module: Any, path: str, arrays: FrozenArrays) -> None:
+    transposed, weight = arrays.frozen.fan_in_fan_out, module.weight.numpy()
+    sides = arrays.sides(path)[::-1] if transposed else arrays.sides(path)
+    if any(side not in (None, n) for side, n in zip(sides, weight.shape, strict=True)):
+        raise ModelError(path, f"a weight of shape {sides}", str(weight.shape))
+    everything = slice(None)
+    change = weight_change(arrays, path, lambda: [(everything, weight)], transposed=transposed)
+    merged = change.apply(f"{path}.weight", everything, weight)
+    module.weight = torch.nn.Parameter(torch.from_numpy(merged))
+    scale = bias_scale(arrays, path)
+    if scale is not None and module.bias is not None:
+        module.bias = torch.nn.Parameter(module.bias * torch.from_numpy(scale))
+
+
+def read_prefix(model: Any, arrays: FrozenArrays) -> Prefix:
+    """Return the keys and values of every layer, float32[1, n_heads, n_tokens, head_size]; () for none."""
+    if arrays.frozen.method != "prefix":
+        return ()
+    states = [torch.from_numpy(arrays.read(tensor.path)) for tensor in arrays.frozen.tensors]
+    shapes = [shape for shape in cache_shapes(model) for _ in range(2)]
+    if [state.shape[1] for state in states] != [n_heads * size for n_heads, size in shapes]:
+        found = f"{len(shapes) // 2} layers of other shapes"
+        raise ModelError("the prefix", f"keys and values of {len(states) // 2} layers", found)
+    parts = [s.view(len(s), *shape).transpose(0, 1)[None] for s, shape in zip(states, shapes, strict=True)]
+    return tuple(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _card(frozen: FrozenAdapter) -> str:
@@ -87,8 +117,8 @@ def _card(frozen: FrozenAdapter) -> str:
         frozen,
         title="ONNX model",
         library="onnx",
-        tags=("onnx", "lora"),
-        what=f"""{base_name(frozen)} with a rank-{frozen.rank} LoRA merged into its weights, as one float32
+        tags=("onnx",),
+        what=f"""{base_name(frozen)} with {adapter_words(frozen)} merged into it, as one float32
 ONNX graph (opset {OPSET}) with a key-value cache. {origin()}: no quantum hardware, no simulator, no qpa,
 no PyTorch.
 

@@ -43,6 +43,7 @@ from qpa.pipeline import PassContext
 
 ENGINES_OF: dict[str, tuple[str, ...]] = {
     "lora": ("peft", "transformers", "vllm"),
+    "peft": ("peft",),
     "merged": ("transformers", "vllm"),
     "onnx": ("onnxruntime",),
     "onnx-adapter": ("onnxruntime",),

@@ -33,32 +33,35 @@ def random_adapter(
     model: Path,
     store: Path,
     *,
-    rank: int = 4,
+    method: str = "lora",
+    rank: int | None = 4,
     alpha: float | None = None,
-    targets: tuple[str, ...] = ("all-linear",),
+    targets: tuple[str, ...] | None = None,
     scale: float = 0.3,
     seed: int = 0,
 ) -> RandomAdapter:
-    """Attach LoRA to a model, fill lora_B with normal numbers times `scale`, and freeze it.
+    """Attach an adapter to a model, add normal numbers times `scale` to what makes it work, and freeze it.
 
-    Args:    store: directory for the arrays and the probe; made when missing.
+    Args:    rank: None with IA3, which has none.
+             store: directory for the arrays and the probe; made when missing.
              scale: 0 gives an adapter that changes nothing.
     """
     store.mkdir(parents=True, exist_ok=True)
     context = PassContext(seed=seed, files=DirectoryStore(store))
-    spec = InspectModel(model=str(model), rank=rank, alpha=alpha, targets=targets).run(None, context)
+    options = {"rank": None if method == "ia3" else rank, "alpha": alpha, "targets": targets}
+    spec = InspectModel(model=str(model), method=method, **options).run(None, context)
     live = attach_adapter(load_model(spec.base, keep_dtype=False), spec)
     parameters = adapter_parameters(live, spec)
     generator = torch.Generator().manual_seed(seed)
     values = {path: tensor.detach().clone() for path, tensor in parameters.items()}
     for path in values:
-        if path.endswith(".lora_B.weight"):
-            values[path] = scale * torch.randn(values[path].shape, generator=generator)
+        if not path.endswith((".lora_A.weight", ".ffa_down.weight")):
+            values[path] += scale * torch.randn(values[path].shape, generator=generator)
     set_adapter(parameters, values)
     frozen = FrozenAdapter(
         provenance=spec.provenance.model_copy(update={"pass_name": "freeze-adapter", "parent": spec.digest}),
         base=spec.base,
-        method="lora",
+        method=spec.method,
         rank=spec.rank,
         alpha=spec.alpha,
         target_modules=spec.target_modules,

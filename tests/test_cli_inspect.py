@@ -134,6 +134,16 @@ def test_an_export_of_another_format_is_shown_and_checked(merged, inspect):
     assert finding.startswith("L20 config.json: expected ")
 
 
+def says_the_same(path, damaged, content):
+    """Return whether a manifest differs in white space only, which no digest of its content sees."""
+    if damaged == content or path.name != "manifest.json":
+        return damaged == content
+    try:
+        return json.loads(damaged) == json.loads(content)
+    except ValueError:
+        return False
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_exports_give_findings_and_never_raise(merged, data):
@@ -148,7 +158,7 @@ def test_damaged_exports_give_findings_and_never_raise(merged, data):
     )
     path.write_bytes(damaged)
     try:
-        assert bytes(damaged) == content or check_contract(merged)
+        assert check_contract(merged) or says_the_same(path, bytes(damaged), content)
     finally:
         path.write_bytes(content)
     assert check_contract(merged) == ()

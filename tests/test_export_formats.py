@@ -24,7 +24,7 @@ from tests.tiny_models import tiny_llama
 # peft asks transformers by a name that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
-READS_BASE = [name for name in FORMATS if name != "lora"]
+READS_BASE = [name for name in FORMATS if name not in ("lora", "peft")]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_every_format_has_its_engines_and_every_engine_its_module():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("tarot", {}, "--format: expected lora, merged, .* found tarot"),
+        ("tarot", {}, "--format: expected lora, peft, merged, .* found tarot"),
         ("gguf", {"rank_pad": 16}, "--rank-pad: expected no such option with --format gguf, found 16"),
         ("merged", {"allow_tied_head": True}, "--allow-tied-head: expected no such option"),
         ("lora", {"model": "x"}, "--model: expected no such option with --format lora"),

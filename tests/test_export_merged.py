@@ -423,7 +423,7 @@ def test_a_weight_that_is_converted_when_loaded_is_refused(made, copy, monkeypat
 
     converter = WeightConverter("q_proj.weight", "q_proj.weight", [Transpose(0, 1)])
     monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: [converter])
-    _refused(made, copy, "which transformers converts when it loads it; use --format lora")
+    _refused(made, copy, "which transformers converts when it loads it; use another format")
 
 
 @pytest.mark.parametrize("weight", [torch.zeros(64, 63), torch.zeros(64, 64, dtype=torch.int64)])

@@ -190,8 +190,8 @@ def once(made: RandomAdapter, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """Return the merged graph, traced once for the tests of what is around it, and its export."""
     traced, out = [], tmp_path_factory.mktemp("once") / "out"
 
-    def trace(model: Any) -> Any:
-        traced.append(trace_causal_lm(model))
+    def trace(model: Any, **options: Any) -> Any:
+        traced.append(trace_causal_lm(model, **options))
         return traced[0]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -212,7 +212,7 @@ def test_the_same_adapter_gives_the_same_bytes_from_another_place(made, once, gp
 
 def test_large_weights_go_to_a_file_of_their_own(made, once, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 1000)
-    monkeypatch.setattr(onnx_merged, "trace_causal_lm", lambda model: once[0])
+    monkeypatch.setattr(onnx_merged, "trace_causal_lm", lambda model, **options: once[0])
     manifest = ExportOnnx().emit(made.frozen, tmp_path / "out", made.context)
     sizes = {entry.file: entry.n_bytes for entry in manifest.files}
     assert sizes["model.onnx"] < 100_000 < sizes["model.onnx.data"]
@@ -254,7 +254,7 @@ def test_weights_of_another_shape_are_refused(made):
     frozen = made.frozen.model_copy(update={"fan_in_fan_out": False})
     model = load_model(frozen.base, keep_dtype=False)
     with pytest.raises(ModelError, match="expected a weight of shape"):
-        onnx_merged.merge_adapter(model, FrozenArrays.open(frozen, made.context))
+        onnx_merged.put_adapter(model, FrozenArrays.open(frozen, made.context))
 
 
 def test_a_model_without_keys_and_values_is_refused():

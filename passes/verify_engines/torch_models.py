@@ -84,7 +84,11 @@ def load_in_peft(model: Any, directory: str) -> tuple[Any, Keys]:
         model = PeftModel.from_pretrained(model, directory)
     finally:
         PeftModel.load_adapter = load_adapter
-    return model, (sorted(results[0].missing_keys), sorted(results[0].unexpected_keys))
+    missing, unexpected = results[0].missing_keys, results[0].unexpected_keys
+    if model.active_peft_config.is_prompt_learning:
+        # PEFT has loaded it, strictly, into the prompt's encoder; to the base model's modules it is unknown.
+        unexpected = [key for key in unexpected if key != "prompt_embeddings"]
+    return model, (sorted(missing), sorted(unexpected))
 
 
 def load_in_transformers(model: Any, directory: str) -> tuple[Any, Keys]:

@@ -1,0 +1,130 @@
+"""peft: a directory for PEFT of an adapter that is no LoRA: DoRA, IA3 or prefix tuning.
+
+Rules:
+1. Tensors are named and shaped as PEFT saves them, of one type, contiguous: a DoRA's magnitudes are [out], a
+   prefix is one tensor prompt_embeddings [n_tokens, n_layers * 2 * width].
+2. adapter_config.json has explicit lists of modules. A DoRA's lora_alpha == r: the scaling alpha / r is
+   multiplied into lora_B.
+3. One tensor at a time is in memory; of a prefix, all of it.
+
+Source: ours; names as in PEFT 0.21.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, final
+
+import numpy as np
+
+from qpa.documents import METHOD_NAMES, FrozenAdapter, module_of
+from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, Exporter
+from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
+from qpa.exporters.lora import adapter_config
+from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, selects
+from qpa.exporters.model_card import (
+    adapted_modules,
+    adapter_words,
+    base_name,
+    format_card,
+    loading_in_peft,
+    origin,
+)
+from qpa.pipeline import PassContext
+from qpa.tensor_file import Array, TensorPlan
+
+PREFIX_KEY = "prompt_embeddings"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ExportPeft(Exporter):
+    """Write a frozen adapter as a directory that PEFT alone reads.
+
+    Args:    dtype: of the tensors: "float32", "bfloat16" or "float16".
+    Source:  ours.
+    """
+
+    name: ClassVar[str] = "peft"
+
+    dtype: str = "float32"
+
+    def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
+        """Write config, weights and card."""
+        arrays = FrozenArrays.open(frozen, context, dtype=self.dtype)
+        kind, read = SAFETENSORS_TYPE[self.dtype], partial(_read, arrays)
+        plans = [TensorPlan(name, kind, shape) for name, shape in _shapes(frozen).items()]
+        directory.write_tensors(WEIGHTS_FILE, plans, read, {"format": "pt"})
+        config = json.dumps(peft_config(frozen), indent=2, sort_keys=True, ensure_ascii=False)
+        directory.write(CONFIG_FILE, (config + "\n").encode())
+        directory.write(CARD_FILE, _card(frozen).encode())
+        return frozen.rank
+
+
+def _shapes(frozen: FrozenAdapter) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor as PEFT saves it, by its key."""
+    if frozen.method == "prefix":
+        return {PREFIX_KEY: (frozen.rank, sum(tensor.shape[1] for tensor in frozen.tensors))}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for tensor in frozen.tensors:
+        is_vector = tensor.path.endswith(".lora_magnitude_vector")
+        shapes[KEY_PREFIX + tensor.path] = tensor.shape[:1] if is_vector else tensor.shape
+    return shapes
+
+
+def _read(arrays: FrozenArrays, name: str) -> Array:
+    if name == PREFIX_KEY:
+        return np.concatenate([arrays.read(tensor.path) for tensor in arrays.frozen.tensors], axis=1)
+    return arrays.read(name.removeprefix(KEY_PREFIX)).reshape(_shapes(arrays.frozen)[name])
+
+
+def peft_config(frozen: FrozenAdapter) -> dict[str, object]:
+    """Return the content of adapter_config.json.
+
+    What a prefix leaves out, the number of heads, PEFT takes from the base model.
+    """
+    common = {
+        "base_model_name_or_path": frozen.base.name_or_path,
+        "inference_mode": True,
+        "revision": frozen.base.revision,
+        "task_type": "CAUSAL_LM",
+    }
+    if frozen.method == "prefix":
+        return common | {
+            "num_layers": len(frozen.modules),
+            "num_transformer_submodules": 1,
+            "num_virtual_tokens": frozen.rank,
+            "peft_type": "PREFIX_TUNING",
+            "prefix_projection": False,
+        }
+    if frozen.method == "ia3":
+        inputs = [module_of(tensor.path) for tensor in frozen.tensors if tensor.shape[0] == 1]
+        return common | {
+            "fan_in_fan_out": frozen.fan_in_fan_out,
+            "feedforward_modules": [
+                name
+                for name in sorted(frozen.target_modules)
+                if any(selects(name, module) for module in inputs)
+            ],
+            "peft_type": "IA3",
+            "target_modules": sorted(frozen.target_modules),
+        }
+    return adapter_config(frozen, frozen.rank) | {"use_dora": True}
+
+
+def _card(frozen: FrozenAdapter) -> str:
+    name = METHOD_NAMES[frozen.method]
+    tag = {"prefix": "prefix-tuning"}.get(frozen.method, frozen.method)
+    return format_card(
+        frozen,
+        title=f"{name} adapter",
+        library="peft",
+        tags=(tag, "peft"),
+        what=f"""{adapter_words(frozen).capitalize()} for {base_name(frozen)}. {origin()}: no quantum
+hardware, no simulator, no qpa, only the tensors of `{WEIGHTS_FILE}`.
+
+Adapted modules: {adapted_modules(frozen)}.""",
+        loading=f"{loading_in_peft(frozen)}\n\nEngines that serve LoRA do not serve {name}.",
+    )
