@@ -6,7 +6,7 @@ Source: ours.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from qpa.documents import BaseModelReference
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError
+from qpa.experts import expert_layer
 from qpa.tensor_file import TensorFile
 
 WEIGHTS_FILE = "model.safetensors"
@@ -95,11 +96,12 @@ def base_directory(base: BaseModelReference) -> Path:
         raise ExportError(base.name_or_path, "a base model's files from the Hub", found) from error
 
 
-def find_parameters(names: Iterable[str], keys: Iterable[str], model: Any) -> dict[str, str]:
+def find_parameters(names: Iterable[str], keys: Collection[str], model: Any) -> dict[str, str]:
     """Return the checkpoint's key of each of some parameters.
 
-    Args:    names: such as "model.layers.0.mlp.up_proj.weight", in the model.
-             keys: of all tensors of the checkpoint.
+    Args:    names: such as "model.layers.0.mlp.up_proj.weight", in the model; or of an expert that the
+             model keeps fused, and the checkpoint does not.
+             keys: of all tensors of the checkpoint, to be gone through twice.
              model: on torch's meta device.
     Raises:  ExportError: a parameter is not in the checkpoint, there twice, or not stored as the model
              uses it.
@@ -107,6 +109,8 @@ def find_parameters(names: Iterable[str], keys: Iterable[str], model: Any) -> di
     """
     wanted = {name: name.rpartition(".")[::2] for name in names}
     found: dict[str, str] = {}
+    fused = {name for name, (module, _) in wanted.items() if expert_layer(module) is not None}
+    found |= {key: key for key in keys if key in fused}
     for key, (name, is_converted) in _loaded_names(keys, model):
         if name not in wanted:
             continue

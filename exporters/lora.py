@@ -39,6 +39,7 @@ class ExportLora(Exporter):
     """
 
     name: ClassVar[str] = "lora"
+    carries_experts: ClassVar[bool] = True
 
     dtype: str = "float32"
     rank_pad: int = 1

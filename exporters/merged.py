@@ -28,6 +28,7 @@ from qpa.base_model import build_on_meta, check_base, load_config, moved_base
 from qpa.documents import BaseModelReference, FrozenAdapter
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError
+from qpa.experts import expert_layer
 from qpa.exporters.base_checkpoint import (
     CONFIG_FILE,
     COPIED,
@@ -69,6 +70,7 @@ class ExportMerged(BaseModelExporter):
     """
 
     name: ClassVar[str] = "merged"
+    carries_experts: ClassVar[bool] = True
 
     def check(self, frozen: FrozenAdapter) -> None:
         """Refuse a tied head.
@@ -237,13 +239,18 @@ def _by_key(names: Iterable[str], checkpoint: Checkpoint, model: Any) -> dict[st
 
 
 def _has_bias(model: Any, module: str) -> bool:
-    return getattr(model.get_submodule(module), "bias", None) is not None
+    return getattr(_submodule(model, module), "bias", None) is not None
 
 
 def _is_conv1d(model: Any, module: str) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(model.get_submodule(module), Conv1D)
+    return isinstance(_submodule(model, module), Conv1D)
+
+
+def _submodule(model: Any, module: str) -> Any:
+    """Return a module; None for an expert's layer, which is a part of a fused parameter."""
+    return None if expert_layer(module) is not None else model.get_submodule(module)
 
 
 def _check_not_shared(modules: Iterable[str], model: Any) -> None:

@@ -20,6 +20,7 @@ import torch
 from qpa.base_model import load_model, load_tokenizer, moved_base
 from qpa.documents import FrozenAdapter
 from qpa.errors import ModelError
+from qpa.experts import expert_layer
 from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.exporters.frozen_arrays import FrozenArrays
 from qpa.exporters.model_card import adapted_modules, adapter_words, base_name, format_card, origin
@@ -50,6 +51,7 @@ class ExportOnnx(BaseModelExporter):
     """
 
     name: ClassVar[str] = "onnx"
+    carries_experts: ClassVar[bool] = True
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
@@ -82,21 +84,30 @@ def put_adapter(model: Any, arrays: FrozenArrays) -> None:
             model.get_parameter(tensor.path).copy_(torch.from_numpy(arrays.read(tensor.path)))
     elif frozen.method != "prefix":
         for path in frozen.modules:
-            _merge(module_of(model, path), path, arrays)
+            expert = expert_layer(path)
+            if expert is not None:
+                weight = expert.weight(model)
+                weight.copy_(_merged(weight, path, arrays))
+            else:
+                _merge(module_of(model, path), path, arrays)
 
 
 def _merge(module: Any, path: str, arrays: FrozenArrays) -> None:
-    transposed, weight = arrays.frozen.fan_in_fan_out, module.weight.numpy()
+    module.weight = torch.nn.Parameter(_merged(module.weight, path, arrays))
+    scale = bias_scale(arrays, path)
+    if scale is not None and module.bias is not None:
+        module.bias = torch.nn.Parameter(module.bias * torch.from_numpy(scale))
+
+
+def _merged(stored: torch.Tensor, path: str, arrays: FrozenArrays) -> torch.Tensor:
+    """Return what becomes of a module's weight, as it is stored."""
+    transposed, weight = arrays.frozen.fan_in_fan_out, stored.numpy()
     sides = arrays.sides(path)[::-1] if transposed else arrays.sides(path)
     if any(side not in (None, n) for side, n in zip(sides, weight.shape, strict=True)):
         raise ModelError(path, f"a weight of shape {sides}", str(weight.shape))
     everything = slice(None)
     change = weight_change(arrays, path, lambda: [(everything, weight)], transposed=transposed)
-    merged = change.apply(f"{path}.weight", everything, weight)
-    module.weight = torch.nn.Parameter(torch.from_numpy(merged))
-    scale = bias_scale(arrays, path)
-    if scale is not None and module.bias is not None:
-        module.bias = torch.nn.Parameter(module.bias * torch.from_numpy(scale))
+    return torch.from_numpy(change.apply(f"{path}.weight", everything, weight))
 
 
 def read_prefix(model: Any, arrays: FrozenArrays) -> Prefix:

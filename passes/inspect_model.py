@@ -6,9 +6,10 @@ Rules:
    keys, values and feed-forward blocks, the feed-forward adapter these blocks, a prefix none.
    "all-linear" is every Linear and Conv1D except the output head; names select by the last
    components of the module path, as PEFT does, and may select the head. Several targets add up.
-   Fused experts (one 3-D parameter for all of a layer) are no linear layers: "all-linear" does not
-   leave them out in silence but asks for names, and names that PEFT would take for the experts are
-   refused. Of a model that also sees or hears, only the language model and the head are adapted.
+   Of fused experts (one 3-D parameter for all of a layer) LoRA adapts every expert's layers
+   (`qpa.experts`). Where PEFT cannot, or for other kinds of adapters, "all-linear" does not leave them
+   out in silence but asks for names, and names that PEFT would take for the experts are refused.
+   Of a model that also sees or hears, only the language model and the head are adapted.
 3. target_modules of the result is the shortest list of names that selects exactly these modules in
    PEFT: module types where they are unambiguous, full paths where they are not.
 4. The tensors are those of `qpa.passes.adapter_tensors`.
@@ -25,6 +26,7 @@ from typing import Any, ClassVar, cast, final
 from qpa.base_model import build_on_meta, config_file_digest, load_config
 from qpa.documents import METHOD_NAMES, AdapterSpec, BaseModelReference, Document, Method
 from qpa.errors import ModelError, OptionError, one_of
+from qpa.experts import EXPERT_LAYERS, expert_sides, has_experts, needs_down
 from qpa.passes.adapter_tensors import (
     FEED_FORWARD_BLOCKS,
     IA3_TARGETS,
@@ -90,7 +92,7 @@ class InspectModel:
             method=method,
             rank=rank,
             alpha=self._alpha(rank),
-            target_modules=self._target_modules(list(chosen), [name for name, _ in model.named_modules()]),
+            target_modules=self._target_modules(list(chosen), model),
             fan_in_fan_out=any(_is_conv1d(module) for module in chosen.values()),
             tensors=module_tensors(method, self._sides(chosen, model), rank),
         )
@@ -117,13 +119,15 @@ class InspectModel:
     def _sides(self, chosen: dict[str, Any], model: Any) -> dict[str, tuple[int, int]]:
         """Return what goes into each module and comes out; a block is as wide as the model."""
         width = int(model.config.get_text_config().hidden_size)
-        sides = {path: _in_out(m) if _is_linear(m) else (width, width) for path, m in chosen.items()}
+        is_block = {path: not (isinstance(m, tuple) or _is_linear(m)) for path, m in chosen.items()}
+        sides = {path: (width, width) if is_block[path] else _in_out(m) for path, m in chosen.items()}
         if self.method == "ffa":  # what it gets is what the module returns
             return {path: (n_out, n_out) for path, (_, n_out) in sides.items()}
         return sides
 
-    def _target_modules(self, chosen: list[str], paths: list[str]) -> tuple[str, ...]:
+    def _target_modules(self, chosen: list[str], model: Any) -> tuple[str, ...]:
         """Return the shortest names; IA3's for inputs and for outputs are told apart."""
+        paths = [name for name, _ in model.named_modules()] + list(expert_sides(model))
         if self.method != "ia3":
             return _shortest_names(chosen, paths)
         inputs = [path for path in chosen if scales_inputs(path)]
@@ -168,6 +172,8 @@ class InspectModel:
         """
         linears = _linears(model, head)
         known = linears if self.method != "ffa" else _blocks(model)
+        if self.method == "lora":
+            known = {**linears, **expert_sides(model)}
         targets = self.targets or self._default_targets(known)
         self._check_targets(targets, model, known, head)
         everything = ALL_LINEAR in targets
@@ -201,7 +207,7 @@ class InspectModel:
             if target != ALL_LINEAR:
                 _check_target(target, known, model)
         fused = _fused_experts(model)
-        if ALL_LINEAR in targets and fused:
+        if ALL_LINEAR in targets and fused and not has_experts(known):
             names = sorted({path.rpartition(".")[2] for path in known if path != head})
             raise OptionError(
                 f"--targets {ALL_LINEAR}",
@@ -266,7 +272,9 @@ def _is_conv1d(module: Any) -> bool:
 
 
 def _in_out(module: Any) -> tuple[int, int]:
-    """Return (in_features, out_features); Conv1D stores its weight as [in, out]."""
+    """Return (in_features, out_features), as which experts' layers come; Conv1D's weight is [in, out]."""
+    if isinstance(module, tuple):
+        return module
     n_first, n_second = module.weight.shape
     return (n_first, n_second) if _is_conv1d(module) else (n_second, n_first)
 
@@ -320,23 +328,30 @@ def _what_matched(modules: list[Any]) -> str:
 def _check_in_peft(model: Any, spec: AdapterSpec) -> None:
     """Check that PEFT adapts the modules of a spec, on a model that is on the meta device.
 
-    PEFT takes some names for the experts, whatever else has them, in models whose experts are fused.
+    PEFT takes some names for the experts, whatever else has them, in models whose experts are fused. It
+    reads gate_proj and up_proj of experts only beside down_proj.
     """
     import torch
 
     from qpa.adapter import adapter_parameters, wrap_model
 
+    names = {path.rpartition(".")[2] for path in _linears(model, None) if path != spec.base.head}
+    outside = sorted(names - {*EXPERT_LAYERS})
+    refused = OptionError(
+        "--targets",
+        "layers that PEFT adapts one by one, or all layers of all experts where it can",
+        ", ".join(spec.target_modules) + ", of which some are of fused experts",
+        f"name all of {', '.join(EXPERT_LAYERS)}, or only layers outside the experts: {', '.join(outside)}",
+    )
+    modules = {tensor.module for tensor in spec.tensors}
+    if not {needs_down(module) for module in modules} <= {None, *modules}:
+        raise refused
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adapter_parameters(wrap_model(model, spec), spec)
     except (ModelError, ValueError) as error:
-        raise OptionError(
-            "--targets",
-            "layers that PEFT adapts one by one",
-            ", ".join(spec.target_modules) + ", of which it takes some for fused experts",
-            "leave out the names that experts have, such as gate_proj, up_proj and down_proj",
-        ) from error
+        raise refused from error
 
 
 def _nearest(target: str, names: list[str]) -> str:

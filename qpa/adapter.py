@@ -9,7 +9,9 @@ words better than random numbers).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections import Counter
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,9 +21,10 @@ from torch.nn import Parameter
 
 from qpa.documents import AdapterSpec, AdapterTensor, TensorShape, WeightLayout
 from qpa.errors import ModelError
+from qpa.experts import expert_layer, parameter_name, parameter_part
 from qpa.feed_forward import FeedForwardModel
 from qpa.generator import initial_value
-from qpa.parameter_view import AdapterParameter, ParameterView
+from qpa.parameter_view import AdapterParameter, ParameterView, leaf_of
 from qpa.pipeline import split_seed
 
 ADAPTER_NAME = "default"
@@ -71,7 +74,10 @@ def wrap_model(model: Any, spec: AdapterSpec) -> Any:
             use_dora=spec.method == "dora",
             task_type="CAUSAL_LM",
         )
-    return get_peft_model(model, config, adapter_name=ADAPTER_NAME)
+    with warnings.catch_warnings():
+        # PEFT gives fused experts twice the rank by a pattern, and then looks for it among the modules only.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
+        return get_peft_model(model, config, adapter_name=ADAPTER_NAME)
 
 
 def prefix_config(model: Any, n_tokens: int) -> Any:
@@ -103,7 +109,8 @@ def adapter_parameters(wrapped: Any, spec: AdapterSpec) -> dict[str, AdapterPara
     Raises:  ModelError: the trainable parameters are not exactly the tensors of the spec.
     """
     trainable = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
-    names = {tensor.path: _parameter_name(tensor) for tensor in spec.tensors}
+    modules = {tensor.module for tensor in spec.tensors}
+    names = {tensor.path: _parameter_name(tensor, modules) for tensor in spec.tensors}
     for name in sorted({*names.values()} ^ trainable.keys()):
         expected = "a tensor of the plan" if name in trainable else "a trainable tensor in PEFT"
         raise ModelError(name, expected, "none", "the base model is not the one the adapter was planned for")
@@ -111,11 +118,25 @@ def adapter_parameters(wrapped: Any, spec: AdapterSpec) -> dict[str, AdapterPara
     for tensor in spec.tensors:
         if (found := tuple(parameters[tensor.path].shape)) != tensor.shape:
             raise ModelError(names[tensor.path], f"shape {tensor.shape}", str(found))
+    _check_whole(parameters, spec)
     return parameters
 
 
-def _parameter_name(tensor: AdapterTensor) -> str:
+def _check_whole(parameters: Mapping[str, AdapterParameter], spec: AdapterSpec) -> None:
+    """Check that the parts of a parameter are all of it; experts' lora_B has more (`qpa.experts`)."""
+    n_left: Counter[Parameter] = Counter()
+    for tensor in spec.tensors:
+        if tensor.role != "lora_B":
+            leaf = leaf_of(parameters[tensor.path])
+            n_left[leaf] += tensor.n_numbers - (0 if leaf in n_left else leaf.numel())
+    if any(n_left.values()):
+        raise ModelError("the adapter", "tensors for all parts of PEFT's parameters", "some parts only")
+
+
+def _parameter_name(tensor: AdapterTensor, modules: Collection[str]) -> str:
     """Return the name PEFT, or `FeedForwardModel`, gives the parameter that holds a tensor."""
+    if (name := parameter_name(tensor, modules)) is not None:
+        return f"base_model.model.{name}.{ADAPTER_NAME}.weight"
     if tensor.role.startswith("prefix_"):
         return f"prompt_encoder.{ADAPTER_NAME}.embedding.weight"
     if tensor.role.startswith("ffa_"):
@@ -125,6 +146,8 @@ def _parameter_name(tensor: AdapterTensor) -> str:
 
 
 def _part(parameter: Parameter, tensor: AdapterTensor, spec: AdapterSpec) -> AdapterParameter:
+    if expert_layer(tensor.module) is not None:
+        return parameter_part(parameter, tensor, spec.rank)
     if tensor.role == "lora_magnitude_vector":
         return ParameterView(parameter, partial(torch.unsqueeze, dim=1))
     if tensor.role.startswith("prefix_"):

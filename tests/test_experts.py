@@ -1,0 +1,174 @@
+"""LoRA on fused experts: what PEFT holds for all experts at once, named and exported one by one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
+
+from qpa.adapter import adapter_parameters, attach_adapter, set_adapter
+from qpa.base_model import load_model
+from qpa.errors import ExportError, OptionError
+from qpa.experts import expert_layer, expert_sides
+from qpa.exporters.formats import exporter_for
+from qpa.exporters.lora_contract import CONFIG_FILE, WEIGHTS_FILE, check_lora_contract
+from qpa.generator import Generator
+from qpa.optimizer import GeneratedAdapterOptimizer
+from qpa.passes.inspect_model import InspectModel
+from qpa.passes.plan_layout import PlanLayout
+from qpa.passes.verify_adapter import VerifyAdapter
+from tests.random_adapter import RandomAdapter, random_adapter
+from tests.small_specs import NOWHERE
+from tests.tiny_models import tiny_qwen3_moe
+
+# peft asks transformers by a name that transformers has renamed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    # peft gives fused experts twice the rank by a pattern, and then looks for it among the modules only.
+    pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning"),
+]
+
+BLOCK = "model.layers.1.mlp.experts"
+IDS = torch.arange(20)[None] + 40
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a Qwen3-MoE of 2 layers with 4 experts each."""
+    return tiny_qwen3_moe(tmp_path_factory.mktemp("moe") / "base")
+
+
+@pytest.fixture(scope="module")
+def made(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> RandomAdapter:
+    """Return a rank-3 adapter on attention and experts, with a scaling of 2."""
+    return random_adapter(moe, tmp_path_factory.mktemp("store"), rank=3, alpha=6.0)
+
+
+def inspected(model: Path, *targets: str):
+    return InspectModel(model=str(model), rank=3, targets=targets or None).run(None, NOWHERE)
+
+
+def test_all_linear_is_every_layer_of_every_expert(moe):
+    spec = inspected(moe)
+    experts = [a.module for a, _ in spec.pairs if expert_layer(a.module)]
+    assert len(experts) == len(set(experts)) == 2 * 4 * 3
+    shapes = {tensor.path: tensor.shape for tensor in spec.tensors}
+    assert shapes[f"{BLOCK}.3.up_proj.lora_A.weight"] == (3, 64)
+    assert shapes[f"{BLOCK}.3.up_proj.lora_B.weight"] == (48, 3)
+    assert shapes[f"{BLOCK}.3.down_proj.lora_A.weight"] == (3, 48)
+    assert {"gate_proj", "up_proj", "down_proj"} < set(spec.target_modules)
+
+
+def test_every_part_is_a_tensor_of_its_own(moe):
+    spec = inspected(moe)
+    model = attach_adapter(load_model(spec.base, keep_dtype=False), spec)
+    parameters = adapter_parameters(model, spec)
+    for number, (path, parameter) in enumerate(parameters.items()):
+        set_adapter(parameters, {path: torch.full(parameter.shape, float(number + 1))})
+    for number, parameter in enumerate(parameters.values()):
+        assert bool((parameter.detach() == number + 1).all())
+    fused = dict(model.named_parameters())[f"base_model.model.{BLOCK}.base_layer.lora_B.default.weight"]
+    by_expert = fused.detach().view(2, 48, 2, 3, 4)
+    assert not by_expert[0, :, 1].any() and not by_expert[1, :, 0].any()
+    assert bool(by_expert[0, :, 0].all()) and bool(by_expert[1, :, 1].all())
+
+
+@torch.no_grad()
+def test_an_experts_layer_is_w_plus_s_b_a(made, moe):
+    """Compare with a model whose fused weights are changed by hand."""
+    base = AutoModelForCausalLM.from_pretrained(moe, dtype=torch.float32).eval()
+    for module in made.frozen.modules:
+        layer = expert_layer(module)
+        a, b = (made.tensors[f"{module}.lora_{role}.weight"] for role in "AB")
+        weight = layer.weight(base) if layer else base.get_submodule(module).weight
+        weight += 2.0 * b @ a
+    difference = (base(input_ids=IDS).logits - made.live(input_ids=IDS).logits).abs().max()
+    assert difference < 1e-5
+
+
+def test_the_generator_moves_the_experts(moe):
+    spec = inspected(moe)
+    layout = PlanLayout().run(spec, NOWHERE)
+    model = attach_adapter(load_model(spec.base, keep_dtype=False), spec, layout)
+    parameters = adapter_parameters(model, spec)
+    optimizer = GeneratedAdapterOptimizer([parameters[t.path] for t in layout.tensors], Generator(layout, 0))
+    losses = []
+    for _ in range(8):
+        loss = model(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.5
+    assert all(parameters[f"{BLOCK}.{i}.up_proj.lora_B.weight"].detach().any() for i in range(4))
+    assert len(optimizer.param_groups[0]["params"]) == 2 * 4 * 2 + 2 * 4
+
+
+@pytest.mark.parametrize("targets", [(), ("down_proj",), ("q_proj", "gate_proj", "up_proj", "down_proj")])
+@pytest.mark.parametrize("format_", ["lora", "merged", "onnx"])
+def test_engines_read_the_live_model(moe, tmp_path, targets, format_):
+    made = random_adapter(moe, tmp_path / "store", rank=3, alpha=6.0, targets=targets or None, scale=0.1)
+    manifest = exporter_for(format_, {}).emit(made.frozen, tmp_path / "out", made.context)
+    document = VerifyAdapter(directory=str(tmp_path / "out")).run(manifest, made.context)
+    assert all(check.greedy_tokens_equal for check in document.engines)
+
+
+def test_files_name_every_expert(made, moe, tmp_path):
+    exporter_for("lora", {"rank_pad": 8}).emit(made.frozen, tmp_path / "out", made.context)
+    assert check_lora_contract(tmp_path / "out") == ()
+    with safe_open(tmp_path / "out" / WEIGHTS_FILE, "pt") as file:
+        shape = file.get_slice(f"base_model.model.{BLOCK}.2.gate_proj.lora_B.weight").get_shape()
+        assert shape == [48, 8] and len(file.keys()) == 2 * (24 + 8)
+    assert "gate_proj" in json.loads((tmp_path / "out" / CONFIG_FILE).read_text())["target_modules"]
+    base = AutoModelForCausalLM.from_pretrained(moe, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    with torch.no_grad():
+        assert torch.allclose(loaded(input_ids=IDS).logits, made.live(input_ids=IDS).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("format_", ["onnx-adapter", "genai", "gguf", "mlx"])
+def test_formats_without_experts_say_so(made, tmp_path, format_):
+    with pytest.raises(ExportError, match=r"one on experts; use lora, merged or onnx$"):
+        exporter_for(format_, {}).emit(made.frozen, tmp_path / "out", made.context)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [("gate_proj",), ("gate_proj", "up_proj"), ("experts.0.down_proj",), ("gate_proj", "down_proj")],
+)
+def test_what_peft_reads_otherwise_is_refused(moe, targets):
+    with pytest.raises(OptionError, match=r"fused experts; name all of .* outside the experts: k_proj"):
+        inspected(moe, *targets)
+
+
+def test_models_whose_experts_peft_calls_otherwise_are_refused(tmp_path):
+    MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2).save_pretrained(tmp_path)
+    with pytest.raises(OptionError, match=r"outside the experts: k_proj, o_proj, q_proj, v_proj"):
+        inspected(tmp_path)
+    assert len(inspected(tmp_path, "q_proj", "k_proj").tensors) == 8
+
+
+def test_all_linear_of_a_kind_without_experts_asks_for_names(moe):
+    words = r"experts\.gate_up_proj, .* name the layers to adapt, of k_proj, o_proj, q_proj, v_proj$"
+    with pytest.raises(OptionError, match=words):
+        InspectModel(model=str(moe), method="dora").run(None, NOWHERE)
+
+
+def test_dense_layers_beside_experts_are_refused_and_not_left_out(tmp_path):
+    config = Qwen3MoeConfig(**SMALL, num_key_value_heads=2, mlp_only_layers=[0], num_experts=2)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(OptionError, match="fused experts"):
+        inspected(tmp_path)
+
+
+def test_a_model_without_fused_experts_has_no_expert_layers(llama):
+    spec = inspected(llama)
+    assert not expert_sides(load_model(spec.base, keep_dtype=False))
+    assert expert_layer("model.layers.0.mlp.experts.gate_up_proj") is None
