@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 DEFAULT_RATES = {"spectral": 2e-2, "aligned": 3e-3, "paper": 1e-3}
 """Learning rates by generator, of decoders and angles alike; see docs/results.md."""
 
+ALIGNED_RATES = {"ia3": 3e-2, "prefix": 3e-2, "ffa": 1e-2}
+"""The same for the aligned generator of adapters that are no products of two factors."""
+
 MAX_NUMBER = 1e6
 """Above any sensible learning rate, number of epochs or warm-up, and within float32."""
 
@@ -55,7 +58,7 @@ class TrainGenerator:
              batch_size, grad_accum: rows per micro-batch, micro-batches per step.
              max_length: tokens per row.
              lr: peak learning rate of the decoders, with cosine decay to zero; None means what suits the
-             generator, see DEFAULT_RATES.
+             generator, see DEFAULT_RATES and ALIGNED_RATES.
              angle_lr: of the angles; None means the decoders'.
              warmup: steps of linear warm-up, or below 1 the share of all steps.
              bf16: bfloat16 autocast, base weights in the checkpoint's own dtype.
@@ -138,7 +141,7 @@ class _Training:
         splits = self._read_splits(tokenizer)
         model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust).to(device)
         _check_length(options.max_length, model.config)
-        self.lr, self.angle_lr = _learning_rates(options, layout)
+        self.lr, self.angle_lr = _learning_rates(options, spec, layout)
         self.model = attach_adapter(model, spec, layout)
         self.parameters = adapter_parameters(self.model, spec)
         self.from_base = {
@@ -337,9 +340,12 @@ class _Training:
         )
 
 
-def _learning_rates(options: TrainGenerator, layout: WeightLayout) -> tuple[float, float]:
+def _learning_rates(options: TrainGenerator, spec: AdapterSpec, layout: WeightLayout) -> tuple[float, float]:
     """Return the peak learning rates of decoders and angles."""
-    lr = DEFAULT_RATES[layout.generator] if options.lr is None else options.lr
+    default = DEFAULT_RATES[layout.generator]
+    if layout.generator == "aligned":
+        default = ALIGNED_RATES.get(spec.method, default)
+    lr = default if options.lr is None else options.lr
     return lr, lr if options.angle_lr is None else options.angle_lr
 
 

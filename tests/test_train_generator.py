@@ -93,15 +93,29 @@ def test_metrics_have_both_learning_rates_and_both_evaluations(
     assert lines[1]["angle_learning_rate"] == pytest.approx(2 * lines[1]["learning_rate"])
 
 
-@pytest.mark.parametrize("generator", ["spectral", "aligned", "paper"])
+@pytest.mark.parametrize(
+    ("method", "generator", "default"),
+    [
+        ("llama", "spectral", 2e-2),
+        ("llama", "aligned", 3e-3),
+        ("llama", "paper", 1e-3),
+        ("ia3", "aligned", 3e-2),
+        ("prefix", "aligned", 3e-2),
+        ("ffa", "aligned", 1e-2),
+        ("ffa", "paper", 1e-3),
+    ],
+)
 @pytest.mark.parametrize("given", [{}, {"lr": 0.5}, {"angle_lr": 0.25}, {"lr": 0.5, "angle_lr": 0.0}])
 def test_learning_rates_are_those_given_or_those_that_suit_the_generator(
-    generator: str, given: dict[str, float]
+    method: str, generator: str, default: float, given: dict[str, float]
 ) -> None:
-    file = Path(__file__).parent / "golden" / "weight-layout-2" / f"{generator}.json"
-    layout = WeightLayout.from_json(file.read_bytes(), file.name)
-    lr, angle_lr = module._learning_rates(TrainGenerator(data="text.txt", **given), layout)
-    assert lr == given.get("lr", module.DEFAULT_RATES[generator])
+    golden = Path(__file__).parent / "golden"
+    layout_file = golden / "weight-layout-2" / f"{generator}.json"
+    layout = WeightLayout.from_json(layout_file.read_bytes(), layout_file.name)
+    spec_file = golden / "adapter-spec-2" / f"{method}.json"
+    spec = AdapterSpec.from_json(spec_file.read_bytes(), spec_file.name)
+    lr, angle_lr = module._learning_rates(TrainGenerator(data="text.txt", **given), spec, layout)
+    assert lr == given.get("lr", default)
     assert angle_lr == given.get("angle_lr", lr)
 
 

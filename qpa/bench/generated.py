@@ -37,6 +37,7 @@ class Generated:
     Args:    plan: options of the layout besides its size.
              plans: the sizes around a budget, as plans.
              rank: of the adapter, where it is not what `InspectModel` chooses.
+             adapter: the adapter's method, as `InspectModel` calls it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Generated:
     plans: Plans
     rates: tuple[float, float, float] = (1e-2, 2e-2, 4e-2)
     rank: int | None = None
+    adapter: str = "lora"
 
     def sizes(self, base: BenchBase, budgets: Sequence[int]) -> Sequence[Configuration]:
         """Return the plans around each budget."""
@@ -58,7 +60,7 @@ class Generated:
         return sorted(found.values(), key=lambda configuration: configuration.n_trained)
 
     def attach(self, base: BenchBase, configuration: Configuration, *, rate: float, seed: int) -> Attached:
-        """Put an ordinary LoRA adapter on the model and a generator into its optimizer.
+        """Put an ordinary adapter on the model and a generator into its optimizer.
 
         Args:    rate: of decoders and angles alike.
                  seed: of lora_A, the angles and the calibration rows.
@@ -78,13 +80,14 @@ class Generated:
         bases = gradient_bases(parameters, spec, layout, loss, batches)
         adapter = [parameters[tensor.path] for tensor in layout.tensors]
         optimizer = GeneratedAdapterOptimizer(adapter, Generator(layout, seed, bases), lr=rate, angle_lr=rate)
-        return Attached(model, optimizer, lambda folder: _save(parameters, folder), exports_to_lora=True)
+        is_lora = self.adapter == "lora"
+        return Attached(model, optimizer, lambda folder: save_adapter(parameters, folder), is_lora)
 
     def _spec(self, base: BenchBase, seed: int) -> AdapterSpec:
-        spec = base.inspect(None)
+        spec = base.inspect(None, self.adapter)
         if self.rank is not None:
-            spec = base.inspect(min(self.rank, spec.rank))
-        return spec.model_copy(update={"provenance": spec.provenance.model_copy(update={"seed": seed})})
+            spec = base.inspect(min(self.rank, spec.rank), self.adapter)
+        return with_seed(spec, seed)
 
     def _layout(self, configuration: Configuration, spec: AdapterSpec) -> WeightLayout:
         knobs: dict[str, Any] = dict(configuration.knobs)
@@ -120,7 +123,13 @@ def _paper_plans(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[PlanL
     return [replace(plan, chunk_size=min(size, MAX_CHUNK_SIZE))]
 
 
-def _save(parameters: Mapping[str, AdapterParameter], folder: Path) -> None:
+def with_seed(spec: AdapterSpec, seed: int) -> AdapterSpec:
+    """Return a spec with another seed."""
+    return spec.model_copy(update={"provenance": spec.provenance.model_copy(update={"seed": seed})})
+
+
+def save_adapter(parameters: Mapping[str, AdapterParameter], folder: Path) -> None:
+    """Write an adapter's tensors by their paths."""
     tensors = {path: parameter.detach().cpu().contiguous() for path, parameter in parameters.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
 
@@ -162,3 +171,14 @@ GENERATED = {
         ),
     )
 }
+
+GENERATED_KINDS = {
+    method.name: method
+    for method in (
+        Generated("qpa:dora", PlanLayout(), _spectral_plans, adapter="dora"),
+        Generated("qpa:ia3", PlanLayout(), _aligned_plans, (1e-2, 3e-2, 1e-1), adapter="ia3"),
+        Generated("qpa:prefix", PlanLayout(), _aligned_plans, (1e-2, 3e-2, 1e-1), adapter="prefix"),
+        Generated("qpa:ffa", PlanLayout(), _aligned_plans, (3e-3, 1e-2, 3e-2), adapter="ffa"),
+    )
+}
+"""Generators of the other kinds of adapters."""

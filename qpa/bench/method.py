@@ -35,14 +35,15 @@ class BenchBase:
     """A base model as the methods see it.
 
     Args:    load: returns the model anew, frozen, in evaluation mode, in its own dtype.
-             inspect: returns the AdapterSpec of LoRA on the target modules, at a rank or the default one.
+             inspect: returns the AdapterSpec of LoRA on the target modules, at a rank or the default one;
+             or of another method of `InspectModel`, on its own target modules.
              target_modules: paths of the adapted linear layers.
              train_rows: int64[n_rows, length], token ids of the training split, for methods that calibrate.
              bf16: the model runs under bfloat16 autocast.
     """
 
     load: Callable[[], Any]
-    inspect: Callable[[int | None], AdapterSpec]
+    inspect: Callable[..., AdapterSpec]
     target_modules: tuple[str, ...]
     train_rows: Tensor
     bf16: bool

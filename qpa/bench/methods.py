@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+from qpa.bench.direct import DIRECT
 from qpa.bench.fixed_basis import FIXED_BASIS
-from qpa.bench.generated import GENERATED
+from qpa.bench.generated import GENERATED, GENERATED_KINDS
 from qpa.bench.method import Method
 from qpa.bench.peft_methods import PEFT_METHODS
 from qpa.errors import OptionError
 
-METHODS: dict[str, Method] = {**GENERATED, **PEFT_METHODS, **FIXED_BASIS}
+METHODS: dict[str, Method] = {**GENERATED, **GENERATED_KINDS, **PEFT_METHODS, **DIRECT, **FIXED_BASIS}
 
 ABLATION = tuple(GENERATED)
 """qpa, its controls, and its variants: what `qpa bench --ablate` compares."""

@@ -21,7 +21,6 @@ from qpa.bench.method import Attached, BenchBase, Configuration
 
 MAX_SERVED_RANK = 64
 Knobs = dict[str, int]
-_FEED_FORWARD_OUT = ("down_proj", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "w2")
 _SMALL_RANKS = (*range(1, 9), 10, 12, 16)
 _EVEN_RANKS = (2, 4, 6, 8, 10, 12, 16)
 _BLOCK_SIZES = (2, 4, 8, 16, 32, 64)
@@ -113,7 +112,6 @@ def _common_options(base: BenchBase) -> dict[str, Any]:
     return {
         "target_modules": list(spec.target_modules),
         "fan_in_fan_out": spec.fan_in_fan_out,
-        "feedforward_modules": _feed_forward(spec.target_modules),
     }
 
 
@@ -121,10 +119,6 @@ def _shapes(base: BenchBase) -> Shapes:
     pairs = base.inspect(1).pairs
     inputs, outputs = [a.shape[1] for a, _ in pairs], [b.shape[0] for _, b in pairs]
     return Shapes(len(inputs), sum(inputs), sum(outputs), math.gcd(*inputs, *outputs))
-
-
-def _feed_forward(modules: Sequence[str]) -> list[str]:
-    return [module for module in modules if module.rpartition(".")[2] in _FEED_FORWARD_OUT]
 
 
 def _label(knobs: Knobs) -> str:
@@ -286,14 +280,6 @@ _METHODS = (
         "hra", (3e-2, 1e-1, 3e-1), "HRAConfig", lambda k, seed: dict(k), _ranks("r", _EVEN_RANKS), _rank
     ),
     PeftMethod("miss", (3e-3, 1e-2, 3e-2), "MissConfig", lambda k, seed: dict(k), _ranks("r"), _rank),
-    PeftMethod(
-        "ia3",
-        (3e-2, 1e-1, 3e-1),
-        "IA3Config",
-        lambda k, seed: {},
-        lambda shapes, budget: [{}],
-        _full,
-    ),
     PeftMethod(
         "tinylora",
         (1e-3, 3e-3, 1e-2),

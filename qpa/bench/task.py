@@ -108,10 +108,11 @@ def load_task(setting: Setting) -> Task:
     return Task(setting, base, validation, test, facts, reference.n_numbers)
 
 
-def _inspector(setting: Setting) -> Callable[[int | None], AdapterSpec]:
+def _inspector(setting: Setting) -> Callable[..., AdapterSpec]:
     @cache
-    def inspect(rank: int | None) -> AdapterSpec:
-        inspection = InspectModel(setting.model, rank=rank, targets=setting.targets)
+    def inspect(rank: int | None, method: str = "lora") -> AdapterSpec:
+        targets = setting.targets if method in ("lora", "dora") else None
+        inspection = InspectModel(setting.model, rank=rank, targets=targets, method=method)
         context = Pipeline(inspection).run(None, PassContext(0, DirectoryStore(Path())))
         return context.document(AdapterSpec)
 

@@ -1,18 +1,19 @@
-"""Which engine reads which export of which architecture, as a table that is measured and not claimed.
+"""Which engine reads which export of which architecture, as tables that are measured and not claimed.
 
-For each architecture a tiny random base with a random LoRA is exported in each format and given to each
-engine of the format (`qpa.passes.verify_adapter`), which runs in a process that cannot import qpa. A cell is
+For each kind of adapter and each architecture a tiny random base with a random adapter is exported in each
+format that carries the kind and given to each engine of the format (`qpa.passes.verify_adapter`), which runs
+in a process that cannot import qpa. A cell is
 1. ok: the engine's greedy tokens are the live model's, they differ from the base model's, no tensor was
    dropped or missing, and the logits, where the engine gives them, are the live model's to rounding;
 2. refused: `qpa export` wrote nothing, or the engine said no, for the reason below the table;
 3. failed: anything else, with the first line of why: the engine gave wrong answers, or broke where it is not
    known to; or what was ok in the table so far is refused now.
 
-Cells are data, in docs/conformance.jsonl: a run replaces those it measures, and draws the table of all.
+Cells are data, in docs/conformance.jsonl: a run replaces those it measures, and draws the tables of all.
 
     make conformance
-    python -m tests.conformance.run --out docs/conformance.md --vllm .venv-vllm/bin/python \\
-        --llama-cpp .venv-llama-cpp/bin/python --mlx .venv-mlx/bin/python
+    python -m tests.conformance.run --out docs/conformance.md --adapters LoRA,DoRA \\
+        --vllm .venv-vllm/bin/python --llama-cpp .venv-llama-cpp/bin/python --mlx .venv-mlx/bin/python
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from qpa.documents import Manifest
+from qpa.documents import Manifest, Method
 from qpa.errors import QpaError
+from qpa.exporters.export_directory import FORMATS_FOR
 from qpa.exporters.formats import FORMATS, exporter_for
 from qpa.passes.verify_adapter import ENGINES_OF, VerifyAdapter
 from qpa.probe import greedy_continuation
@@ -40,8 +42,29 @@ from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import ARCHITECTURES
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-TARGETS = {"qwen3-moe": ATTENTION}
-"""Where it is not all-linear."""
+
+
+class Kind(NamedTuple):
+    """A kind of adapter.
+
+    Args:    targets: by architecture, where they are not the method's own.
+             architectures: those it is for; None is all.
+    """
+
+    method: Method
+    targets: Mapping[str, tuple[str, ...]] = {}
+    architectures: tuple[str, ...] | None = None
+
+
+KINDS = {
+    "LoRA": Kind("lora", {"qwen3-moe": ATTENTION}),
+    "LoRA on experts": Kind("lora", architectures=("qwen3-moe",)),
+    "DoRA": Kind("dora", {"qwen3-moe": ATTENTION}),
+    "IA3": Kind("ia3"),
+    "prefix tuning": Kind("prefix"),
+    "feed-forward adapter": Kind("ffa"),
+}
+"""The tables, by their titles."""
 
 REFUSED_BY_ENGINE = {("gpt2", "lora", "vllm"), ("qwen3-moe", "lora", "vllm")}
 """Cells in which the engine is known to say no: no LoRA for Conv1D, and none for experts on the CPU."""
@@ -54,12 +77,13 @@ CONVERT = Path(__file__).parents[1] / "llama_cpp" / "convert.py"
 
 
 class Cell(NamedTuple):
-    """What came of one architecture in one format and engine.
+    """What came of one kind of adapter and one architecture in one format and engine.
 
     Args:    outcome: "ok", "refused", "failed" or "not run".
              detail: of "ok" the largest difference of logits, of the others the reason.
     """
 
+    adapter: str
     architecture: str
     format: str
     engine: str
@@ -73,6 +97,7 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, help="Markdown file for the table; cells are kept beside it as jsonl"
     )
+    parser.add_argument("--adapters", default=",".join(KINDS))
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--engines", default=",".join(set().union(*ENGINES_OF.values())))
@@ -86,8 +111,9 @@ def main() -> int:
     pythons = {engine: getattr(options, option) for engine, option in ENVIRONMENTS.items()}
     engines = options.engines.split(",")
     cells: list[Cell] = []
-    for architecture in options.architectures.split(","):
-        for cell in cells_of(architecture, options.formats.split(","), engines, pythons):
+    asked = [(a, b) for a in options.adapters.split(",") for b in options.architectures.split(",")]
+    for adapter, architecture in asked:
+        for cell in cells_of(adapter, architecture, options.formats.split(","), engines, pythons):
             cells.append(cell)
             print(*cell, flush=True)
         if options.out:
@@ -99,20 +125,25 @@ def main() -> int:
 
 
 def cells_of(
-    architecture: str, formats: list[str], engines: list[str], pythons: dict[str, str | None]
+    adapter: str, architecture: str, formats: list[str], engines: list[str], pythons: dict[str, str | None]
 ) -> Iterator[Cell]:
-    """Yield the cells of one architecture."""
+    """Yield the cells of one kind of adapter and one architecture."""
+    kind = KINDS[adapter]
+    if architecture not in (kind.architectures or ARCHITECTURES):
+        return
     with tempfile.TemporaryDirectory() as work:
         model = ARCHITECTURES[architecture](Path(work) / "model")
-        targets = TARGETS.get(architecture, ("all-linear",))
-        made = random_adapter(model, Path(work) / "store", rank=4, alpha=12.0, targets=targets)
-        for name in formats:
+        alpha, targets = 12.0 if kind.method in ("lora", "dora") else None, kind.targets.get(architecture)
+        store = Path(work) / "store"
+        made = random_adapter(model, store, method=kind.method, rank=4, alpha=alpha, targets=targets)
+        for name in filter(FORMATS_FOR[kind.method].__contains__, formats):
             asked = [engine for engine in ENGINES_OF[name] if engine in engines]
-            yield from _cells_of_format(architecture, name, asked, made, Path(work) / name, pythons)
+            row = (adapter, architecture)
+            yield from _cells_of_format(row, name, asked, made, Path(work) / name, pythons)
 
 
 def _cells_of_format(
-    architecture: str,
+    row: tuple[str, str],
     name: str,
     engines: list[str],
     made: RandomAdapter,
@@ -123,18 +154,18 @@ def _cells_of_format(
     try:
         manifest = exporter_for(name, {}).emit(made.frozen, out, made.context)
     except QpaError as error:
-        yield from (Cell(architecture, name, engine, "refused", _reason(error, out)) for engine in engines)
+        yield from (Cell(*row, name, engine, "refused", _reason(error, out)) for engine in engines)
         return
-    print(f"{architecture} {name}: exported in {time.monotonic() - started_s:.1f} s", file=sys.stderr)
+    print(f"{' '.join(row)} {name}: exported in {time.monotonic() - started_s:.1f} s", file=sys.stderr)
     for engine in engines:
         if engine in ENVIRONMENTS and not pythons[engine]:
-            yield Cell(architecture, name, engine, "not run", "no environment was given")
+            yield Cell(*row, name, engine, "not run", "no environment was given")
         else:
-            yield _ask(architecture, engine, made, manifest, out, pythons.get(engine))
+            yield _ask(row, engine, made, manifest, out, pythons.get(engine))
 
 
 def _ask(
-    architecture: str, engine: str, made: RandomAdapter, manifest: Manifest, out: Path, python: str | None
+    row: tuple[str, str], engine: str, made: RandomAdapter, manifest: Manifest, out: Path, python: str | None
 ) -> Cell:
     base = out.with_name("base.gguf")
     if engine == "llama.cpp":
@@ -144,14 +175,14 @@ def _ask(
     try:
         check = step.run(manifest, made.context).engines[0]
     except QpaError as error:
-        known = (architecture, manifest.format, engine) in REFUSED_BY_ENGINE
+        known = (row[1], manifest.format, engine) in REFUSED_BY_ENGINE
         outcome = "refused" if known else "failed"
-        return Cell(architecture, manifest.format, engine, outcome, _reason(error, out))
+        return Cell(*row, manifest.format, engine, outcome, _reason(error, out))
     if list(check.greedy_tokens) == base_tokens(made):
-        return Cell(architecture, manifest.format, engine, "failed", "the base model says the same")
+        return Cell(*row, manifest.format, engine, "failed", "the base model says the same")
     difference = check.max_logit_difference
     detail = "tokens" if difference is None else f"{difference:.0e}"
-    return Cell(architecture, manifest.format, engine, "ok", detail)
+    return Cell(*row, manifest.format, engine, "ok", detail)
 
 
 def _convert_base(made: RandomAdapter, out: Path, environment: Path) -> None:
@@ -177,35 +208,33 @@ def base_tokens(made: RandomAdapter) -> list[int]:
 
 
 def read_cells(out: Path) -> dict[tuple[str, ...], Cell]:
-    """Return the cells kept beside a table, by architecture, format and engine."""
+    """Return the cells kept beside the tables, by adapter, architecture, format and engine."""
     data = out.with_suffix(".jsonl")
     lines = data.read_text().splitlines() if data.exists() else []
-    return {cell[:3]: cell for cell in (Cell(**json.loads(line)) for line in lines)}
+    return {cell[:4]: cell for cell in (Cell(**json.loads(line)) for line in lines)}
 
 
 def no_worse(cells: list[Cell], before: dict[tuple[str, ...], Cell]) -> list[Cell]:
     """Return the cells, failed where they are refused and were ok before."""
     return [
         cell._replace(outcome="failed")
-        if cell.outcome == "refused" and cell[:3] in before and before[cell[:3]].outcome == "ok"
+        if cell.outcome == "refused" and cell[:4] in before and before[cell[:4]].outcome == "ok"
         else cell
         for cell in cells
     ]
 
 
 def write_table(out: Path, cells: list[Cell]) -> None:
-    """Write cells over those of the same place in the data beside the table, and draw the table of all."""
-    found = read_cells(out) | {cell[:3]: cell for cell in cells}
-    order = {name: place for place, name in enumerate([*ARCHITECTURES, *FORMATS])}
-    ordered = sorted(found.values(), key=lambda cell: (order[cell.architecture], order[cell.format]))
+    """Write cells over those of the same place in the data beside the tables, and draw them all."""
+    found = read_cells(out) | {cell[:4]: cell for cell in cells}
+    order = {name: place for place, name in enumerate([*KINDS, *ARCHITECTURES, *FORMATS])}
+    ordered = sorted(found.values(), key=lambda cell: [order[name] for name in cell[:3]])
     out.with_suffix(".jsonl").write_text("".join(json.dumps(cell._asdict()) + "\n" for cell in ordered))
     out.write_text(as_markdown(ordered))
 
 
 def as_markdown(cells: list[Cell]) -> str:
-    """Return the table, with the reasons of refusals and failures below."""
-    columns = list(dict.fromkeys((cell.format, cell.engine) for cell in cells))
-    found = {(cell.architecture, cell.format, cell.engine): cell for cell in cells}
+    """Return a table for each kind of adapter, with the reasons of refusals and failures below."""
     reasons: list[str] = []
     lines = [
         "# Conformance",
@@ -214,15 +243,25 @@ def as_markdown(cells: list[Cell]) -> str:
         "tokens as the live model, other ones than the base model, nothing dropped. The number is the",
         "largest difference of logits, which reach 0.4 (Gemma) to 6 here; an engine that gives none is",
         "compared by its tokens.",
-        "",
+    ]
+    for adapter in dict.fromkeys(cell.adapter for cell in cells):
+        lines += ["", f"## {adapter}", "", *_table([c for c in cells if c.adapter == adapter], reasons)]
+    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+
+
+def _table(cells: list[Cell], reasons: list[str]) -> list[str]:
+    """Return the lines of one table; new reasons are added to `reasons`."""
+    columns = list(dict.fromkeys((cell.format, cell.engine) for cell in cells))
+    found = {(cell.architecture, cell.format, cell.engine): cell for cell in cells}
+    lines = [
         "| architecture | " + " | ".join(f"{name}: {engine}" for name, engine in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for architecture in dict.fromkeys(cell.architecture for cell in cells):
         row = [_text(found.get((architecture, *column)), reasons) for column in columns]
         lines.append(f"| {architecture} | " + " | ".join(row) + " |")
-    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+    return lines
 
 
 def _text(cell: Cell | None, reasons: list[str]) -> str:

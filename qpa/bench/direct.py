@@ -1,0 +1,65 @@
+"""The other kinds of adapters trained as they are: what a generator of the same kind is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from qpa.adapter import adapter_parameters, attach_adapter
+from qpa.bench.generated import save_adapter, with_seed
+from qpa.bench.method import Attached, BenchBase, Configuration
+from qpa.parameter_view import leaf_of
+
+MAX_RANK = 256
+
+
+@dataclass(frozen=True)
+class Direct:
+    """An adapter whose own numbers are trained by AdamW, of the ranks that meet the budgets.
+
+    Args:    name: as on the command line, and the method of `InspectModel`.
+             has_rank: it comes in several sizes.
+    """
+
+    name: str
+    rates: tuple[float, float, float]
+    has_rank: bool = True
+
+    def sizes(self, base: BenchBase, budgets: Sequence[int]) -> Sequence[Configuration]:
+        """Return the ranks below and above each budget."""
+        if not self.has_rank:
+            return [Configuration("its only size", (), base.inspect(None, self.name).n_numbers)]
+        smallest, second = (base.inspect(rank, self.name).n_numbers for rank in (1, 2))
+        first = [1 + (budget - smallest) // (second - smallest) for budget in budgets]
+        ranks = {min(max(1, rank + more), MAX_RANK) for rank in first for more in (0, 1)}
+        return [
+            Configuration(f"r={rank}", (("r", rank),), smallest + (rank - 1) * (second - smallest))
+            for rank in sorted(ranks)
+        ]
+
+    def attach(self, base: BenchBase, configuration: Configuration, *, rate: float, seed: int) -> Attached:
+        """Put the adapter on a fresh model.
+
+        Args:    rate: peak learning rate of AdamW.
+                 seed: of the initial values.
+        """
+        knobs = dict(configuration.knobs)
+        spec = with_seed(base.inspect(int(knobs["r"]) if knobs else None, self.name), seed)
+        model = attach_adapter(base.load(), spec)
+        parameters = adapter_parameters(model, spec)
+        leaves = list(dict.fromkeys(leaf_of(parameter) for parameter in parameters.values()))
+        optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
+        return Attached(model, optimizer, lambda folder: save_adapter(parameters, folder), False)
+
+
+DIRECT = {
+    method.name: method
+    for method in (
+        Direct("dora", (3e-3, 1e-2, 3e-2)),
+        Direct("ia3", (3e-2, 1e-1, 3e-1), has_rank=False),
+        Direct("prefix", (3e-2, 1e-1, 3e-1)),
+        Direct("ffa", (1e-2, 3e-2, 1e-1)),
+    )
+}
