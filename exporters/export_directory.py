@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -85,7 +87,7 @@ class Exporter(ABC):
         check_output(out, force=force)
         probe = context.files.get(frozen.probe).read_bytes()
         try:
-            with new_directory(out) as work:
+            with new_directory(out) as work, _verified(frozen.arrays, context):
                 directory = ExportDirectory(work)
                 rank = self.write(frozen, context, directory)
                 directory.write(PROBE_FILE, probe)
@@ -140,6 +142,20 @@ class BaseModelExporter(Exporter):
     dtype: str = "float32"
     model: str | None = field(default=None, metadata={"provenance": False})
     trust_remote_code: bool = field(default=False, metadata={"provenance": False})
+
+
+@contextmanager
+def _verified(arrays: Attachment, context: PassContext) -> Iterator[None]:
+    """Check a file's digest in a thread while it is read; what was made of it counts only if that is right.
+
+    Raises:  DocumentError: the file was changed, whatever else went wrong because of it.
+    """
+    with ThreadPoolExecutor(1) as beside:
+        verified = beside.submit(context.files.get, arrays)
+        try:
+            yield
+        finally:
+            verified.result()
 
 
 class ExportDirectory:

@@ -39,17 +39,17 @@ class FrozenArrays:
     def open(
         cls, frozen: FrozenAdapter, context: PassContext, *, dtype: str = "float32", rank_pad: int = 1
     ) -> FrozenArrays:
-        """Check that the arrays are those of the document.
+        """Check that the arrays' names and shapes are those of the document; `Exporter` checks their digest.
 
         Args:    dtype: "float32", "bfloat16" or "float16".
                  rank_pad: pad the rank to a multiple of it.
         Raises:  OptionError: a multiple below 1.
-                 DocumentError: the file is missing or damaged.
+                 DocumentError: the file is missing or cut short.
                  ExportError: its tensors are not the document's.
         """
         if rank_pad < 1:
             raise OptionError("--rank-pad", "a whole number of at least 1", str(rank_pad))
-        path = context.files.get(frozen.arrays)
+        path = context.files.path_of(frozen.arrays)
         try:
             file = TensorFile.open(path)
         except DocumentError as error:

@@ -40,6 +40,10 @@ class FileStore(Protocol):
         """Return the file's path after checking its length and SHA-256."""
         ...
 
+    def path_of(self, attachment: Attachment) -> Path:
+        """Return the file's path after checking its length alone."""
+        ...
+
 
 def _silent(description: str, n_done: int, n_total: int) -> None:
     """Report progress to nobody."""

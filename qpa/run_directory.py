@@ -80,6 +80,16 @@ class DirectoryStore:
 
         Raises:  DocumentError: the file is missing, truncated or another one.
         """
+        path = self.path_of(attachment)
+        if sha256_of(path) != attachment.sha256:
+            raise DocumentError(str(path), f"SHA-256 {attachment.sha256}", "another: the file was changed")
+        return path
+
+    def path_of(self, attachment: Attachment) -> Path:
+        """Return the file's path after checking its length alone.
+
+        Raises:  DocumentError: the file is missing or truncated.
+        """
         path = self.path / attachment.file
         if not path.is_file():
             raise DocumentError(str(path), "a file named by a document", "nothing", "run the pass again")
@@ -88,8 +98,6 @@ class DirectoryStore:
             raise DocumentError(
                 str(path), f"{attachment.n_bytes} bytes", f"{n_bytes} bytes", "run the pass again"
             )
-        if sha256_of(path) != attachment.sha256:
-            raise DocumentError(str(path), f"SHA-256 {attachment.sha256}", "another: the file was changed")
         return path
 
 
