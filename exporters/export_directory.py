@@ -54,14 +54,14 @@ class Exporter(ABC):
     """A frozen dataclass whose fields are its options, of which `dtype` is one.
 
     Class attributes: `name` is the format's, as on the command line and in the manifest; `dtypes` are the
-    types it can write; `carries_experts`: of a LoRA on the experts of a mixture too.
+    types it can write; `carries_all`: of a LoRA on experts of a mixture, or on an embedding, too.
     """
 
     __slots__ = ()
 
     name: ClassVar[str]
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
-    carries_experts: ClassVar[bool] = False
+    carries_all: ClassVar[bool] = False
     dtype: str
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -111,9 +111,10 @@ class Exporter(ABC):
             carried = [METHOD_NAMES[m] for m, names in FORMATS_FOR.items() if self.name in names]
             found = METHOD_NAMES[frozen.method]
             raise ExportError(f"--format {self.name}", one_of(carried), found, f"use {one_of(formats)}")
-        if not self.carries_experts and has_experts(frozen.modules):
-            expected, advice = "an adapter on layers of their own", "use lora, merged or onnx"
-            raise ExportError(f"--format {self.name}", expected, "one on experts", advice)
+        others = "experts" if has_experts(frozen.modules) else ", ".join(frozen.embeddings)
+        if others and not self.carries_all:
+            expected, advice = "an adapter on linear layers of their own", "use lora, merged or onnx"
+            raise ExportError(f"--format {self.name}", expected, f"one on {others}", advice)
 
     def check(self, frozen: FrozenAdapter) -> None:  # noqa: B027 - most formats have nothing to refuse
         """Refuse, before anything is written, what the format cannot carry or engines serve wrongly.

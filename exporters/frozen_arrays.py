@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qpa.documents import FrozenAdapter, TensorShape
+from qpa.documents import EMBEDDING_ROLES, FrozenAdapter, TensorShape, module_of
 from qpa.errors import DocumentError, ExportError, OptionError
 from qpa.pipeline import PassContext
 from qpa.tensor_file import DTYPES, Array, TensorFile
@@ -66,11 +66,21 @@ class FrozenArrays:
 
     def sides(self, module: str) -> tuple[int | None, int | None]:
         """Return out_features and in_features of an adapted module; None is one the adapter does not tell."""
-        shapes = {t.path.removeprefix(f"{module}."): t.shape for t in self.frozen.tensors}
-        if "ia3_l" in shapes:
-            n_out, n_in = shapes["ia3_l"]
+        shapes = {t.path: t.shape for t in self.frozen.tensors if module_of(t.path) == module}
+        if self.frozen.method == "ia3":
+            n_out, n_in = shapes[f"{module}.ia3_l"]
             return (None, n_in) if n_out == 1 else (n_out, None)
-        return shapes["lora_B.weight"][0], shapes["lora_A.weight"][1]
+        a, b = self._pair(module)
+        return shapes[b][0], shapes[a][1]
+
+    def factors(self, module: str) -> tuple[Array, Array]:
+        """Return lora_A [rank, in] and lora_B [out, rank] of a module, as `read` gives them."""
+        a, b = self._pair(module)
+        return self.read(a), self.read(b)
+
+    def _pair(self, module: str) -> tuple[str, str]:
+        names = EMBEDDING_ROLES if module in self.frozen.embeddings else ("lora_A.weight", "lora_B.weight")
+        return f"{module}.{names[0]}", f"{module}.{names[1]}"
 
     def read(self, path: str) -> Array:
         """Return one tensor, of the type that was asked for.
@@ -96,11 +106,11 @@ class FrozenArrays:
 
 
 def _is_a(path: str) -> bool:
-    return path.endswith(".lora_A.weight")
+    return path.endswith((".lora_A.weight", f".{EMBEDDING_ROLES[0]}"))
 
 
 def _is_b(path: str) -> bool:
-    return path.endswith(".lora_B.weight")
+    return path.endswith((".lora_B.weight", f".{EMBEDDING_ROLES[1]}"))
 
 
 def _check_names(frozen: FrozenAdapter, file: TensorFile) -> None:

@@ -2,8 +2,9 @@
 
 Rules:
 1. lora_alpha == r: the scaling alpha / r is multiplied into lora_B (`qpa.exporters.frozen_arrays`).
-2. Tensors are named base_model.model.<module>.lora_A.weight [r, in] and .lora_B.weight [out, r], of one
-   type, contiguous; target_modules is an explicit sorted list.
+2. Tensors are named base_model.model.<module>.lora_A.weight [r, in] and .lora_B.weight [out, r], of an
+   embedding .lora_embedding_A and .lora_embedding_B, of one type, contiguous; target_modules is an explicit
+   sorted list.
 3. One tensor at a time is in memory.
 4. The result keeps `qpa.exporters.lora_contract`.
 
@@ -21,7 +22,7 @@ from qpa.errors import ExportError
 from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, Exporter
 from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
-from qpa.exporters.model_card import model_card, targets_head
+from qpa.exporters.model_card import model_card, targets_tied
 from qpa.pipeline import PassContext
 from qpa.tensor_file import TensorPlan
 
@@ -39,23 +40,23 @@ class ExportLora(Exporter):
     """
 
     name: ClassVar[str] = "lora"
-    carries_experts: ClassVar[bool] = True
+    carries_all: ClassVar[bool] = True
 
     dtype: str = "float32"
     rank_pad: int = 1
     allow_tied_head: bool = False
 
     def check(self, frozen: FrozenAdapter) -> None:
-        """Refuse a tied head.
+        """Refuse a tied head, or its embedding.
 
         Raises:  ExportError: the adapter is on one, and it was not allowed.
         """
-        if targets_head(frozen) and frozen.base.ties_lm_head and not self.allow_tied_head:
+        if targets_tied(frozen) and not self.allow_tied_head:
             raise ExportError(
                 f"the output head of {frozen.base.name_or_path}",
                 "a head with a weight of its own",
                 "one tied to the input embedding, so an engine that merges the adapter gives wrong tokens",
-                "choose targets without the head, or pass --allow-tied-head",
+                "choose targets without the head and the embedding, or pass --allow-tied-head",
             )
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:

@@ -19,7 +19,8 @@ L11  No modules_to_save, no other part that is more than B A x, and no other cho
      target_modules makes.
 L12  init_lora_weights is of a kind that leaves the base weights alone (not pissa, olora, corda ..).
 L13  The safetensors file is whole, and its metadata says {"format": "pt"}.
-L14  Keys are base_model.model.<module>.lora_A.weight or .lora_B.weight, without an adapter's name. The
+L14  Keys are base_model.model.<module>.lora_A.weight or .lora_B.weight, of an embedding .lora_embedding_A
+     or .lora_embedding_B, without an adapter's name. The
      module path neither repeats the prefix nor starts at the layers: a causal language model of
      transformers has them below an attribute, so such a key has lost one component.
 L15  Every lora_A has its lora_B, every lora_B its lora_A.
@@ -52,6 +53,9 @@ MAX_JSON_BYTES = 16 << 20
 MAX_JSON_DEPTH = 32
 
 _ROLES = (".lora_A.weight", ".lora_B.weight")
+_EMBEDDING_ROLES = (".lora_embedding_A", ".lora_embedding_B")
+_A = (_ROLES[0], _EMBEDDING_ROLES[0])
+_ALL_ROLES = _ROLES + _EMBEDDING_ROLES
 _HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _NO_MODULE_STARTS = ("base_model.", "layers.", "h.", "blocks.")
 _MORE_THAN_LORA = (
@@ -218,17 +222,19 @@ def _check_keys(tensors: Mapping[str, TensorEntry]) -> Iterator[Finding]:
     prefix = [name for name in tensors if not _has_right_prefix(name)]
     if prefix:
         yield Finding("L14", several(prefix), f"one prefix {KEY_PREFIX}", "another prefix")
-    ending = [name for name in tensors if not name.endswith(_ROLES)]
+    ending = [name for name in tensors if not name.endswith(_ALL_ROLES)]
     if ending:
-        named = any(".lora_A." in name or ".lora_B." in name for name in ending)
+        named = any(f"{role.removesuffix('.weight')}." in name for name in ending for role in _ALL_ROLES)
         found = "an adapter's name in the key" if named else "another ending"
         yield Finding("L14", several(ending), "a key ending in .lora_A.weight or .lora_B.weight", found)
-    for role, other in (_ROLES, _ROLES[::-1]):
+    for role, other in (_ROLES, _ROLES[::-1], _EMBEDDING_ROLES, _EMBEDDING_ROLES[::-1]):
         alone = [
             name for name in tensors if name.endswith(role) and name.removesuffix(role) + other not in tensors
         ]
         if alone:
-            yield Finding("L15", several(alone), f"a {other[1:7]} of the same module", "none")
+            yield Finding(
+                "L15", several(alone), f"a {other[1:].removesuffix('.weight')} of the same module", "none"
+            )
 
 
 def _check_numbers(file: TensorFile) -> Iterator[Finding]:
@@ -258,9 +264,9 @@ def _check_rank(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> Itera
     if not _is_integer(rank):
         return
     ranks = {
-        name: tensor.shape[0 if name.endswith(_ROLES[0]) else 1]
+        name: tensor.shape[0 if name.endswith(_A) else 1]
         for name, tensor in tensors.items()
-        if name.endswith(_ROLES) and len(tensor.shape) == 2
+        if name.endswith(_ALL_ROLES) and len(tensor.shape) == 2
     }
     wrong = [name for name in ranks if ranks[name] != rank]
     if wrong:
@@ -272,7 +278,7 @@ def _check_targets(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> It
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not _is_list_of_names(targets):
         return
-    modules = {module_of(name) for name in tensors if name.endswith(_ROLES) and _has_right_prefix(name)}
+    modules = {module_of(name) for name in tensors if name.endswith(_ALL_ROLES) and _has_right_prefix(name)}
     untargeted = sorted(module for module in modules if not any(selects(t, module) for t in targets))
     if untargeted:
         yield Finding("L19", several(untargeted), "a module that target_modules selects", "tensors only")

@@ -46,7 +46,7 @@ from qpa.exporters.model_card import (
     base_name,
     format_card,
     origin,
-    targets_head,
+    targets_tied,
 )
 from qpa.exporters.weight_change import WeightChange, bias_scale, weight_change
 from qpa.pipeline import PassContext
@@ -70,14 +70,14 @@ class ExportMerged(BaseModelExporter):
     """
 
     name: ClassVar[str] = "merged"
-    carries_experts: ClassVar[bool] = True
+    carries_all: ClassVar[bool] = True
 
     def check(self, frozen: FrozenAdapter) -> None:
         """Refuse a tied head.
 
         Raises:  ExportError: the adapter is on a head that shares its weight with the input embedding.
         """
-        if targets_head(frozen) and frozen.base.ties_lm_head:
+        if targets_tied(frozen):
             raise _tied(f"the output head of {frozen.base.name_or_path}")
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
@@ -130,8 +130,8 @@ class Merge:
         weights = _by_key([f"{module}.weight" for module in modules], checkpoint, model)
         scaled = [m for m in modules if bias_scale(arrays, m) is not None and _has_bias(model, m)]
         biases = _by_key([f"{module}.bias" for module in scaled], checkpoint, model)
-        transposed = frozenset(module for module in modules if _is_conv1d(model, module))
-        merge = cls(arrays, weights, biases, transposed, dtype)
+        transposed = {m for m in modules if _is_conv1d(model, m)} | {*arrays.frozen.embeddings}
+        merge = cls(arrays, weights, biases, frozenset(transposed), dtype)
         for file in checkpoint.files.values():
             merge._check_file(file)
         return merge
@@ -266,7 +266,7 @@ def _tied(subject: str) -> ExportError:
         subject,
         "a weight of its own to merge into",
         "one shared between the input embedding and the output head, which both would change",
-        "choose targets without the head, or use --format lora --allow-tied-head",
+        "choose targets without the head and the embedding, or use --format lora --allow-tied-head",
     )
 
 

@@ -14,7 +14,8 @@ from qpa.documents.trained_generator import perplexity_text
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 VLLM_DEFAULT_RANK = 16
-VLLM_HEAD_ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM")
+VLLM_EMBEDDING_ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM")
+"""Those on whose output head and embedding vLLM has LoRA."""
 
 
 def model_card(frozen: FrozenAdapter, rank: int | None = None) -> str:
@@ -107,6 +108,11 @@ def targets_head(frozen: FrozenAdapter) -> bool:
     return frozen.base.head in frozen.modules
 
 
+def targets_tied(frozen: FrozenAdapter) -> bool:
+    """Return whether the adapter changes an output head and an embedding that share their weight."""
+    return frozen.base.ties_lm_head and (targets_head(frozen) or bool(frozen.embeddings))
+
+
 def _front_matter(base: BaseModelReference, library: str, tags: tuple[str, ...], relation: str) -> str:
     lines = ["---"]
     if not base.local:
@@ -195,8 +201,11 @@ def _loading_in_vllm(frozen: FrozenAdapter, rank: int) -> str:
         )
     if option is None:
         return f"vLLM: it serves ranks up to {VLLM_RANKS[-1]}; merge the adapter first."
-    if targets_head(frozen) and frozen.base.architecture not in VLLM_HEAD_ARCHITECTURES:
-        return "vLLM: it has no LoRA on this model's output head; merge the adapter first."
+    if frozen.base.architecture not in VLLM_EMBEDDING_ARCHITECTURES and (
+        targets_head(frozen) or frozen.embeddings
+    ):
+        place = "output head" if targets_head(frozen) else "embedding"
+        return f"vLLM: it has no LoRA on this model's {place}; merge the adapter first."
     base = frozen.base
     command = f"vllm serve {shlex.quote(base.name_or_path)} --enable-lora"
     if base.revision:

@@ -51,7 +51,7 @@ class ExportOnnx(BaseModelExporter):
     """
 
     name: ClassVar[str] = "onnx"
-    carries_experts: ClassVar[bool] = True
+    carries_all: ClassVar[bool] = True
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
@@ -101,7 +101,8 @@ def _merge(module: Any, path: str, arrays: FrozenArrays) -> None:
 
 def _merged(stored: torch.Tensor, path: str, arrays: FrozenArrays) -> torch.Tensor:
     """Return what becomes of a module's weight, as it is stored."""
-    transposed, weight = arrays.frozen.fan_in_fan_out, stored.numpy()
+    weight = stored.numpy()
+    transposed = arrays.frozen.fan_in_fan_out or path in arrays.frozen.embeddings
     sides = arrays.sides(path)[::-1] if transposed else arrays.sides(path)
     if any(side not in (None, n) for side, n in zip(sides, weight.shape, strict=True)):
         raise ModelError(path, f"a weight of shape {sides}", str(weight.shape))

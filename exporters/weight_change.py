@@ -4,7 +4,8 @@ Rules:
 1. LoRA: W + B A, with alpha / rank in B already (`qpa.exporters.frozen_arrays`).
 2. DoRA: each output's row of W + B A is brought to the length lora_magnitude_vector (arXiv 2402.09353).
 3. IA3: W times ia3_l of its outputs, and so the bias, or of its inputs (arXiv 2205.05638).
-4. A Conv1D stores W as [in, out]: the same, transposed.
+4. A Conv1D stores W as [in, out], and so does an embedding, of whose input one number is 1: the same,
+   transposed.
 
 Source: the papers; ours.
 """
@@ -72,7 +73,7 @@ def weight_change(arrays: FrozenArrays, module: str, blocks: Blocks, *, transpos
         if _scales_input(scale) == transposed:
             return WeightChange(row_scale=scale.reshape(-1, 1))
         return WeightChange(column_scale=scale.reshape(1, -1))
-    a, b = arrays.read(f"{module}.lora_A.weight"), arrays.read(f"{module}.lora_B.weight")
+    a, b = arrays.factors(module)
     change = WeightChange(a.T, b.T) if transposed else WeightChange(b, a)
     if arrays.frozen.method != "dora":
         return change

@@ -2,7 +2,7 @@
 
 Rules:
 1. LoRA (arXiv 2106.09685): W + (alpha / rank) B A. lora_A [rank, in], lora_B [out, rank], whatever way the
-   base stores its weight.
+   base stores its weight; of an embedding lora_embedding_A [rank, n_vocabulary] and lora_embedding_B.
 2. DoRA (arXiv 2402.09353): each row of that sum is brought to a length, lora_magnitude_vector [out, 1], which
    starts as the row's length in the base.
 3. IA3 (arXiv 2205.05638): ia3_l scales what a module returns, [out, 1], or, of the second layer of a
@@ -16,9 +16,9 @@ Source: the papers; shapes and names as in PEFT, of the feed-forward adapter our
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from qpa.documents import ROLES_OF, AdapterTensor, Method
+from qpa.documents import EMBEDDING_ROLES, ROLES_OF, AdapterTensor, Method
 from qpa.documents.adapter_spec import InitialValue, Role
 
 Sides = Mapping[str, tuple[int, int]]
@@ -38,6 +38,7 @@ FEED_FORWARD_BLOCKS = ("mlp", "feed_forward", "ffn", "fc2")
 
 _INITIAL: dict[Role, InitialValue] = {
     "lora_A": "kaiming_uniform",
+    "lora_embedding_A": "uniform",
     "lora_magnitude_vector": "base",
     "ia3_l": "ones",
     "prefix_key": "base",
@@ -46,8 +47,13 @@ _INITIAL: dict[Role, InitialValue] = {
 }
 
 
-def module_tensors(method: Method, sides: Sides, rank: int) -> tuple[AdapterTensor, ...]:
-    """Return the tensors of an adapter on some modules, in the modules' order."""
+def module_tensors(
+    method: Method, sides: Sides, rank: int, embeddings: Collection[str] = ()
+) -> tuple[AdapterTensor, ...]:
+    """Return the tensors of an adapter on some modules, in the modules' order.
+
+    Args:    embeddings: those of the modules that are embeddings.
+    """
     return tuple(
         AdapterTensor(
             module=path,
@@ -57,7 +63,7 @@ def module_tensors(method: Method, sides: Sides, rank: int) -> tuple[AdapterTens
             initial=_INITIAL.get(role, "zeros"),
         )
         for path, (n_in, n_out) in sides.items()
-        for role in ROLES_OF[method]
+        for role in (EMBEDDING_ROLES if path in embeddings else ROLES_OF[method])
     )
 
 
@@ -82,8 +88,8 @@ def scales_inputs(path: str) -> bool:
 
 
 def _shape(role: Role, path: str, n_in: int, n_out: int, rank: int) -> tuple[int, int]:
-    if role in ("lora_A", "ffa_down"):
+    if role in ("lora_A", "lora_embedding_A", "ffa_down"):
         return (rank, n_in)
-    if role in ("lora_B", "ffa_up"):
+    if role in ("lora_B", "lora_embedding_B", "ffa_up"):
         return (n_out, rank)
     return (1, n_in) if role == "ia3_l" and scales_inputs(path) else (n_out, 1)

@@ -5,7 +5,8 @@ Rules:
 2. Every kind of adapter has targets of its own where none are given: LoRA and DoRA "all-linear", IA3 the
    keys, values and feed-forward blocks, the feed-forward adapter these blocks, a prefix none.
    "all-linear" is every Linear and Conv1D except the output head; names select by the last
-   components of the module path, as PEFT does, and may select the head. Several targets add up.
+   components of the module path, as PEFT does, and may select the head, and for LoRA the embedding.
+   Several targets add up.
    Of fused experts (one 3-D parameter for all of a layer) LoRA adapts every expert's layers
    (`qpa.experts`). Where PEFT cannot, or for other kinds of adapters, "all-linear" does not leave them
    out in silence but asks for names, and names that PEFT would take for the experts are refused.
@@ -94,7 +95,12 @@ class InspectModel:
             alpha=self._alpha(rank),
             target_modules=self._target_modules(list(chosen), model),
             fan_in_fan_out=any(_is_conv1d(module) for module in chosen.values()),
-            tensors=module_tensors(method, self._sides(chosen, model), rank),
+            tensors=module_tensors(
+                method,
+                self._sides(chosen, model),
+                rank,
+                [path for path, module in chosen.items() if _is_embedding(module)],
+            ),
         )
         if _fused_experts(model) and method != "ffa":
             _check_in_peft(model, spec)
@@ -119,8 +125,7 @@ class InspectModel:
     def _sides(self, chosen: dict[str, Any], model: Any) -> dict[str, tuple[int, int]]:
         """Return what goes into each module and comes out; a block is as wide as the model."""
         width = int(model.config.get_text_config().hidden_size)
-        is_block = {path: not (isinstance(m, tuple) or _is_linear(m)) for path, m in chosen.items()}
-        sides = {path: (width, width) if is_block[path] else _in_out(m) for path, m in chosen.items()}
+        sides = {path: _in_out(module, width) for path, module in chosen.items()}
         if self.method == "ffa":  # what it gets is what the module returns
             return {path: (n_out, n_out) for path, (_, n_out) in sides.items()}
         return sides
@@ -173,14 +178,14 @@ class InspectModel:
         linears = _linears(model, head)
         known = linears if self.method != "ffa" else _blocks(model)
         if self.method == "lora":
-            known = {**linears, **expert_sides(model)}
+            known = {**_input_embedding(model), **linears, **expert_sides(model)}
         targets = self.targets or self._default_targets(known)
         self._check_targets(targets, model, known, head)
         everything = ALL_LINEAR in targets
         chosen = {
             path: module
             for path, module in known.items()
-            if (everything and path != head) or _matches(path, targets)
+            if (everything and path != head and not _is_embedding(module)) or _matches(path, targets)
         }
         if not chosen:
             raise ModelError(self.model, "at least one linear layer to adapt", "none")
@@ -265,16 +270,36 @@ def _is_linear(module: Any) -> bool:
     return isinstance(module, torch.nn.Linear) or _is_conv1d(module)
 
 
+def _is_embedding(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, torch.nn.Embedding)
+
+
+def _input_embedding(model: Any) -> dict[str, Any]:
+    """Return the embedding of the tokens, by its path."""
+    embedding = model.get_input_embeddings()
+    path = next((path for path, module in model.named_modules() if module is embedding), None)
+    return {path: embedding} if path is not None and _is_embedding(embedding) else {}
+
+
 def _is_conv1d(module: Any) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, Conv1D)
 
 
-def _in_out(module: Any) -> tuple[int, int]:
-    """Return (in_features, out_features), as which experts' layers come; Conv1D's weight is [in, out]."""
+def _in_out(module: Any, width: int = 0) -> tuple[int, int]:
+    """Return (in_features, out_features), as which experts' layers come; Conv1D's weight is [in, out].
+
+    Args:    width: of a block, which is as wide as the model.
+    """
     if isinstance(module, tuple):
         return module
+    if _is_embedding(module):
+        return module.num_embeddings, module.embedding_dim
+    if not _is_linear(module):
+        return width, width
     n_first, n_second = module.weight.shape
     return (n_first, n_second) if _is_conv1d(module) else (n_second, n_first)
 
@@ -308,18 +333,16 @@ def _check_target(target: str, linears: dict[str, Any], model: Any) -> None:
         return
     matched = [module for path, module in model.named_modules() if _matches(path, (target,))]
     expected = "names of linear layers" if matched else "names that match modules"
-    names = sorted({path.rpartition(".")[2] for path in linears})
+    names = sorted({path.rpartition(".")[2] for path in linears if not _is_embedding(linears[path])})
     raise OptionError("--targets", expected, f"{target}, {_what_matched(matched)}", _nearest(target, names))
 
 
 def _what_matched(modules: list[Any]) -> str:
     """Return what modules are that are no linear layers of the language model."""
-    import torch
-
     if not modules:
         return "which matches none"
-    if any(isinstance(module, torch.nn.Embedding) for module in modules):
-        return "which is none but an embedding, whose LoRA has other tensors (lora_embedding_A)"
+    if any(_is_embedding(module) for module in modules):
+        return "which is none but an embedding; LoRA alone adapts one, that of the tokens"
     if any(_is_linear(module) for module in modules):
         return "which is none of the language model"
     return "which is none"

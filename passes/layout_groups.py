@@ -138,7 +138,7 @@ def _draft_of(name: str, axis: ChunkAxis, members: list[AdapterTensor], n_rows: 
     chunked = []
     for tensor in members:
         first = parents[_parent(tensor)] * n_rows
-        is_basis = axis == "spectrum" and tensor.role == "lora_A"
+        is_basis = axis == "spectrum" and tensor.axis == "row"
         chunked.append(_chunked(tensor, () if is_basis else range(first, first + n_rows)))
     return Draft(name, axis, tuple(chunked), len(parents) * n_rows, size)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from qpa.documents import AdapterSpec, AdapterTensor, TensorShape, WeightLayout
+from qpa.documents import EMBEDDING_ROLES, AdapterSpec, AdapterTensor, TensorShape, WeightLayout
 from qpa.errors import ModelError
 from qpa.experts import expert_layer, parameter_name, parameter_part
 from qpa.feed_forward import FeedForwardModel
@@ -142,7 +142,7 @@ def _parameter_name(tensor: AdapterTensor, modules: Collection[str]) -> str:
     if tensor.role.startswith("ffa_"):
         return f"model.{tensor.path}"
     name = f"base_model.model.{tensor.module}.{tensor.role}.{ADAPTER_NAME}"
-    return name if tensor.role == "ia3_l" else f"{name}.weight"
+    return name if tensor.role in ("ia3_l", *EMBEDDING_ROLES) else f"{name}.weight"
 
 
 def _part(parameter: Parameter, tensor: AdapterTensor, spec: AdapterSpec) -> AdapterParameter:

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, LlavaConfig, Qwen3MoeConfig
 from transformers.pytorch_utils import Conv1D
 
 from qpa.documents import AdapterSpec, read_manifest
-from qpa.errors import ModelError, OptionError
+from qpa.errors import ExportError, ModelError, OptionError
 from qpa.exporters.lora import ExportLora
 from qpa.exporters.lora_contract import KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
+from qpa.exporters.merged import ExportMerged
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.pipeline import PassContext
@@ -77,22 +78,22 @@ def adapter_of(model_of: ModelOf, tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 def _targets(name: str) -> tuple[str, ...]:
-    """Return the widest choice of layers that qpa adapts: it has no adapter for fused experts."""
+    """Return all linear layers; the experts of a mixture are in tests/test_experts.py."""
     return ATTENTION if name == "qwen3-moe" else ALL_LINEAR
 
 
-def _inspect(model: Path, *targets: str) -> AdapterSpec:
+def _inspect(model: Path, *targets: str, method: str = "lora") -> AdapterSpec:
     context = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
-    return InspectModel(model=str(model), rank=4, targets=targets).run(None, context)
+    return InspectModel(model=str(model), rank=4, targets=targets, method=method).run(None, context)
 
 
 def _modules(made: RandomAdapter) -> set[str]:
     return {path.rpartition(".lora_")[0] for path in made.tensors}
 
 
-def _check_everywhere(made: RandomAdapter, out: Path) -> None:
+def _check_everywhere(made: RandomAdapter, out: Path, *, allow_tied_head: bool = False) -> None:
     """Export an adapter and check that PEFT and transformers compute the live model's function."""
-    ExportLora().emit(made.frozen, out, made.context)
+    ExportLora(allow_tied_head=allow_tied_head).emit(made.frozen, out, made.context)
     assert check_lora_contract(out) == ()
     assert load_file(out / WEIGHTS_FILE).keys() == {KEY_PREFIX + path for path in made.tensors}
     verify = VerifyAdapter(directory=str(out), engines=("peft", "transformers"))
@@ -177,24 +178,51 @@ def test_the_head_of_gpt_neox_is_named_as_in_the_model_not_as_in_its_checkpoint(
         _inspect(model_of("gpt-neox"), "embed_out")
 
 
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("name", "target"),
     [
         ("llama", "embed_tokens"),
         ("gpt-neox", "embed_in"),
         ("gpt2", "wte"),
-        ("opt", "embed_positions"),
+        ("opt", "embed_tokens"),
         ("gemma3", "embed_tokens"),
     ],
 )
-def test_an_embedding_is_refused_and_the_line_says_why(name, target, model_of):
+def test_the_embedding_of_the_tokens_is_a_target(name, target, model_of, tmp_path):
+    made = random_adapter(model_of(name), tmp_path / "store", alpha=6.0, targets=("all-linear", target))
+    (embedding,) = made.frozen.embeddings
+    base = made.live.get_base_model()
+    size, width = base.config.get_text_config().vocab_size, base.config.get_text_config().hidden_size
+    assert made.tensors[f"{embedding}.lora_embedding_A"].shape == (4, size)
+    assert made.tensors[f"{embedding}.lora_embedding_B"].shape == (width, 4)
+    assert len(_modules(made)) == 1 + len(_modules(random_adapter(model_of(name), tmp_path / "linear")))
+    _check_everywhere(made, tmp_path / "out", allow_tied_head=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "method"),
+    [("opt", "embed_positions", "lora"), ("gpt2", "wpe", "lora"), ("llama", "embed_tokens", "dora")],
+)
+def test_other_embeddings_and_other_adapters_of_one_are_refused(name, target, method, model_of):
     with pytest.raises(OptionError) as caught:
-        _inspect(model_of(name), "all-linear", target)
+        _inspect(model_of(name), "all-linear", target, method=method)
     assert str(caught.value).startswith(
-        f"--targets: expected names of linear layers, found {target}, which is none but an embedding, whose "
-        "LoRA has other tensors (lora_embedding_A); "
+        f"--targets: expected names of linear layers, found {target}, which is none but an embedding; LoRA "
+        "alone adapts one, that of the tokens; "
     )
     assert "\n" not in str(caught.value)
+
+
+def test_a_tied_embedding_is_refused_where_it_would_be_merged(model_of, tmp_path):
+    made = random_adapter(model_of("gpt2"), tmp_path / "store", targets=("wte",))
+    for exporter in (ExportLora(), ExportMerged()):
+        with pytest.raises(ExportError, match=r"targets without the head and the embedding"):
+            exporter.emit(made.frozen, tmp_path / "out", made.context)
+    untied = random_adapter(model_of("llama"), tmp_path / "untied", targets=("embed_tokens",))
+    manifest = ExportMerged().emit(untied.frozen, tmp_path / "merged", untied.context)
+    VerifyAdapter(directory=str(tmp_path / "merged")).run(manifest, untied.context)
 
 
 # Models that also see

@@ -1,6 +1,7 @@
 """The typed documents of the IR, one module a stage."""
 
 from qpa.documents.adapter_spec import (
+    EMBEDDING_ROLES,
     METHOD_NAMES,
     ROLES_OF,
     AdapterSpec,
@@ -30,6 +31,7 @@ from qpa.documents.weight_layout import (
 )
 
 __all__ = [
+    "EMBEDDING_ROLES",
     "MANIFEST_PATH",
     "MAX_QUBITS",
     "METHOD_NAMES",

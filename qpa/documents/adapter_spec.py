@@ -14,6 +14,8 @@ Method = Literal["lora", "dora", "ia3", "prefix", "ffa"]
 Role = Literal[
     "lora_A",
     "lora_B",
+    "lora_embedding_A",
+    "lora_embedding_B",
     "lora_magnitude_vector",
     "ia3_l",
     "prefix_key",
@@ -21,7 +23,7 @@ Role = Literal[
     "ffa_down",
     "ffa_up",
 ]
-InitialValue = Literal["kaiming_uniform", "zeros", "ones", "base"]
+InitialValue = Literal["kaiming_uniform", "uniform", "zeros", "ones", "base"]
 Axis = Literal["row", "column"]
 
 METHOD_NAMES: dict[Method, str] = {
@@ -42,7 +44,10 @@ ROLES_OF: dict[Method, tuple[Role, ...]] = {
 }
 """The tensors of one module, in order."""
 
-_IN_ROWS: tuple[Role, ...] = ("lora_A", "ffa_down", "prefix_key", "prefix_value")
+EMBEDDING_ROLES: tuple[Role, ...] = ("lora_embedding_A", "lora_embedding_B")
+"""Those of LoRA on an embedding, instead."""
+
+_IN_ROWS: tuple[Role, ...] = ("lora_A", "lora_embedding_A", "ffa_down", "prefix_key", "prefix_value")
 _WITH_WEIGHT: tuple[Role, ...] = ("lora_A", "lora_B", "ffa_down", "ffa_up")
 
 
@@ -77,6 +82,7 @@ class AdapterTensor(Record):
     Args:    module: path of the adapted module in the base model; of a prefix "layers.<n>".
              module_type: last component of that path, "q_proj"; of a prefix "layers".
              role: lora_A or ffa_down [rank, in_features]; lora_B or ffa_up [out_features, rank];
+             lora_embedding_A [rank, n_vocabulary] and lora_embedding_B [hidden, rank];
              lora_magnitude_vector [out_features, 1]; ia3_l [out_features, 1] that scales what a module
              returns, or [1, in_features] that scales what it gets; prefix_key or prefix_value
              [n_virtual_tokens, n_key_value_heads * head_size].
@@ -130,8 +136,8 @@ def _upgrade_1(content: JsonObject) -> JsonObject:
 class AdapterSpec(Document):
     """What an adapter consists of.
 
-    Invariants: every module has the tensors of its method, in order, and of one rank; no module occurs
-    twice; LoRA's rank is at most min(in, out).
+    Invariants: every module has the tensors of its method, in order, and of one rank, or of LoRA those of
+    an embedding; no module occurs twice; LoRA's rank is at most min(in, out).
 
     Args:    rank: of LoRA and DoRA; hidden width of a feed-forward adapter; virtual tokens of a prefix;
              1 for IA3.
@@ -183,7 +189,9 @@ class AdapterSpec(Document):
 
     def _verify_module(self, tensors: tuple[AdapterTensor, ...]) -> None:
         module, found = tensors[0].module, tuple(tensor.role for tensor in tensors)
-        if found != ROLES_OF[self.method] or any(tensor.module != module for tensor in tensors):
+        is_embedding = self.method == "lora" and found == EMBEDDING_ROLES
+        roles_fit = found == ROLES_OF[self.method] or is_embedding
+        if not roles_fit or any(tensor.module != module for tensor in tensors):
             order = " must be followed by ".join(ROLES_OF[self.method])
             raise ValueError(f"{module}: {order} of the same module")
         for tensor in tensors:

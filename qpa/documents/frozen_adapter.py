@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from qpa.documents.adapter_spec import BaseModelReference, Method, module_of
+from qpa.documents.adapter_spec import EMBEDDING_ROLES, BaseModelReference, Method, module_of
 from qpa.documents.base import Attachment, Document, JsonObject
 from qpa.documents.trained_generator import TrainingResult
 from qpa.documents.weight_layout import ParameterAccount, TensorShape
@@ -47,6 +47,12 @@ class FrozenAdapter(Document):
     def modules(self) -> tuple[str, ...]:
         """Return the paths of the adapted modules, sorted."""
         return tuple(sorted({module_of(tensor.path) for tensor in self.tensors}))
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """Return the paths of the adapted modules that are embeddings, sorted."""
+        paths = [t.path for t in self.tensors if t.path.endswith(f".{EMBEDDING_ROLES[0]}")]
+        return tuple(sorted(map(module_of, paths)))
 
     @model_validator(mode="after")
     def _verify(self) -> Self:

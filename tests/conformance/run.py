@@ -41,6 +41,9 @@ from qpa.probe import greedy_continuation
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import ARCHITECTURES
 
+UNTIED = ("llama", "qwen2", "qwen3", "phi3", "mistral")
+"""Architectures whose embedding is not the head's weight too."""
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -59,6 +62,9 @@ class Kind(NamedTuple):
 KINDS = {
     "LoRA": Kind("lora", {"qwen3-moe": ATTENTION}),
     "LoRA on experts": Kind("lora", architectures=("qwen3-moe",)),
+    "LoRA on the embedding": Kind(
+        "lora", {name: ("all-linear", "embed_tokens") for name in UNTIED}, architectures=UNTIED
+    ),
     "DoRA": Kind("dora", {"qwen3-moe": ATTENTION}),
     "IA3": Kind("ia3"),
     "prefix tuning": Kind("prefix"),
@@ -66,8 +72,15 @@ KINDS = {
 }
 """The tables, by their titles."""
 
-REFUSED_BY_ENGINE = {("gpt2", "lora", "vllm"), ("qwen3-moe", "lora", "vllm")}
-"""Cells in which the engine is known to say no: no LoRA for Conv1D, and none for experts on the CPU."""
+REFUSED_BY_ENGINE = {
+    ("LoRA", "gpt2", "lora", "vllm"),
+    ("LoRA", "qwen3-moe", "lora", "vllm"),
+    ("LoRA on experts", "qwen3-moe", "lora", "vllm"),
+    ("LoRA on the embedding", "qwen2", "lora", "vllm"),
+    ("LoRA on the embedding", "mistral", "lora", "vllm"),
+}
+"""Cells in which the engine is known to say no: no LoRA for Conv1D, none for experts on the CPU, none on the
+embedding of most architectures."""
 
 ENVIRONMENTS = {"vllm": "vllm", "llama.cpp": "llama_cpp", "mlx": "mlx"}
 """Options that name the Python of an engine with an environment of its own."""
@@ -175,7 +188,7 @@ def _ask(
     try:
         check = step.run(manifest, made.context).engines[0]
     except QpaError as error:
-        known = (row[1], manifest.format, engine) in REFUSED_BY_ENGINE
+        known = (*row, manifest.format, engine) in REFUSED_BY_ENGINE
         outcome = "refused" if known else "failed"
         return Cell(*row, manifest.format, engine, outcome, _reason(error, out))
     if list(check.greedy_tokens) == base_tokens(made):
