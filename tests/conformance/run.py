@@ -52,11 +52,13 @@ class Kind(NamedTuple):
 
     Args:    targets: by architecture, where they are not the method's own.
              architectures: those it is for; None is all.
+             scale: of the random numbers, large enough that other tokens follow.
     """
 
     method: Method
     targets: Mapping[str, tuple[str, ...]] = {}
     architectures: tuple[str, ...] | None = None
+    scale: float = 0.3
 
 
 KINDS = {
@@ -68,7 +70,7 @@ KINDS = {
     "DoRA": Kind("dora", {"qwen3-moe": ATTENTION}),
     "IA3": Kind("ia3"),
     "prefix tuning": Kind("prefix"),
-    "feed-forward adapter": Kind("ffa"),
+    "feed-forward adapter": Kind("ffa", scale=1.0),
 }
 """The tables, by their titles."""
 
@@ -148,7 +150,8 @@ def cells_of(
         model = ARCHITECTURES[architecture](Path(work) / "model")
         alpha, targets = 12.0 if kind.method in ("lora", "dora") else None, kind.targets.get(architecture)
         store = Path(work) / "store"
-        made = random_adapter(model, store, method=kind.method, rank=4, alpha=alpha, targets=targets)
+        options = {"rank": 4, "alpha": alpha, "targets": targets, "scale": kind.scale}
+        made = random_adapter(model, store, method=kind.method, **options)
         for name in filter(FORMATS_FOR[kind.method].__contains__, formats):
             asked = [engine for engine in ENGINES_OF[name] if engine in engines]
             row = (adapter, architecture)
