@@ -12,10 +12,11 @@ Source: ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from qpa.documents import EMBEDDING_ROLES, FrozenAdapter, TensorShape, module_of
+from qpa.documents import EMBEDDING_ROLES, FrozenAdapter, TensorShape
 from qpa.errors import DocumentError, ExportError, OptionError
 from qpa.pipeline import PassContext
 from qpa.tensor_file import DTYPES, Array, TensorFile
@@ -66,12 +67,11 @@ class FrozenArrays:
 
     def sides(self, module: str) -> tuple[int | None, int | None]:
         """Return out_features and in_features of an adapted module; None is one the adapter does not tell."""
-        shapes = {t.path: t.shape for t in self.frozen.tensors if module_of(t.path) == module}
         if self.frozen.method == "ia3":
-            n_out, n_in = shapes[f"{module}.ia3_l"]
+            n_out, n_in = self._shapes[f"{module}.ia3_l"]
             return (None, n_in) if n_out == 1 else (n_out, None)
         a, b = self._pair(module)
-        return shapes[b][0], shapes[a][1]
+        return self._shapes[b][0], self._shapes[a][1]
 
     def factors(self, module: str) -> tuple[Array, Array]:
         """Return lora_A [rank, in] and lora_B [out, rank] of a module, as `read` gives them."""
@@ -79,8 +79,17 @@ class FrozenArrays:
         return self.read(a), self.read(b)
 
     def _pair(self, module: str) -> tuple[str, str]:
-        names = EMBEDDING_ROLES if module in self.frozen.embeddings else ("lora_A.weight", "lora_B.weight")
+        names = EMBEDDING_ROLES if module in self.embeddings else ("lora_A.weight", "lora_B.weight")
         return f"{module}.{names[0]}", f"{module}.{names[1]}"
+
+    @cached_property
+    def embeddings(self) -> frozenset[str]:
+        """Return the adapted modules that are embeddings."""
+        return frozenset(self.frozen.embeddings)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, int]]:
+        return {tensor.path: tensor.shape for tensor in self.frozen.tensors}
 
     def read(self, path: str) -> Array:
         """Return one tensor, of the type that was asked for.

@@ -130,7 +130,7 @@ class Merge:
         weights = _by_key([f"{module}.weight" for module in modules], checkpoint, model)
         scaled = [m for m in modules if bias_scale(arrays, m) is not None and _has_bias(model, m)]
         biases = _by_key([f"{module}.bias" for module in scaled], checkpoint, model)
-        transposed = {m for m in modules if _is_conv1d(model, m)} | {*arrays.frozen.embeddings}
+        transposed = {m for m in modules if _is_conv1d(model, m)} | arrays.embeddings
         merge = cls(arrays, weights, biases, frozenset(transposed), dtype)
         for file in checkpoint.files.values():
             merge._check_file(file)

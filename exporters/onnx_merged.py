@@ -102,7 +102,7 @@ def _merge(module: Any, path: str, arrays: FrozenArrays) -> None:
 def _merged(stored: torch.Tensor, path: str, arrays: FrozenArrays) -> torch.Tensor:
     """Return what becomes of a module's weight, as it is stored."""
     weight = stored.numpy()
-    transposed = arrays.frozen.fan_in_fan_out or path in arrays.frozen.embeddings
+    transposed = arrays.frozen.fan_in_fan_out or path in arrays.embeddings
     sides = arrays.sides(path)[::-1] if transposed else arrays.sides(path)
     if any(side not in (None, n) for side, n in zip(sides, weight.shape, strict=True)):
         raise ModelError(path, f"a weight of shape {sides}", str(weight.shape))

@@ -63,6 +63,7 @@ def test_all_linear_is_every_layer_of_every_expert(moe):
     assert shapes[f"{BLOCK}.3.up_proj.lora_B.weight"] == (48, 3)
     assert shapes[f"{BLOCK}.3.down_proj.lora_A.weight"] == (3, 48)
     assert {"gate_proj", "up_proj", "down_proj"} < set(spec.target_modules)
+    assert spec.n_layers == PlanLayout().run(spec, NOWHERE).n_circuits == 2
 
 
 def test_every_part_is_a_tensor_of_its_own(moe):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import ClassVar, Literal, Self
 
@@ -123,6 +122,13 @@ class AdapterTensor(Record):
         return self.shape[0] * self.shape[1]
 
 
+def _layer(module: str) -> str:
+    """Return a path up to its first number, "model.layers.0", which all experts of a layer share."""
+    parts = module.split(".")
+    first = next((place for place, part in enumerate(parts) if part.isdecimal()), len(parts))
+    return ".".join(parts[: first + 1])
+
+
 def module_of(path: str) -> str:
     """Return the module of an `AdapterTensor.path`."""
     return path.removesuffix(".weight").rpartition(".")[0]
@@ -173,8 +179,11 @@ class AdapterSpec(Document):
 
     @property
     def n_layers(self) -> int:
-        """Return the largest number of modules of one type: a layer each."""
-        return max(Counter((tensor.module_type, tensor.role) for tensor in self.tensors).values())
+        """Return in how many layers of the model the most common type of module is."""
+        layers: dict[str, set[str]] = {}
+        for tensor in self.tensors:
+            layers.setdefault(tensor.module_type, set()).add(_layer(tensor.module))
+        return max(map(len, layers.values()))
 
     @model_validator(mode="after")
     def _verify(self) -> Self:
