@@ -70,7 +70,7 @@ KINDS = {
     "DoRA": Kind("dora", {"qwen3-moe": ATTENTION}),
     "IA3": Kind("ia3"),
     "prefix tuning": Kind("prefix"),
-    "feed-forward adapter": Kind("ffa", scale=1.0),
+    "feed-forward adapter": Kind("ffa", scale=3.0),
 }
 """The tables, by their titles."""
 
