@@ -63,6 +63,7 @@ def export(
     json_: JsonOption = False,
 ) -> None:
     """Write a frozen adapter in a format that knows nothing of generators or circuits."""
+    from qpa.cli.summary import adapter_words
     from qpa.documents import FrozenAdapter
     from qpa.exporters.formats import exporter_for
     from qpa.pipeline import PassContext
@@ -88,7 +89,7 @@ def export(
         print_json({"out": str(out), "format": manifest.format, "rank": manifest.rank, "files": files})
         return
     rows = [(entry.file, f"{number(entry.n_bytes)} bytes") for entry in manifest.files]
-    title = f"{out}: {manifest.format}, rank {manifest.rank}, {manifest.dtype}, "
+    title = f"{out}: {manifest.format}, {adapter_words(manifest.method, manifest.rank)}, {manifest.dtype}, "
     print_table(f"{title}for {manifest.base.name_or_path}", rows)
     print_line(f"wrote {out}; next: {_next(manifest, out, model)}")
 

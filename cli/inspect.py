@@ -49,7 +49,7 @@ def inspect(
 
 def _inspect_run(run: RunDirectory, as_json: bool) -> None:
     from qpa.cli import summary
-    from qpa.documents import METHOD_NAMES, AdapterSpec, FrozenAdapter, NativeCircuit, WeightLayout
+    from qpa.documents import AdapterSpec, FrozenAdapter, NativeCircuit, WeightLayout
     from qpa.run_directory import STAGES
 
     documents: tuple[Document, ...] = ()
@@ -86,7 +86,7 @@ def _inspect_run(run: RunDirectory, as_json: bool) -> None:
     stages = [
         (stage.kind, _stage(by_kind[stage]) if stage in by_kind else "not made yet") for stage in STAGES
     ]
-    adapter = f"{METHOD_NAMES[spec.method]} rank {spec.rank}"
+    adapter = summary.adapter_words(spec.method, spec.rank)
     print_table(f"{run.path}: {adapter} for {spec.base.name_or_path}", stages + rows)
 
 
@@ -96,7 +96,6 @@ def _stage(document: Document) -> str:
 
 def _inspect_export(path: Path, manifest: Manifest, as_json: bool) -> None:
     from qpa.cli import summary
-    from qpa.documents import METHOD_NAMES
     from qpa.exporters.contracts import check_contract
     from qpa.exporters.manifest_contract import short
 
@@ -118,7 +117,7 @@ def _inspect_export(path: Path, manifest: Manifest, as_json: bool) -> None:
         return
     rows: summary.Rows = [
         ("base model", short(manifest.base.name_or_path)),
-        ("adapter", f"{METHOD_NAMES[manifest.method]}, rank {manifest.rank}, {manifest.dtype}"),
+        ("adapter, type", f"{summary.adapter_words(manifest.method, manifest.rank)}, {manifest.dtype}"),
         *((short(entry.file), f"{number(entry.n_bytes)} bytes") for entry in manifest.files),
         ("contract", _contract(findings)),
     ]

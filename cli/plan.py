@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,9 +17,6 @@ from qpa.cli.output import (
     progress_bar,
     split_names,
 )
-
-if TYPE_CHECKING:
-    from qpa.documents import AdapterSpec
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -171,20 +168,8 @@ def _size(plan: Any) -> str:
     return f"heads {plan.heads}" + ("" if "all" in plan.vectors else f", vectors {','.join(plan.vectors)}")
 
 
-def _adapter(spec: AdapterSpec) -> str:
-    """Return the adapter's kind, size and place in a few words."""
-    from qpa.documents import METHOD_NAMES
-
-    name, places = METHOD_NAMES[spec.method], f"on {', '.join(spec.target_modules)}"
-    return {
-        "ia3": f"{name} {places}",
-        "prefix": f"{name}, {spec.rank} tokens in every layer",
-        "ffa": f"{name} of width {spec.rank} {places}",
-    }.get(spec.method, f"{name} rank {spec.rank}, alpha {spec.alpha:g}, {places}")
-
-
 def _report(out: Path, context: Any, as_json: bool) -> None:
-    from qpa.cli.summary import account_json, account_rows, circuit_json, circuit_rows
+    from qpa.cli.summary import account_json, account_rows, adapter_words, circuit_json, circuit_rows
     from qpa.documents import AdapterSpec, NativeCircuit, WeightLayout
 
     spec = context.document(AdapterSpec)
@@ -203,8 +188,10 @@ def _report(out: Path, context: Any, as_json: bool) -> None:
             }
         )
         return
+    words = adapter_words(spec.method, spec.rank, spec.target_modules)
+    alpha = f", alpha {spec.alpha:g}" if spec.pairs else ""
     print_table(
-        f"{spec.base.name_or_path} ({spec.base.architecture}): {_adapter(spec)}",
+        f"{spec.base.name_or_path} ({spec.base.architecture}): {words}{alpha}",
         circuit_rows(layout, native) + account_rows(layout.account),
     )
     print_line(f"wrote {out}; next: qpa train {out} --data <text or jsonl>")

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from qpa.cli.output import number
-from qpa.documents import NativeCircuit, ParameterAccount, TrainingResult, WeightLayout
+from qpa.documents import (
+    METHOD_NAMES,
+    Method,
+    NativeCircuit,
+    ParameterAccount,
+    TrainingResult,
+    WeightLayout,
+)
 from qpa.documents.trained_generator import perplexity, perplexity_text
 
 Rows = list[tuple[str, ...]]
+
+
+def adapter_words(method: Method, rank: int, targets: Iterable[str] = ()) -> str:
+    """Return an adapter's kind, size and place in a few words."""
+    name, names = METHOD_NAMES[method], ", ".join(targets)
+    places = f" on {names}" if names else ""
+    return {
+        "ia3": f"{name}{places}",
+        "prefix": f"{name}, {rank} tokens in every layer",
+        "ffa": f"{name} of width {rank}{places}",
+    }.get(method, f"{name} rank {rank}{places}")
 
 
 def account_rows(account: ParameterAccount) -> Rows:

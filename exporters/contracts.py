@@ -1,9 +1,8 @@
 """The static contract of an exported directory, by the format its manifest names.
 
-Rules beside those of `qpa.exporters.lora_contract` and `qpa.exporters.manifest_contract`:
+Rules beside those of `qpa.exporters.lora_contract`, `peft_contract` and `manifest_contract`:
 L21  An export has the files its format consists of, and no LoRA directory calls itself something else.
 L22  genai_config.json names no library and no provider: onnxruntime-genai would load code from it.
-L23  A PEFT directory that is no LoRA is a DoRA, IA3 or prefix tuning, and all its numbers are finite.
 """
 
 from __future__ import annotations
@@ -20,11 +19,9 @@ from qpa.exporters.lora_contract import (
     MAX_JSON_BYTES,
     WEIGHTS_FILE,
     check_lora_contract,
-    check_numbers,
-    read_config,
-    read_tensor_file,
 )
 from qpa.exporters.manifest_contract import Finding, check_files, check_manifest, short
+from qpa.exporters.peft_contract import check_peft_contract
 
 FILES = {
     "peft": (CONFIG_FILE, WEIGHTS_FILE),
@@ -71,24 +68,11 @@ def _check(directory: Path, manifest: Manifest) -> Iterator[Finding]:
     for name in sorted({*FILES[manifest.format]} - listed):
         yield Finding("L21", name, f"a file of every export as {manifest.format}", "none in the manifest")
     if manifest.format == "peft" and {*FILES["peft"]} <= listed:
-        yield from _check_peft(directory, manifest)
+        yield from check_peft_contract(directory, manifest.method)
     elif WEIGHTS_FILE in listed:
         yield Finding("L21", WEIGHTS_FILE, f"no LoRA directory in an export as {manifest.format}", "one")
     if manifest.format == "genai":
         yield from _check_genai(directory / "genai_config.json")
-
-
-def _check_peft(directory: Path, manifest: Manifest) -> Iterator[Finding]:
-    config, file = read_config(directory), read_tensor_file(directory)
-    expected = _PEFT_TYPES.get(manifest.method)
-    found = (config.get("peft_type"), config.get("use_dora", False))
-    if found != expected:
-        wanted = "no LoRA" if expected is None else f"peft_type {expected[0]}, use_dora {expected[1]}"
-        yield Finding("L23", CONFIG_FILE, wanted, short(f"{found[0]}, {found[1]}"))
-    yield from check_numbers("L23", file)
-
-
-_PEFT_TYPES = {"dora": ("LORA", True), "ia3": ("IA3", False), "prefix": ("PREFIX_TUNING", False)}
 
 
 def _check_genai(path: Path) -> Iterator[Finding]:

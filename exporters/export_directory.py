@@ -151,12 +151,16 @@ def _verified(arrays: Attachment, context: PassContext) -> Iterator[None]:
 
     Raises:  DocumentError: the file was changed, whatever else went wrong because of it.
     """
-    with ThreadPoolExecutor(1) as beside:
-        verified = beside.submit(context.files.get, arrays)
-        try:
-            yield
-        finally:
-            verified.result()
+    beside = ThreadPoolExecutor(1)
+    verified = beside.submit(context.files.get, arrays)
+    try:
+        yield
+    except Exception:
+        verified.result()
+        raise
+    finally:
+        beside.shutdown(wait=False)
+    verified.result()
 
 
 class ExportDirectory:

@@ -22,7 +22,7 @@ from qpa.errors import ExportError
 from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, Exporter
 from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
-from qpa.exporters.model_card import model_card, targets_tied
+from qpa.exporters.model_card import model_card
 from qpa.pipeline import PassContext
 from qpa.tensor_file import TensorPlan
 
@@ -51,13 +51,8 @@ class ExportLora(Exporter):
 
         Raises:  ExportError: the adapter is on one, and it was not allowed.
         """
-        if targets_tied(frozen) and not self.allow_tied_head:
-            raise ExportError(
-                f"the output head of {frozen.base.name_or_path}",
-                "a head with a weight of its own",
-                "one tied to the input embedding, so an engine that merges the adapter gives wrong tokens",
-                "choose targets without the head and the embedding, or pass --allow-tied-head",
-            )
+        if not self.allow_tied_head:
+            refuse_tied(frozen)
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
         """Write config, weights and card."""
@@ -71,6 +66,21 @@ class ExportLora(Exporter):
         directory.write(CONFIG_FILE, (config + "\n").encode())
         directory.write(CARD_FILE, model_card(frozen, arrays.rank).encode())
         return arrays.rank
+
+
+def refuse_tied(frozen: FrozenAdapter) -> None:
+    """Refuse an adapter on a head or embedding that share their weight.
+
+    Raises:  ExportError: it is on one.
+    """
+    if frozen.changes_tied_weight:
+        place = frozen.embeddings[0] if frozen.embeddings else "the output head"
+        raise ExportError(
+            f"{place} of {frozen.base.name_or_path}",
+            "a weight of its own",
+            "one that embedding and output head share, so what merges the adapter gives wrong tokens",
+            "choose targets without the head and the embedding, or pass --allow-tied-head",
+        )
 
 
 def adapter_config(frozen: FrozenAdapter, rank: int) -> dict[str, object]:

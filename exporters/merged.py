@@ -46,7 +46,6 @@ from qpa.exporters.model_card import (
     base_name,
     format_card,
     origin,
-    targets_tied,
 )
 from qpa.exporters.weight_change import WeightChange, bias_scale, weight_change
 from qpa.pipeline import PassContext
@@ -77,8 +76,9 @@ class ExportMerged(BaseModelExporter):
 
         Raises:  ExportError: the adapter is on a head that shares its weight with the input embedding.
         """
-        if targets_tied(frozen):
-            raise _tied(f"the output head of {frozen.base.name_or_path}")
+        if frozen.changes_tied_weight:
+            place = frozen.embeddings[0] if frozen.embeddings else "the output head"
+            raise _tied(f"{place} of {frozen.base.name_or_path}")
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
         """Write weights, config, the base's tokenizer files and card.
@@ -183,19 +183,24 @@ class Merge:
         for key, entry in file.entries.items():
             if entry.dtype not in DTYPES:
                 raise ExportError(f"{key} in {file.path}", f"a type among {', '.join(DTYPES)}", entry.dtype)
-            if key not in self.weights:
+            if key not in self.weights and key not in self.biases:
                 continue
-            module = self.weights[key]
-            expected = [*self.arrays.sides(module)]
-            if module in self.transposed:
-                expected.reverse()
-            fits = len(entry.shape) == 2 and all(
+            expected = self._shape(key)
+            fits = len(entry.shape) == len(expected) and all(
                 side in (None, n) for side, n in zip(expected, entry.shape, strict=True)
             )
             if not fits or entry.dtype not in _FLOAT_TYPES:
                 sides = ", ".join("any" if side is None else str(side) for side in expected)
                 found = f"{entry.dtype}{list(entry.shape)}"
                 raise ExportError(f"{key} in {file.path}", f"floating-point numbers[{sides}]", found)
+
+    def _shape(self, key: str) -> list[int | None]:
+        """Return the shape a tensor must have; None is a side that the adapter does not tell."""
+        if key in self.biases:
+            return [self.arrays.sides(self.biases[key])[0]]
+        module = self.weights[key]
+        sides = [*self.arrays.sides(module)]
+        return sides[::-1] if module in self.transposed else sides
 
 
 def with_dtype(config: JsonObject, dtype: str) -> JsonObject:

@@ -14,8 +14,11 @@ from qpa.documents.trained_generator import perplexity_text
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 VLLM_DEFAULT_RANK = 16
-VLLM_EMBEDDING_ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM")
-"""Those on whose output head and embedding vLLM has LoRA."""
+VLLM_EMBEDDING_ARCHITECTURES = (
+    *("LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM"),
+    *("Qwen3MoeForCausalLM", "GraniteForCausalLM"),
+)
+"""Those on whose output head and embedding vLLM 0.32 has LoRA; the last two by what their classes say."""
 
 
 def model_card(frozen: FrozenAdapter, rank: int | None = None) -> str:
@@ -106,11 +109,6 @@ def vllm_rank_option(rank: int) -> int | None:
 def targets_head(frozen: FrozenAdapter) -> bool:
     """Return whether the adapter changes the output head."""
     return frozen.base.head in frozen.modules
-
-
-def targets_tied(frozen: FrozenAdapter) -> bool:
-    """Return whether the adapter changes an output head and an embedding that share their weight."""
-    return frozen.base.ties_lm_head and (targets_head(frozen) or bool(frozen.embeddings))
 
 
 def _front_matter(base: BaseModelReference, library: str, tags: tuple[str, ...], relation: str) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from qpa.base_model import load_model, load_tokenizer, moved_base
 from qpa.documents import FrozenAdapter
@@ -87,22 +88,22 @@ def put_adapter(model: Any, arrays: FrozenArrays) -> None:
             expert = expert_layer(path)
             if expert is not None:
                 weight = expert.weight(model)
-                weight.copy_(_merged(weight, path, arrays))
+                weight.copy_(_merged(weight, path, arrays, transposed=False))
             else:
                 _merge(module_of(model, path), path, arrays)
 
 
 def _merge(module: Any, path: str, arrays: FrozenArrays) -> None:
-    module.weight = torch.nn.Parameter(_merged(module.weight, path, arrays))
+    transposed = isinstance(module, Conv1D) or path in arrays.embeddings
+    module.weight = torch.nn.Parameter(_merged(module.weight, path, arrays, transposed=transposed))
     scale = bias_scale(arrays, path)
     if scale is not None and module.bias is not None:
         module.bias = torch.nn.Parameter(module.bias * torch.from_numpy(scale))
 
 
-def _merged(stored: torch.Tensor, path: str, arrays: FrozenArrays) -> torch.Tensor:
+def _merged(stored: torch.Tensor, path: str, arrays: FrozenArrays, *, transposed: bool) -> torch.Tensor:
     """Return what becomes of a module's weight, as it is stored."""
     weight = stored.numpy()
-    transposed = arrays.frozen.fan_in_fan_out or path in arrays.embeddings
     sides = arrays.sides(path)[::-1] if transposed else arrays.sides(path)
     if any(side not in (None, n) for side, n in zip(sides, weight.shape, strict=True)):
         raise ModelError(path, f"a weight of shape {sides}", str(weight.shape))

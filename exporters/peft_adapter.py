@@ -7,6 +7,8 @@ Rules:
    multiplied into lora_B.
 3. One tensor at a time is in memory; of a prefix, all of it.
 
+4. The result keeps `qpa.exporters.peft_contract`.
+
 Source: ours; names as in PEFT 0.21.
 """
 
@@ -14,7 +16,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, final
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from qpa.documents import METHOD_NAMES, FrozenAdapter, module_of
 from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, Exporter
 from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
-from qpa.exporters.lora import adapter_config
+from qpa.exporters.lora import adapter_config, refuse_tied
 from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, selects
 from qpa.exporters.model_card import (
     adapted_modules,
@@ -32,10 +33,9 @@ from qpa.exporters.model_card import (
     loading_in_peft,
     origin,
 )
+from qpa.exporters.peft_contract import PREFIX_KEY
 from qpa.pipeline import PassContext
 from qpa.tensor_file import Array, TensorPlan
-
-PREFIX_KEY = "prompt_embeddings"
 
 
 @final
@@ -44,19 +44,31 @@ class ExportPeft(Exporter):
     """Write a frozen adapter as a directory that PEFT alone reads.
 
     Args:    dtype: of the tensors: "float32", "bfloat16" or "float16".
+             allow_tied_head: as of `ExportLora`.
     Source:  ours.
     """
 
     name: ClassVar[str] = "peft"
 
     dtype: str = "float32"
+    allow_tied_head: bool = False
+
+    def check(self, frozen: FrozenAdapter) -> None:
+        """Refuse a tied head.
+
+        Raises:  ExportError: the adapter is on one, and it was not allowed.
+        """
+        if not self.allow_tied_head:
+            refuse_tied(frozen)
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
         """Write config, weights and card."""
         arrays = FrozenArrays.open(frozen, context, dtype=self.dtype)
-        kind, read = SAFETENSORS_TYPE[self.dtype], partial(_read, arrays)
-        plans = [TensorPlan(name, kind, shape) for name, shape in _shapes(frozen).items()]
-        directory.write_tensors(WEIGHTS_FILE, plans, read, {"format": "pt"})
+        kind, shapes = SAFETENSORS_TYPE[self.dtype], _shapes(frozen)
+        plans = [TensorPlan(name, kind, shape) for name, shape in shapes.items()]
+        directory.write_tensors(
+            WEIGHTS_FILE, plans, lambda name: _read(arrays, name).reshape(shapes[name]), {"format": "pt"}
+        )
         config = json.dumps(peft_config(frozen), indent=2, sort_keys=True, ensure_ascii=False)
         directory.write(CONFIG_FILE, (config + "\n").encode())
         directory.write(CARD_FILE, _card(frozen).encode())
@@ -77,7 +89,7 @@ def _shapes(frozen: FrozenAdapter) -> dict[str, tuple[int, ...]]:
 def _read(arrays: FrozenArrays, name: str) -> Array:
     if name == PREFIX_KEY:
         return np.concatenate([arrays.read(tensor.path) for tensor in arrays.frozen.tensors], axis=1)
-    return arrays.read(name.removeprefix(KEY_PREFIX)).reshape(_shapes(arrays.frozen)[name])
+    return arrays.read(name.removeprefix(KEY_PREFIX))
 
 
 def peft_config(frozen: FrozenAdapter) -> dict[str, object]:
@@ -114,6 +126,12 @@ def peft_config(frozen: FrozenAdapter) -> dict[str, object]:
     return adapter_config(frozen, frozen.rank) | {"use_dora": True}
 
 
+def _warning(frozen: FrozenAdapter) -> str:
+    if frozen.method != "dora":
+        return ""
+    return ", and transformers' `load_adapter` takes it without a word for something else"
+
+
 def _card(frozen: FrozenAdapter) -> str:
     name = METHOD_NAMES[frozen.method]
     tag = {"prefix": "prefix-tuning"}.get(frozen.method, frozen.method)
@@ -126,5 +144,7 @@ def _card(frozen: FrozenAdapter) -> str:
 hardware, no simulator, no qpa, only the tensors of `{WEIGHTS_FILE}`.
 
 Adapted modules: {adapted_modules(frozen)}.""",
-        loading=f"{loading_in_peft(frozen)}\n\nEngines that serve LoRA do not serve {name}.",
+        loading=f"""{loading_in_peft(frozen)}
+
+Engines that serve LoRA do not serve {name}{_warning(frozen)}.""",
     )

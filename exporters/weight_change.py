@@ -30,7 +30,7 @@ class WeightChange:
     """The change of one stored weight of shape [n_rows, n_columns].
 
     Args:    left, right: float32[n_rows, rank] and float32[rank, n_columns], whose product is added.
-             row_scale, column_scale: float32[n_rows, 1] and float32[1, n_columns].
+             row_scale, column_scale: float32[n_rows, 1] and float32[1, n_columns] or [n_columns].
     """
 
     left: Array | None = None
@@ -44,7 +44,7 @@ class WeightChange:
         Raises:  ExportError: they are not finite; `name` is the subject.
         """
         with np.errstate(over="ignore", invalid="ignore"):
-            changed = self._sum(rows, numbers)
+            changed = self.summed(rows, numbers)
             if self.row_scale is not None:
                 changed *= self.row_scale[rows]
             if self.column_scale is not None:
@@ -53,7 +53,8 @@ class WeightChange:
             raise ExportError(name, "finite numbers after merging", "NaN or infinity")
         return changed
 
-    def _sum(self, rows: slice, numbers: Array) -> Array:
+    def summed(self, rows: slice, numbers: Array) -> Array:
+        """Return float32 rows of the sum alone, not scaled."""
         if self.left is None or self.right is None:
             return numbers.astype(np.float32)
         changed: Array = self.left[rows] @ self.right
@@ -102,7 +103,7 @@ def _lengths(change: WeightChange, blocks: Blocks, *, transposed: bool) -> Array
     """Return float64[out], the length of every output's row of the sum."""
     squares = []
     for rows, numbers in blocks():
-        changed = change._sum(rows, numbers).astype(np.float64)
+        changed = change.summed(rows, numbers).astype(np.float64)
         squares.append(np.sum(changed * changed, axis=0 if transposed else 1))
     lengths: Array = np.sqrt(np.sum(squares, axis=0) if transposed else np.concatenate(squares))
     return lengths

@@ -110,6 +110,7 @@ class InspectModel:
         from qpa.adapter import prefix_config
 
         n_tokens = self.rank or DEFAULT_RANK["prefix"]
+        _check_prefix(model, n_tokens)
         peft_config = prefix_config(model, n_tokens)
         return AdapterSpec(
             provenance=context.provenance(self, None),
@@ -210,7 +211,8 @@ class InspectModel:
             if target == ALL_LINEAR and self.method == "ffa":
                 raise OptionError("--targets", "names of blocks with --method ffa", ALL_LINEAR)
             if target != ALL_LINEAR:
-                _check_target(target, known, model)
+                kind = "linear layers" if self.method != "ffa" else "blocks with linear layers in the layers"
+                _check_target(target, known, model, kind)
         fused = _fused_experts(model)
         if ALL_LINEAR in targets and fused and not has_experts(known):
             names = sorted({path.rpartition(".")[2] for path in known if path != head})
@@ -255,12 +257,13 @@ def _language_model_path(model: Any) -> str:
 
 
 def _blocks(model: Any) -> dict[str, Any]:
-    """Return the modules of the language model's layers and what is in them, by path."""
+    """Return the modules of the language model's layers that have linear layers or are one, by path."""
     inside = _language_model_path(model)
     return {
         path: module
         for path, module in model.named_modules()
         if path.startswith(inside) and any(part.isdecimal() for part in path.split(".")[:-1])
+        if any(_is_linear(part) for part in module.modules()) or any(p.ndim == 3 for p in module.parameters())
     }
 
 
@@ -268,6 +271,18 @@ def _is_linear(module: Any) -> bool:
     import torch
 
     return isinstance(module, torch.nn.Linear) or _is_conv1d(module)
+
+
+def _check_prefix(model: Any, n_tokens: int) -> None:
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and n_tokens >= limit:
+        expected = f"fewer tokens than the base model's context of {limit}"
+        raise OptionError("--rank", expected, str(n_tokens))
+    kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
+    if kinds:
+        expected, found = "layers with keys and values for a prefix", ", ".join(sorted(map(str, kinds)))
+        raise ModelError(type(model).__name__, expected, found, "use another --method")
 
 
 def _is_embedding(module: Any) -> bool:
@@ -328,12 +343,13 @@ def _matches(path: str, targets: tuple[str, ...]) -> bool:
     return any(path == target or path.endswith("." + target) for target in targets)
 
 
-def _check_target(target: str, linears: dict[str, Any], model: Any) -> None:
-    if any(_matches(path, (target,)) for path in linears):
+def _check_target(target: str, known: dict[str, Any], model: Any, kind: str) -> None:
+    """Check that a name is of modules that can be adapted, which are of some kind."""
+    if any(_matches(path, (target,)) for path in known):
         return
     matched = [module for path, module in model.named_modules() if _matches(path, (target,))]
-    expected = "names of linear layers" if matched else "names that match modules"
-    names = sorted({path.rpartition(".")[2] for path in linears if not _is_embedding(linears[path])})
+    expected = f"names of {kind}" if matched else "names that match modules"
+    names = sorted({path.rpartition(".")[2] for path in known if not _is_embedding(known[path])})
     raise OptionError("--targets", expected, f"{target}, {_what_matched(matched)}", _nearest(target, names))
 
 
@@ -344,7 +360,7 @@ def _what_matched(modules: list[Any]) -> str:
     if any(_is_embedding(module) for module in modules):
         return "which is none but an embedding; LoRA alone adapts one, that of the tokens"
     if any(_is_linear(module) for module in modules):
-        return "which is none of the language model"
+        return "which is none of those of the language model"
     return "which is none"
 
 

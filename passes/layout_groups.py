@@ -116,7 +116,9 @@ def _by_kind(
     for tensor in tensors:
         is_shared = tensor.role == "lora_A" and share_inputs
         name = _input_name(tensor.module_type) if is_shared else tensor.module_type
-        members.setdefault((name, tensor.role, tensor.vector_length), []).append(tensor)
+        # IA3 scales what some modules get and what others return.
+        role = f"{tensor.role}.inputs" if (tensor.role, tensor.axis) == ("ia3_l", "row") else tensor.role
+        members.setdefault((name, role, tensor.vector_length), []).append(tensor)
     return members
 
 

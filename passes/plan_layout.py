@@ -141,7 +141,7 @@ class PlanLayout:
         """Return a circuit a layer for "spectral"; for "aligned" at most half the chunks of a decoder."""
         if self.generator != "aligned":
             return _HEADS.get(str(self.generator), source.n_layers)
-        n_chunks = min(draft.n_chunks for draft in aligned_drafts(source))
+        n_chunks = min(draft.n_chunks for draft in self._aligned_drafts(source))
         return min(_HEADS["aligned"], max(1, n_chunks // 2))
 
     def _groups(
@@ -155,12 +155,19 @@ class PlanLayout:
             n_qubits = self._qubits_for(draft.n_chunks)
             group = draft.group(range(draft.n_chunks), n_circuits + n_qubits, PAPER_WIDTHS)
             return None, (group,), n_qubits
-        drafts = aligned_drafts(source)
+        drafts = self._aligned_drafts(source)
         groups, first = [], 0
         for draft in drafts:
             groups.append(draft.group(range(first, first + draft.n_chunks), n_circuits))
             first += draft.n_chunks
         return None, tuple(groups), self._qubits_for(first)
+
+    def _aligned_drafts(self, source: AdapterSpec) -> list[Draft]:
+        n_vectors = sum(tensor.n_vectors for tensor in source.tensors)
+        if n_vectors > 2**MAX_QUBITS:  # before a chunk is made of each
+            expected = f"at most 2**{MAX_QUBITS} vectors, as many as there are basis states"
+            raise OptionError("--rank", expected, f"{n_vectors:,}", "lower it")
+        return aligned_drafts(source)
 
     def _spectral_groups(
         self, source: AdapterSpec, n_circuits: int

@@ -1,8 +1,8 @@
 """train-generator: the only pass that touches base weights and data.
 
 Rules:
-1. The base model carries an ordinary PEFT adapter and trains under TRL's SFTTrainer; the generator
-   lives in the optimizer (`qpa.optimizer`).
+1. The base model carries an ordinary adapter (`qpa.adapter`) and trains under TRL's SFTTrainer, or under
+   transformers' Trainer what TRL does not take; the generator lives in the optimizer (`qpa.optimizer`).
 2. Delta W is exactly zero before the first step: the plan's seed draws lora_A and the angles, lora_B and
    the decoders' last layers are zero. (A prefix alone changes the model from the start.) Directions of
    spectra are those of the gradient of a few batches of the training split, read before the first step
@@ -140,7 +140,8 @@ class _Training:
         tokenizer = load_tokenizer(spec.base, trust_remote_code=trust)
         splits = self._read_splits(tokenizer)
         model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust).to(device)
-        _check_length(options.max_length, model.config)
+        n_before = spec.rank if spec.method == "prefix" else 0
+        _check_length(options.max_length, n_before, model.config)
         self.lr, self.angle_lr = _learning_rates(options, spec, layout)
         self.model = attach_adapter(model, spec, layout)
         self.parameters = adapter_parameters(self.model, spec)
@@ -349,10 +350,13 @@ def _learning_rates(options: TrainGenerator, spec: AdapterSpec, layout: WeightLa
     return lr, lr if options.angle_lr is None else options.angle_lr
 
 
-def _check_length(max_length: int, config: Any) -> None:
+def _check_length(max_length: int, n_before: int, config: Any) -> None:
+    """Check that the text fits the base model's context behind a prefix's tokens."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and max_length > limit:
-        raise OptionError("--max-length", f"at most {limit}, the base model's context", str(max_length))
+    if limit is not None and max_length + n_before > limit:
+        prefix = f" less the prefix's {n_before} tokens" if n_before else ""
+        expected = f"at most {limit - n_before}, the base model's context{prefix}"
+        raise OptionError("--max-length", expected, str(max_length))
 
 
 def _count_rows(rows: Any) -> int:

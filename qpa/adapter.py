@@ -16,12 +16,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 from torch.nn import Parameter
+from transformers.pytorch_utils import Conv1D
 
 from qpa.documents import EMBEDDING_ROLES, AdapterSpec, AdapterTensor, TensorShape, WeightLayout
 from qpa.errors import ModelError
-from qpa.experts import expert_layer, parameter_name, parameter_part
+from qpa.experts import expert_layer, parameter_name, parameter_part, trained_part
 from qpa.feed_forward import FeedForwardModel
 from qpa.generator import initial_value
 from qpa.parameter_view import AdapterParameter, ParameterView, leaf_of
@@ -43,7 +45,7 @@ def attach_adapter(model: Any, spec: AdapterSpec, layout: WeightLayout | None = 
     """
     wrapped = wrap_model(model, spec)
     parameters = adapter_parameters(wrapped, spec)
-    set_adapter(parameters, initial_adapter(spec, layout, _values_of_base(wrapped, spec, parameters)))
+    set_adapter(parameters, initial_adapter(spec, layout, _values_of_base(wrapped, spec)))
     return wrapped
 
 
@@ -77,7 +79,17 @@ def wrap_model(model: Any, spec: AdapterSpec) -> Any:
     with warnings.catch_warnings():
         # PEFT gives fused experts twice the rank by a pattern, and then looks for it among the modules only.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
-        return get_peft_model(model, config, adapter_name=ADAPTER_NAME)
+        try:
+            wrapped = get_peft_model(model, config, adapter_name=ADAPTER_NAME)
+        except (ValueError, TypeError) as error:
+            found = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            raise ModelError(
+                type(model).__name__, f"a model on which PEFT has {spec.method}", found
+            ) from error
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad and (mask := trained_part(name, spec.rank)) is not None:
+            parameter.register_hook(mask)
+    return wrapped
 
 
 def prefix_config(model: Any, n_tokens: int) -> Any:
@@ -159,13 +171,21 @@ def _part(parameter: Parameter, tensor: AdapterTensor, spec: AdapterSpec) -> Ada
     return parameter
 
 
-def _values_of_base(
-    wrapped: Any, spec: AdapterSpec, parameters: Mapping[str, AdapterParameter]
-) -> dict[str, Tensor]:
+def _values_of_base(wrapped: Any, spec: AdapterSpec) -> dict[str, Tensor]:
     """Return the initial values that the base model has to give, float32, by path."""
     if spec.method == "prefix":
         return _prefix_of_random_tokens(wrapped.get_base_model(), spec)
-    return {t.path: parameters[t.path].detach().clone() for t in spec.tensors if t.initial == "base"}
+    paths = {t.path: t.module for t in spec.tensors if t.initial == "base"}
+    return {path: _row_lengths(wrapped.get_base_model().get_submodule(m)) for path, m in paths.items()}
+
+
+@torch.no_grad()
+def _row_lengths(layer: Any) -> Tensor:
+    """Return float32[out, 1], the length of each output's row; PEFT rounds it to the weight's type."""
+    base = layer.get_base_layer()
+    weight = dequantize_module_weight(base).float()
+    lengths: Tensor = torch.linalg.norm(weight, dim=0 if isinstance(base, Conv1D) else 1)
+    return lengths[:, None]
 
 
 @torch.no_grad()
@@ -174,9 +194,15 @@ def _prefix_of_random_tokens(model: Any, spec: AdapterSpec) -> dict[str, Tensor]
     n_vocabulary = int(model.config.get_text_config().vocab_size)
     tokens = torch.randint(n_vocabulary, (1, spec.rank), generator=random)
     was_training = model.training
-    cache = model.eval()(input_ids=tokens.to(model.device), use_cache=True).past_key_values
-    model.train(was_training)
-    states = [state for layer in cache.layers for state in (layer.keys, layer.values)]
+    try:
+        cache = model.eval()(input_ids=tokens.to(model.device), use_cache=True).past_key_values
+        states = [state for layer in cache.layers for state in (layer.keys, layer.values)]
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise _no_prefix(model, type(error).__name__) from error
+    finally:
+        model.train(was_training)
+    if len(states) != len(spec.tensors) or any(state is None for state in states):
+        raise _no_prefix(model, f"{len(states) // 2} layers with such a cache")
     values = {}
     for tensor, state in zip(spec.tensors, states, strict=True):
         values[tensor.path] = state[0].transpose(0, 1).flatten(1).float()
@@ -184,6 +210,11 @@ def _prefix_of_random_tokens(model: Any, spec: AdapterSpec) -> dict[str, Tensor]
             found = str(tuple(values[tensor.path].shape))
             raise ModelError(tensor.path, f"keys and values of shape {tensor.shape}", found)
     return values
+
+
+def _no_prefix(model: Any, found: str) -> ModelError:
+    expected = "a cache of keys and values in every layer, for the prefix to be in"
+    return ModelError(type(model).__name__, expected, found, "use another --method")
 
 
 def initial_adapter(

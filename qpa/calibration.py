@@ -18,7 +18,7 @@ from qpa.adapter import set_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import DivergedError
 from qpa.generator import Bases, basis_shapes
-from qpa.parameter_view import AdapterParameter
+from qpa.parameter_view import AdapterParameter, leaf_of
 from qpa.pipeline import split_seed
 
 N_CALIBRATION_BATCHES = 8
@@ -120,5 +120,5 @@ def _gradients(
     zeros = {path: torch.zeros_like(parameters[path].detach()) for path in paths}
     gradients = {path: parameters[path].grad for path in paths}
     for parameter in parameters.values():
-        parameter.grad = None
+        leaf_of(parameter).grad = None
     return {path: zeros[path] if g is None else g for path, g in gradients.items()}

@@ -20,12 +20,13 @@ Source: ours; the layouts are those of PEFT 0.21 and transformers 5.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qpa.documents import AdapterTensor, module_of
+from qpa.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
 
     from qpa.parameter_view import ParameterView
 
+_GATE_UP_B = ".experts.base_layer.lora_B.default.weight"
 EXPERT_LAYERS = ("gate_proj", "up_proj", "down_proj")
 
-_EXPERT = re.compile(r"(?P<block>.+\.experts)\.(?P<index>\d+)\.(?P<layer>gate_proj|up_proj|down_proj)")
+_EXPERT = re.compile(
+    r"(?P<block>.+\.experts)\.(?P<index>0|[1-9][0-9]{0,5})\.(?P<layer>gate_proj|up_proj|down_proj)"
+)
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,18 @@ class ExpertLayer:
         return self.layer == "down_proj"
 
     def weight(self, model: Any) -> Tensor:
-        """Return the base model's weight [out, in], a view of the fused parameter."""
-        block = model.get_submodule(self.block)
+        """Return the base model's weight [out, in], a view of the fused parameter.
+
+        Raises:  ModelError: the model has no such expert.
+        """
+        try:
+            block = model.get_submodule(self.block)
+            fused: Tensor = (block.down_proj if self.is_down else block.gate_up_proj)[self.index]
+        except (AttributeError, IndexError) as error:
+            path = f"{self.block}.{self.index}"
+            raise ModelError(path, "an expert of the base model", "none") from error
         if self.is_down:
-            down: Tensor = block.down_proj[self.index]
-            return down
-        fused: Tensor = block.gate_up_proj[self.index]
+            return fused
         width = fused.shape[0] // 2
         return fused[width:] if self.layer == "up_proj" else fused[:width]
 
@@ -131,6 +141,23 @@ def parameter_part(parameter: Parameter, tensor: AdapterTensor, rank: int) -> Pa
     if tensor.role == "lora_A":
         return ParameterView(parameter, partial(_rows, expert.index * n_layers + place, rank))
     return ParameterView(parameter, partial(_columns, expert.index, n_layers, place, rank))
+
+
+def trained_part(name: str, rank: int) -> Callable[[Tensor], Tensor] | None:
+    """Return what keeps a parameter's gradient to the parts that are trained; None where that is all of it.
+
+    Whoever looks at the gradient of gate_up_proj's lora_B, to clip it, is not to see what mixes its layers.
+    """
+    return partial(_unmixed, rank) if name.endswith(_GATE_UP_B) else None
+
+
+def _unmixed(rank: int, gradient: Tensor) -> Tensor:
+    n_out = gradient.shape[0] // 2
+    kept = gradient.clone()
+    by_expert = kept.view(gradient.shape[0], 2 * rank, -1)
+    by_expert[:n_out, rank:] = 0
+    by_expert[n_out:, :rank] = 0
+    return kept
 
 
 def _rows(place: int, rank: int, lora_a: Tensor) -> Tensor:

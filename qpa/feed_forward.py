@@ -39,6 +39,9 @@ class FeedForwardModel(nn.Module):
             except AttributeError as error:
                 advice = "the base model is not the one the adapter was planned for"
                 raise ModelError(path, "a module of the base model", "none", advice) from error
+            if isinstance(block, (nn.Sequential, nn.ModuleList)) or hasattr(block, role):
+                expected = f"a block that takes a {role} of its own"
+                raise ModelError(path, expected, f"{type(block).__name__}, which does not")
             n_out, n_in = tensor.shape
             block.add_module(role, nn.Linear(n_in, n_out, bias=False, device=device))
             if role == "ffa_up":
@@ -74,5 +77,6 @@ class FeedForwardModel(nn.Module):
         return self._added(block, output)
 
     def _added(self, block: Any, hidden: Tensor) -> Tensor:
-        added: Tensor = block.ffa_up(nn.functional.gelu(block.ffa_down(hidden)))
-        return hidden + added
+        inner = hidden.to(block.ffa_down.weight.dtype)
+        added: Tensor = block.ffa_up(nn.functional.gelu(block.ffa_down(inner)))
+        return hidden + added.to(hidden.dtype)

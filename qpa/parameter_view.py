@@ -24,20 +24,18 @@ class ParameterView:
     def __init__(self, parameter: Parameter, part: Callable[[Tensor], Tensor]) -> None:
         self.parameter = parameter
         self._part = part
+        self._numbers = part(parameter.detach())
 
     def detach(self) -> Tensor:
         """Return the part's numbers; writing to them writes to the parameter."""
-        return self._part(self.parameter.detach())
+        if self._numbers.untyped_storage().data_ptr() != self.parameter.untyped_storage().data_ptr():
+            self._numbers = self._part(self.parameter.detach())  # it was moved to another device
+        return self._numbers
 
     @property
     def grad(self) -> Tensor | None:
         """Return the part's gradient, None where the parameter has none."""
         return None if self.parameter.grad is None else self._part(self.parameter.grad)
-
-    @grad.setter
-    def grad(self, value: None) -> None:
-        """Forget the gradient of the whole parameter."""
-        self.parameter.grad = value
 
     @property
     def shape(self) -> torch.Size:

@@ -112,7 +112,13 @@ def _whole_model_trainer(
 
 
 class _WholeModelTrainer(Trainer):  # type: ignore[misc]
-    """Trainer with the token-weighted loss from the model's own logits."""
+    """Trainer with the token-weighted loss from the model's own logits.
+
+    It loads no weights to resume: the optimizer's state makes the adapter again.
+    """
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """Leave the model as it is."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

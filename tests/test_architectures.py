@@ -243,7 +243,9 @@ def test_only_the_language_model_of_a_model_that_sees_is_adapted(targets, model_
 
 @pytest.mark.parametrize("target", ["fc1", "vision_tower.encoder.layers.0.self_attn.q_proj"])
 def test_a_layer_that_sees_is_refused(target, model_of):
-    with pytest.raises(OptionError, match=r"names of linear layers, found .* which is none of the language"):
+    with pytest.raises(
+        OptionError, match=r"names of linear layers, found .* which is none of those of the language"
+    ):
         _inspect(model_of("gemma3-vision"), "all-linear", target)
 
 

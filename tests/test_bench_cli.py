@@ -56,7 +56,7 @@ def test_out_of_time_is_no_failure_and_the_same_command_goes_on(
     cli: Cli, llama: Path, text_file: Path, tmp_path: Path
 ) -> None:
     options = ["--model", llama, "--data", text_file, "--out", tmp_path, *SMALL]
-    options += ["--methods", "ia3", "--budgets", "900", "--seeds", "1"]
+    options += ["--methods", "ia3", "--budgets", "320", "--seeds", "1"]
     code, out, err = cli(*options, "--minutes", "0")
     assert (code, out) == (0, "")
     assert err.splitlines()[-1] == "3 runs are left; the same command goes on"

@@ -23,6 +23,7 @@ from qpa.documents import (
     NativeCircuit,
     PassOption,
     Provenance,
+    TensorShape,
     TrainedGenerator,
     TrainingResult,
     Verification,
@@ -224,14 +225,12 @@ def native_circuits(draw):
 @st.composite
 def frozen_adapters(draw):
     layout, spec = draw(weight_layouts()), draw(adapter_specs())
-    rank = draw(st.sampled_from(sorted({min(tensor.shape) for tensor in layout.tensors})))
-    tensors = tuple(tensor for tensor in layout.tensors if rank in tensor.shape)
-    n_adapter = sum(tensor.n_numbers for tensor in tensors)
+    tensors = tuple(TensorShape(path=tensor.path, shape=tensor.shape) for tensor in spec.tensors)
     return FrozenAdapter(
         provenance=draw(PROVENANCE),
         base=spec.base,
         method="lora",
-        rank=rank,
+        rank=spec.rank,
         alpha=spec.alpha,
         target_modules=spec.target_modules,
         fan_in_fan_out=spec.fan_in_fan_out,
@@ -239,7 +238,7 @@ def frozen_adapters(draw):
         arrays=draw(ATTACHMENT),
         probe=draw(ATTACHMENT),
         source="exact",
-        account=layout.account.model_copy(update={"n_adapter": n_adapter}),
+        account=layout.account.model_copy(update={"n_adapter": spec.n_numbers}),
         result=draw(RESULT),
     )
 
@@ -711,7 +710,25 @@ BROKEN = {
         "at least one token",
     ),
     "other number of weights": ("frozen-adapter-1/llama", (("account", "n_adapter"), 35), "account's number"),
-    "tensor of another rank": ("frozen-adapter-1/llama", (("rank",), 3), "must have rank 3"),
+    "tensor of another rank": ("frozen-adapter-1/llama", (("rank",), 3), "does not have rank 3"),
+    "rank 0": ("frozen-adapter-1/llama", (("rank",), 0), "at least 1"),
+    "LoRA called DoRA": ("frozen-adapter-2/llama", (("method",), "dora"), "lora_magnitude_vector"),
+    "LoRA called IA3": ("frozen-adapter-2/llama", (("method",), "ia3"), "ia3_l"),
+    "weights of the base": (
+        "frozen-adapter-2/llama",
+        (("tensors", 0, "path"), "model.layers.0.mlp.up_proj.weight"),
+        "lora_A must be followed by lora_B",
+    ),
+    "an up wider than its down": (
+        "adapter-spec-2/ffa",
+        (("tensors", 1, "shape"), [9, 2]),
+        "of several modules",
+    ),
+    "magnitudes of another module": (
+        "adapter-spec-2/dora",
+        (("tensors", 2, "shape"), [9, 1]),
+        "of several modules",
+    ),
     "qubits without end": ("weight-layout-2/aligned", (("n_qubits",), 10**12), "qubits within 1 and 24"),
     "windows of more qubits": (
         "weight-layout-2/spectral",

@@ -111,6 +111,19 @@ def test_the_generator_moves_the_experts(moe):
     assert len(optimizer.param_groups[0]["params"]) == 2 * 4 * 2 + 2 * 4
 
 
+def test_what_clips_gradients_sees_only_what_is_trained(moe):
+    spec = inspected(moe)
+    model = attach_adapter(load_model(spec.base, keep_dtype=False), spec)
+    parameters = adapter_parameters(model, spec)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    leaves = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    parts = [parameter.grad for parameter in parameters.values()]
+    norms = [torch.stack([part.norm() for part in tensors]).norm() for tensors in (leaves, parts)]
+    assert torch.allclose(norms[0], norms[1], rtol=1e-6)
+    mixed = dict(model.named_parameters())[f"base_model.model.{BLOCK}.base_layer.lora_B.default.weight"]
+    assert bool(mixed.grad.any()) and not mixed.grad.view(2, 48, 2, 3, 4)[0, :, 1].any()
+
+
 @pytest.mark.parametrize("targets", [(), ("down_proj",), ("q_proj", "gate_proj", "up_proj", "down_proj")])
 @pytest.mark.parametrize("format_", ["lora", "merged", "onnx"])
 def test_engines_read_the_live_model(moe, tmp_path, targets, format_):

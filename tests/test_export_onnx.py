@@ -251,8 +251,9 @@ def test_weights_of_another_shape_are_refused(made):
     from qpa.base_model import load_model
     from qpa.exporters.frozen_arrays import FrozenArrays
 
-    frozen = made.frozen.model_copy(update={"fan_in_fan_out": False})
+    frozen = made.frozen
     model = load_model(frozen.base, keep_dtype=False)
+    model.get_submodule(frozen.modules[0]).weight = torch.nn.Parameter(torch.zeros(3, 4))
     with pytest.raises(ModelError, match="expected a weight of shape"):
         onnx_merged.put_adapter(model, FrozenArrays.open(frozen, made.context))
 

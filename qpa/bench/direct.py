@@ -33,7 +33,9 @@ class Direct:
             return [Configuration("its only size", (), base.inspect(None, self.name).n_numbers)]
         smallest, second = (base.inspect(rank, self.name).n_numbers for rank in (1, 2))
         first = [1 + (budget - smallest) // (second - smallest) for budget in budgets]
-        ranks = {min(max(1, rank + more), MAX_RANK) for rank in first for more in (0, 1)}
+        sides = [t.vector_length for pair in base.inspect(1, self.name).pairs for t in pair]
+        largest = min([MAX_RANK, *sides])
+        ranks = {min(max(1, rank + more), largest) for rank in first for more in (0, 1)}
         return [
             Configuration(f"r={rank}", (("r", rank),), smallest + (rank - 1) * (second - smallest))
             for rank in sorted(ranks)

@@ -48,12 +48,15 @@ class Generated:
     adapter: str = "lora"
 
     def sizes(self, base: BenchBase, budgets: Sequence[int]) -> Sequence[Configuration]:
-        """Return the plans around each budget."""
+        """Return the plans around each budget that are smaller than the adapter."""
         spec = self._spec(base, seed=0)
         found: dict[str, Configuration] = {}
         for budget in budgets:
             for plan in self.plans(self.plan, spec, budget):
-                n_trained = plan.layout(spec, spec.provenance).account.n_generator
+                account = plan.layout(spec, spec.provenance).account
+                n_trained = account.n_generator
+                if n_trained >= account.n_adapter:
+                    continue  # the adapter itself is smaller
                 knobs = self._knobs(plan)
                 label = ", ".join(f"{name} {value}" for name, value in knobs)
                 found[label] = Configuration(label, knobs, n_trained)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -103,8 +103,7 @@ class AdapterTensor(Record):
     @property
     def axis(self) -> Axis:
         """Return whether the vectors it consists of are its rows or its columns."""
-        is_input_scale = self.role == "ia3_l" and self.shape[0] == 1
-        return "row" if self.role in _IN_ROWS or is_input_scale else "column"
+        return "row" if _is_in_rows(self.role, self.shape) else "column"
 
     @property
     def n_vectors(self) -> int:
@@ -187,27 +186,48 @@ class AdapterSpec(Document):
 
     @model_validator(mode="after")
     def _verify(self) -> Self:
-        roles = ROLES_OF[self.method]
-        if not self.tensors or len(self.tensors) % len(roles):
-            raise ValueError(f"tensors must be {' and '.join(roles)} of each module")
-        if len({tensor.path for tensor in self.tensors}) != len(self.tensors):
-            raise ValueError("tensor paths must be unique")
-        for first in range(0, len(self.tensors), len(roles)):
-            self._verify_module(self.tensors[first : first + len(roles)])
+        check_tensors(self.method, self.rank, [(t.module, t.role, t.shape) for t in self.tensors])
         return self
 
-    def _verify_module(self, tensors: tuple[AdapterTensor, ...]) -> None:
-        module, found = tensors[0].module, tuple(tensor.role for tensor in tensors)
-        is_embedding = self.method == "lora" and found == EMBEDDING_ROLES
-        roles_fit = found == ROLES_OF[self.method] or is_embedding
-        if not roles_fit or any(tensor.module != module for tensor in tensors):
-            order = " must be followed by ".join(ROLES_OF[self.method])
-            raise ValueError(f"{module}: {order} of the same module")
-        for tensor in tensors:
-            n_vectors = 1 if tensor.role == "lora_magnitude_vector" else self.rank
-            if tensor.n_vectors != n_vectors or min(tensor.shape) < 1:
-                raise ValueError(f"{tensor.path}: shape {tensor.shape} does not have rank {n_vectors}")
-        if len({tensor.shape[0] for tensor in tensors[1:]}) > 1:
-            raise ValueError(f"{module}: shapes {[t.shape for t in tensors]} are of several modules")
-        if self.method in ("lora", "dora") and self.rank > min(t.vector_length for t in tensors):
-            raise ValueError(f"{module}: rank {self.rank} is not within 1 and min(in, out)")
+
+def check_tensors(method: Method, rank: int, tensors: Sequence[tuple[str, str, tuple[int, int]]]) -> None:
+    """Check that tensors, given as (module, role, shape), are those of an adapter.
+
+    Raises:  ValueError: a role is missing, in another place, or there twice; or a shape is not of this rank.
+    """
+    n_roles = len(ROLES_OF[method])
+    if not tensors or len(tensors) % n_roles:
+        raise ValueError(f"tensors must be {' and '.join(ROLES_OF[method])} of each module")
+    if len({(module, role) for module, role, _ in tensors}) != len(tensors):
+        raise ValueError("tensor paths must be unique")
+    for first in range(0, len(tensors), n_roles):
+        _check_module(method, rank, tensors[first : first + n_roles])
+
+
+def _check_module(method: Method, rank: int, tensors: Sequence[tuple[str, str, tuple[int, int]]]) -> None:
+    module, found = tensors[0][0], tuple(role for _, role, _ in tensors)
+    roles_fit = found == ROLES_OF[method] or (method == "lora" and found == EMBEDDING_ROLES)
+    if not roles_fit or any(name != module for name, _, _ in tensors):
+        order = " must be followed by ".join(ROLES_OF[method])
+        raise ValueError(f"{module}: {order} of the same module")
+    shapes = {role: shape for _, role, shape in tensors}
+    for role, shape in shapes.items():
+        n_vectors = 1 if role == "lora_magnitude_vector" else rank
+        if _n_vectors(role, shape) != n_vectors or min(shape) < 1:
+            raise ValueError(f"{module}.{role}: shape {shape} does not have rank {n_vectors}")
+    n_outputs = {shape[0] for role, shape in shapes.items() if role in ("lora_B", "lora_magnitude_vector")}
+    widths = {shape[1 if role == "ffa_down" else 0] for role, shape in shapes.items() if method == "ffa"}
+    prefixes = {shape[1] for shape in shapes.values() if method == "prefix"}
+    if max(len(n_outputs), len(widths), len(prefixes)) > 1:
+        raise ValueError(f"{module}: shapes {[*shapes.values()]} are of several modules")
+    sides = [shape[1 if _is_in_rows(role) else 0] for role, shape in shapes.items()]
+    if method in ("lora", "dora") and rank > min(sides):
+        raise ValueError(f"{module}: rank {rank} is not within 1 and min(in, out)")
+
+
+def _is_in_rows(role: str, shape: tuple[int, int] = (0, 0)) -> bool:
+    return role in _IN_ROWS or (role == "ia3_l" and shape[0] == 1)
+
+
+def _n_vectors(role: str, shape: tuple[int, int]) -> int:
+    return shape[0 if _is_in_rows(role, shape) else 1]

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from qpa.documents.adapter_spec import EMBEDDING_ROLES, BaseModelReference, Method, module_of
+from qpa.documents.adapter_spec import EMBEDDING_ROLES, BaseModelReference, Method, check_tensors, module_of
 from qpa.documents.base import Attachment, Document, JsonObject
 from qpa.documents.trained_generator import TrainingResult
 from qpa.documents.weight_layout import ParameterAccount, TensorShape
@@ -58,6 +58,16 @@ class FrozenAdapter(Document):
     def _verify(self) -> Self:
         if sum(tensor.n_numbers for tensor in self.tensors) != self.account.n_adapter:
             raise ValueError("the tensors do not have the account's number of weights")
-        if any(self.rank not in tensor.shape and 1 not in tensor.shape for tensor in self.tensors):
-            raise ValueError(f"every tensor must have rank {self.rank}")
+        if self.rank < 1:
+            raise ValueError("the rank must be at least 1")
+        roles = [tensor.path.removesuffix(".weight").rpartition(".") for tensor in self.tensors]
+        shapes = [tensor.shape for tensor in self.tensors]
+        check_tensors(
+            self.method, self.rank, [(r[0], r[2], shape) for r, shape in zip(roles, shapes, strict=True)]
+        )
         return self
+
+    @property
+    def changes_tied_weight(self) -> bool:
+        """Return whether the adapter is on an output head, or the embedding, that share their weight."""
+        return self.base.ties_lm_head and (self.base.head in self.modules or bool(self.embeddings))

@@ -41,7 +41,8 @@ class ChunkedTensor(TensorShape):
 class ChunkGroup(Record):
     """Chunks that share one decoder.
 
-    A chunk is, for axis "row", a row of lora_A; for "column", a column of lora_B; for "spectrum", one
+    A chunk is, for axis "row", a row of a tensor such as lora_A; for "column", a column of one such as
+    lora_B; for "spectrum", one
     factor for each of chunk_size fixed rank-1 matrices u v^T, whose v are rows of lora_A after the
     generated ones, and whose u, times their factors, are columns of lora_B; for "flat", numbers
     i * chunk_size and following of the tensors raveled in C order and laid end to end, the last chunk
