@@ -38,7 +38,7 @@ def train(
         float | None,
         typer.Option(
             help="Peak learning rate of the decoder.  "
-            "[default: 0.02; ia3, prefix: 0.03; ffa: 0.01; --generator aligned: 0.003; paper: 0.001]"
+            "[default: 0.02; ia3, prefix: 0.1; ffa: 0.03; --generator aligned: 0.003; paper: 0.001]"
         ),
     ] = None,
     angle_lr: Annotated[

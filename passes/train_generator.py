@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 DEFAULT_RATES = {"spectral": 2e-2, "aligned": 3e-3, "paper": 1e-3}
 """Learning rates by generator, of decoders and angles alike; see docs/results.md."""
 
-ALIGNED_RATES = {"ia3": 3e-2, "prefix": 3e-2, "ffa": 1e-2}
-"""The same for the aligned generator of adapters that are no products of two factors."""
+ALIGNED_RATES = {"ia3": 1e-1, "prefix": 1e-1, "ffa": 3e-2}
+"""The same for the aligned generator of the other adapters, at its default heads."""
 
 MAX_NUMBER = 1e6
 """Above any sensible learning rate, number of epochs or warm-up, and within float32."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers.pytorch_utils import Conv1D
 
-from qpa.documents import EMBEDDING_ROLES, AdapterSpec, AdapterTensor, TensorShape, WeightLayout
+from qpa.documents import EMBEDDING_ROLES, METHOD_NAMES, AdapterSpec, AdapterTensor, TensorShape, WeightLayout
 from qpa.errors import ModelError
 from qpa.experts import expert_layer, parameter_name, parameter_part, trained_part
 from qpa.feed_forward import FeedForwardModel
@@ -50,46 +50,51 @@ def attach_adapter(model: Any, spec: AdapterSpec, layout: WeightLayout | None = 
 
 
 def wrap_model(model: Any, spec: AdapterSpec) -> Any:
-    """Return a base model with an adapter of PEFT's own initial values."""
-    from peft import IA3Config, LoraConfig, get_peft_model
+    """Return a base model with an adapter of PEFT's own initial values.
+
+    Raises:  ModelError: PEFT does not have the adapter on such a model.
+    """
+    from peft import get_peft_model
 
     if spec.method == "ffa":
         return FeedForwardModel(model, [TensorShape(path=t.path, shape=t.shape) for t in spec.tensors])
-    config: Any
+    with warnings.catch_warnings():
+        # PEFT gives fused experts twice the rank by a pattern, and then looks for it among the modules only.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
+        try:
+            wrapped = get_peft_model(model, _peft_config(model, spec), adapter_name=ADAPTER_NAME)
+        except (ValueError, TypeError) as error:
+            found = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            expected = f"a model on which PEFT has {METHOD_NAMES[spec.method]}"
+            raise ModelError(type(model).__name__, expected, found) from error
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad and (mask := trained_part(name, spec.rank)) is not None:
+            parameter.register_hook(mask)
+    return wrapped
+
+
+def _peft_config(model: Any, spec: AdapterSpec) -> Any:
+    from peft import IA3Config, LoraConfig
+
     if spec.method == "prefix":
-        config = prefix_config(model, spec.rank)
-    elif spec.method == "ia3":
-        config = IA3Config(
+        return prefix_config(model, spec.rank)
+    if spec.method == "ia3":
+        return IA3Config(
             target_modules=list(spec.target_modules),
             feedforward_modules=scaled_inputs(spec.target_modules, spec.tensors),
             fan_in_fan_out=spec.fan_in_fan_out,
             task_type="CAUSAL_LM",
         )
-    else:
-        config = LoraConfig(
-            r=spec.rank,
-            lora_alpha=spec.alpha,
-            target_modules=list(spec.target_modules),
-            fan_in_fan_out=spec.fan_in_fan_out,
-            lora_dropout=0.0,
-            bias="none",
-            use_dora=spec.method == "dora",
-            task_type="CAUSAL_LM",
-        )
-    with warnings.catch_warnings():
-        # PEFT gives fused experts twice the rank by a pattern, and then looks for it among the modules only.
-        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
-        try:
-            wrapped = get_peft_model(model, config, adapter_name=ADAPTER_NAME)
-        except (ValueError, TypeError) as error:
-            found = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-            raise ModelError(
-                type(model).__name__, f"a model on which PEFT has {spec.method}", found
-            ) from error
-    for name, parameter in wrapped.named_parameters():
-        if parameter.requires_grad and (mask := trained_part(name, spec.rank)) is not None:
-            parameter.register_hook(mask)
-    return wrapped
+    return LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        target_modules=list(spec.target_modules),
+        fan_in_fan_out=spec.fan_in_fan_out,
+        lora_dropout=0.0,
+        bias="none",
+        use_dora=spec.method == "dora",
+        task_type="CAUSAL_LM",
+    )
 
 
 def prefix_config(model: Any, n_tokens: int) -> Any:

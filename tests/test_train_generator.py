@@ -99,9 +99,9 @@ def test_metrics_have_both_learning_rates_and_both_evaluations(
         ("llama", "spectral", 2e-2),
         ("llama", "aligned", 3e-3),
         ("llama", "paper", 1e-3),
-        ("ia3", "aligned", 3e-2),
-        ("prefix", "aligned", 3e-2),
-        ("ffa", "aligned", 1e-2),
+        ("ia3", "aligned", 1e-1),
+        ("prefix", "aligned", 1e-1),
+        ("ffa", "aligned", 3e-2),
         ("ffa", "paper", 1e-3),
     ],
 )
