@@ -18,4 +18,4 @@ if ! cmp -s "$constraints" "$environment/complete"; then
 fi
 
 exec .venv/bin/python -m tests.conformance.run --engines vllm --vllm "$environment/bin/python" \
-    --architectures llama,qwen3,gpt2 --formats lora,merged
+    --adapters LoRA --architectures llama,qwen3,gpt2 --formats lora,merged
