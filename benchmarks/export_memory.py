@@ -40,8 +40,8 @@ from qpa.documents import (
 from qpa.exporters.lora import ExportLora
 from qpa.exporters.lora_contract import WEIGHTS_FILE
 from qpa.pipeline import PassContext
-from qpa.run_directory import DirectoryStore
-from qpa.tensor_file import Array, TensorFile, TensorPlan, write_tensors
+from qpa.store.run_directory import DirectoryStore
+from qpa.store.tensor_file import Array, TensorFile, TensorPlan, write_tensors
 
 HIDDEN_SIZE = 4096
 RANK = 256

@@ -50,7 +50,7 @@ from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext, Pipeline
-from qpa.run_directory import DirectoryStore
+from qpa.store.run_directory import DirectoryStore
 
 LORA, QPA = "LoRA", "QPA"
 BATCHES = {"model": (8, 256), "gpt2": (4, 256)}

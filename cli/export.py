@@ -67,7 +67,7 @@ def export(
     from qpa.documents import FrozenAdapter
     from qpa.exporters.formats import exporter_for
     from qpa.pipeline import PassContext
-    from qpa.run_directory import RunDirectory
+    from qpa.store.run_directory import RunDirectory
 
     options = {
         "dtype": dtype,

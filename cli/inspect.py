@@ -12,7 +12,7 @@ from qpa.cli.output import JsonOption, number, print_json, print_table
 
 if TYPE_CHECKING:
     from qpa.documents import Document, Manifest
-    from qpa.run_directory import RunDirectory
+    from qpa.store.run_directory import RunDirectory
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -33,7 +33,7 @@ def inspect(
     from qpa.documents import MANIFEST_PATH, AdapterSpec, read_manifest
     from qpa.errors import DocumentError
     from qpa.exporters.lora_contract import CONFIG_FILE
-    from qpa.run_directory import RunDirectory
+    from qpa.store.run_directory import RunDirectory
 
     manifest = read_manifest(path) if (path / MANIFEST_PATH).is_file() else None
     if (path / AdapterSpec.file_name()).is_file():
@@ -50,7 +50,7 @@ def inspect(
 def _inspect_run(run: RunDirectory, as_json: bool) -> None:
     from qpa.cli import summary
     from qpa.documents import AdapterSpec, FrozenAdapter, NativeCircuit, WeightLayout
-    from qpa.run_directory import STAGES
+    from qpa.store.run_directory import STAGES
 
     documents: tuple[Document, ...] = ()
     for stage in STAGES:

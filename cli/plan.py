@@ -111,7 +111,7 @@ def plan(
     from qpa.passes.plan_layout import PlanLayout
     from qpa.passes.transpile_circuit import TranspileCircuit
     from qpa.pipeline import PassContext
-    from qpa.run_directory import RunDirectory
+    from qpa.store.run_directory import RunDirectory
 
     pipeline = planning_pipeline(
         InspectModel(

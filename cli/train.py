@@ -10,7 +10,7 @@ import typer
 from qpa.cli.output import JsonOption, print_json, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from qpa.run_directory import RunDirectory
+    from qpa.store.run_directory import RunDirectory
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -70,7 +70,7 @@ def train(
     from qpa.passes import training_pipeline
     from qpa.passes.train_generator import TrainGenerator
     from qpa.pipeline import PassContext
-    from qpa.run_directory import RunDirectory
+    from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)
     documents = directory.read_through(NativeCircuit)
@@ -103,7 +103,7 @@ def train(
 def _check_untrained(run: RunDirectory) -> None:
     from qpa.documents import TrainedGenerator
     from qpa.errors import OptionError
-    from qpa.run_directory import CHECKPOINTS, list_checkpoints
+    from qpa.store.run_directory import CHECKPOINTS, list_checkpoints
 
     expected, advice = "a run that is not trained yet", "pass --resume or --force"
     if run.has(TrainedGenerator):

@@ -97,7 +97,7 @@ def _verify_engines(step: VerifyAdapter, directory: Path, as_json: bool) -> None
     from qpa.documents import Verification, read_manifest
     from qpa.passes import verification_pipeline
     from qpa.pipeline import PassContext
-    from qpa.run_directory import DirectoryStore
+    from qpa.store.run_directory import DirectoryStore
 
     manifest = read_manifest(directory)
     with progress_bar() as progress:

@@ -15,7 +15,7 @@ from qpa.documents import BaseModelReference
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError
 from qpa.experts import expert_layer
-from qpa.tensor_file import TensorFile
+from qpa.store.tensor_file import TensorFile
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

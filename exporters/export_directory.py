@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from qpa.atomic_files import new_directory, sha256_of
 from qpa.documents import (
     MANIFEST_PATH,
     METHOD_NAMES,
@@ -35,7 +34,8 @@ from qpa.documents.manifest import DtypeName, ExportFormat
 from qpa.errors import DocumentError, ExportError, OptionError, one_of
 from qpa.experts import has_experts
 from qpa.pipeline import PassContext
-from qpa.tensor_file import Array, TensorPlan, write_tensors
+from qpa.store.atomic_files import new_directory, sha256_of
+from qpa.store.tensor_file import Array, TensorPlan, write_tensors
 
 PROBE_FILE = "qpa/probe.safetensors"
 CARD_FILE = "README.md"
@@ -186,7 +186,7 @@ class ExportDirectory:
         read: Callable[[str], Array],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Write a safetensors file, see `qpa.tensor_file.write_tensors`."""
+        """Write a safetensors file, see `qpa.store.tensor_file.write_tensors`."""
         written = write_tensors(self._new(name), plans, read, metadata)
         self.files.append(written.model_copy(update={"file": name}))
 

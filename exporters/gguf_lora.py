@@ -40,7 +40,7 @@ from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin
 from qpa.exporters.named_layers import check_layers
 from qpa.pipeline import PassContext
-from qpa.tensor_file import DTYPES, Array
+from qpa.store.tensor_file import DTYPES, Array
 
 WEIGHTS_FILE = "adapter.gguf"
 

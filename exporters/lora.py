@@ -24,7 +24,7 @@ from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
 from qpa.exporters.model_card import model_card
 from qpa.pipeline import PassContext
-from qpa.tensor_file import TensorPlan
+from qpa.store.tensor_file import TensorPlan
 
 
 @final

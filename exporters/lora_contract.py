@@ -44,7 +44,7 @@ import numpy as np
 
 from qpa.errors import DocumentError
 from qpa.exporters.manifest_contract import Finding, check_files, check_manifest, several, short
-from qpa.tensor_file import TensorEntry, TensorFile
+from qpa.store.tensor_file import TensorEntry, TensorFile
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpa.atomic_files import sha256_of
 from qpa.documents import MANIFEST_PATH, read_manifest
 from qpa.errors import DocumentError
+from qpa.store.atomic_files import sha256_of
 
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 

@@ -49,7 +49,7 @@ from qpa.exporters.model_card import (
 )
 from qpa.exporters.weight_change import WeightChange, bias_scale, weight_change
 from qpa.pipeline import PassContext
-from qpa.tensor_file import DTYPES, Array, TensorFile, TensorPlan
+from qpa.store.tensor_file import DTYPES, Array, TensorFile, TensorPlan
 
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _QUANTIZED = ("quantization_config", "compression_config")

@@ -30,7 +30,7 @@ from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin, targets_head
 from qpa.exporters.named_layers import check_layers
 from qpa.pipeline import PassContext
-from qpa.tensor_file import Array, TensorPlan
+from qpa.store.tensor_file import Array, TensorPlan
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapters.safetensors"

@@ -32,7 +32,6 @@ import torch
 import transformers
 
 from qpa import __version__
-from qpa.atomic_files import DIRECTORY_MODE, TEMPORARY_PREFIX, sha256_of
 from qpa.base_model import load_model, load_tokenizer, moved_base
 from qpa.documents import FrozenAdapter
 from qpa.documents.base import digest_of
@@ -48,7 +47,8 @@ from qpa.exporters.onnx_graph import (
     write_model_files,
 )
 from qpa.pipeline import PassContext
-from qpa.tensor_file import Array
+from qpa.store.atomic_files import DIRECTORY_MODE, TEMPORARY_PREFIX, sha256_of
+from qpa.store.tensor_file import Array
 
 BASE_FOLDER = "base/"
 ADAPTER_FILE = "adapter.onnx_adapter"

@@ -35,7 +35,7 @@ from qpa.exporters.model_card import (
 )
 from qpa.exporters.peft_contract import PREFIX_KEY
 from qpa.pipeline import PassContext
-from qpa.tensor_file import Array, TensorPlan
+from qpa.store.tensor_file import Array, TensorPlan
 
 
 @final

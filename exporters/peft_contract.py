@@ -27,7 +27,7 @@ from qpa.exporters.lora_contract import (
     selects,
 )
 from qpa.exporters.manifest_contract import Finding, several, short
-from qpa.tensor_file import TensorFile
+from qpa.store.tensor_file import TensorFile
 
 PREFIX_KEY = "prompt_embeddings"
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from qpa.errors import ExportError
 from qpa.exporters.frozen_arrays import FrozenArrays
-from qpa.tensor_file import Array
+from qpa.store.tensor_file import Array
 
 Blocks = Callable[[], Iterable[tuple[slice, Array]]]
 """Gives the stored weight in blocks of rows, each with the place of its rows."""

@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from qpa.adapter import ADAPTER_NAME
-from qpa.atomic_files import TEMPORARY_PREFIX, new_directory
 from qpa.documents import Checkpoint, Provenance
 from qpa.errors import CheckpointError, DocumentError
 from qpa.optimizer import GeneratedAdapterOptimizer
-from qpa.run_directory import DirectoryStore, list_checkpoints
+from qpa.store.atomic_files import TEMPORARY_PREFIX, new_directory
+from qpa.store.run_directory import DirectoryStore, list_checkpoints
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _KEPT = 2

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from qpa.atomic_files import write_file
+from qpa.store.atomic_files import write_file
 
 
 class TrainingLog:

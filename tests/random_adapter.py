@@ -16,7 +16,7 @@ from qpa.documents import FrozenAdapter, ParameterAccount, TensorShape, Training
 from qpa.passes.inspect_model import InspectModel
 from qpa.pipeline import PassContext
 from qpa.probe import record_probe
-from qpa.run_directory import DirectoryStore
+from qpa.store.run_directory import DirectoryStore
 
 
 @dataclass(frozen=True)

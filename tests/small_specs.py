@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qpa.documents import AdapterSpec, AdapterTensor, BaseModelReference, Provenance
 from qpa.pipeline import PassContext
-from qpa.run_directory import DirectoryStore
+from qpa.store.run_directory import DirectoryStore
 
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
 

@@ -25,7 +25,7 @@ from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext
 from qpa.probe import record_probe
-from qpa.run_directory import DirectoryStore, RunDirectory
+from qpa.store.run_directory import DirectoryStore, RunDirectory
 from tests.test_train_generator import _interrupt_after, arrays, plan, same_bits, tensors, train
 from tests.tiny_models import ARCHITECTURES
 

@@ -22,7 +22,7 @@ from qpa.passes.inspect_model import InspectModel
 from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.pipeline import PassContext
 from qpa.probe import greedy_continuation
-from qpa.run_directory import DirectoryStore
+from qpa.store.run_directory import DirectoryStore
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import ARCHITECTURES, tiny_gemma3_vision
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qpa.atomic_files import TEMPORARY_PREFIX, new_directory, sha256_of, write_file
+from qpa.store.atomic_files import TEMPORARY_PREFIX, new_directory, sha256_of, write_file
 
 
 def entries(directory):

@@ -13,7 +13,7 @@ from qpa.documents import BaseModelReference
 from qpa.errors import ModelError
 from qpa.passes.inspect_model import InspectModel
 from qpa.pipeline import PassContext
-from qpa.run_directory import DirectoryStore
+from qpa.store.run_directory import DirectoryStore
 from tests.traced_model import traced_model
 
 

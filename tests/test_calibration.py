@@ -11,7 +11,7 @@ from qpa.generator import basis_shapes
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext
-from qpa.run_directory import DirectoryStore
+from qpa.store.run_directory import DirectoryStore
 
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
 N_EXACT = 8

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qpa.cli.main import main
-from qpa.run_directory import RunDirectory
+from qpa.store.run_directory import RunDirectory
 
 PLAN = ["--rank", "2", "--heads", "2", "--layers", "2"]
 TRAIN = ["--max-steps", "3", "--max-length", "32", "--batch-size", "2", "--device", "cpu"]

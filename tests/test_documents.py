@@ -32,7 +32,7 @@ from qpa.documents.base import digest_of
 from qpa.errors import DocumentError
 from qpa.passes.plan_layout import FEATURES, PlanLayout
 from qpa.pipeline import PassContext
-from qpa.run_directory import STAGES, DirectoryStore
+from qpa.store.run_directory import STAGES, DirectoryStore
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_FILES = sorted(GOLDEN.rglob("*.json"))

@@ -16,13 +16,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from qpa.atomic_files import TEMPORARY_PREFIX
 from qpa.documents import MANIFEST_PATH, FrozenAdapter, Manifest
 from qpa.errors import DocumentError, ExportError, OptionError
 from qpa.exporters.export_directory import PROBE_FILE
 from qpa.exporters.lora import ExportLora
 from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
 from qpa.exporters.model_card import model_card, targets_head, vllm_rank_option
+from qpa.store.atomic_files import TEMPORARY_PREFIX
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_llama
 
@@ -272,7 +272,7 @@ from pathlib import Path
 from qpa.documents import FrozenAdapter, Manifest
 from qpa.exporters.lora import ExportLora
 from qpa.pipeline import PassContext
-from qpa.run_directory import DirectoryStore
+from qpa.store.run_directory import DirectoryStore
 
 store, out = Path(sys.argv[1]), Path(sys.argv[2])
 Manifest.to_json = lambda self: os.kill(os.getpid(), signal.SIGKILL)

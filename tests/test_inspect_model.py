@@ -23,7 +23,7 @@ from qpa.base_model import build_on_meta
 from qpa.errors import ModelError, OptionError
 from qpa.passes.inspect_model import InspectModel
 from qpa.pipeline import PassContext
-from qpa.run_directory import DirectoryStore
+from qpa.store.run_directory import DirectoryStore
 
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
 SHAPE = {

@@ -16,8 +16,8 @@ from qpa.generator import Generator, basis_shapes
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext
-from qpa.run_directory import DirectoryStore
 from qpa.sft import make_trainer
+from qpa.store.run_directory import DirectoryStore
 from tests.ddp_worker import plan_adapter, random_bases, training_rows
 
 LR, ANGLE_LR, N_STEPS = 0.02, 0.04, 3

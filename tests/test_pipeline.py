@@ -16,7 +16,7 @@ from qpa.passes.synthesize_circuit import SynthesizeCircuit
 from qpa.passes.train_generator import TrainGenerator
 from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.pipeline import PassContext, Pipeline, split_seed, verify
-from qpa.run_directory import DirectoryStore
+from qpa.store.run_directory import DirectoryStore
 
 GOLDEN = Path(__file__).parent / "golden"
 SPEC = AdapterSpec.from_json((GOLDEN / "adapter-spec-1/llama.json").read_bytes(), "llama.json")

@@ -10,8 +10,8 @@ from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext
 from qpa.probability_source import differentiable_probabilities
-from qpa.run_directory import DirectoryStore
 from qpa.simulator import ExactSimulator
+from qpa.store.run_directory import DirectoryStore
 
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
 

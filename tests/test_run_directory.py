@@ -13,7 +13,7 @@ from qpa.documents import (
     WeightLayout,
 )
 from qpa.errors import DocumentError, OptionError
-from qpa.run_directory import STAGES, DirectoryStore, RunDirectory, check_free
+from qpa.store.run_directory import STAGES, DirectoryStore, RunDirectory, check_free
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("llama", "aligned", "three-qubits", "generic", "twenty-steps", "llama")

@@ -14,7 +14,7 @@ from qpa.documents import (
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
 from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.pipeline import PassContext, Pipeline, verify
-from qpa.run_directory import DirectoryStore
+from qpa.store.run_directory import DirectoryStore
 
 
 def layout(n_circuits, n_layers, n_qubits):

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
-from qpa.atomic_files import sha256_of
 from qpa.errors import DocumentError
-from qpa.tensor_file import DTYPES, TensorFile, TensorPlan, write_tensors
+from qpa.store.atomic_files import sha256_of
+from qpa.store.tensor_file import DTYPES, TensorFile, TensorPlan, write_tensors
 
 TYPES = ("F64", "F32", "F16", "BF16", "I64", "U8", "BOOL")
 

@@ -23,7 +23,7 @@ from qpa.passes.plan_layout import PlanLayout
 from qpa.passes.train_generator import TrainGenerator
 from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.pipeline import PassContext
-from qpa.run_directory import RunDirectory
+from qpa.store.run_directory import RunDirectory
 
 STEPS = 6
 

@@ -16,7 +16,7 @@ from qpa.documents import Attachment, GateCount, LogicalCircuit, NativeCircuit, 
 from qpa.errors import TargetError
 from qpa.passes.transpile_circuit import TranspileCircuit, find_device, success_probability
 from qpa.pipeline import PassContext, verify
-from qpa.run_directory import DirectoryStore
+from qpa.store.run_directory import DirectoryStore
 
 
 def logical_circuit(n_layers, n_qubits):
@@ -202,7 +202,7 @@ from pathlib import Path
 from qpa.documents import LogicalCircuit
 from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.pipeline import PassContext
-from qpa.run_directory import DirectoryStore
+from qpa.store.run_directory import DirectoryStore
 
 path = Path(sys.argv[1])
 source = LogicalCircuit.from_json((path / "logical-circuit.json").read_bytes(), "source")

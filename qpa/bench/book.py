@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qpa.atomic_files import locked_directory
 from qpa.errors import DataError, OptionError
+from qpa.store.atomic_files import locked_directory
 
 FILE_NAME = "results.jsonl"
 Line = dict[str, Any]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qpa.atomic_files import write_file
 from qpa.bench.book import FILE_NAME, Line, read_lines
 from qpa.bench.sizes import MAX_SIZE_RATIO, size_ratio
 from qpa.errors import DataError
+from qpa.store.atomic_files import write_file
 
 OURS = "qpa"
 EQUAL_SIZE = 0.01

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpa.atomic_files import sha256_of
 from qpa.base_model import load_model, load_tokenizer
 from qpa.bench.method import BenchBase
 from qpa.documents import AdapterSpec
@@ -26,7 +25,8 @@ from qpa.errors import DataError, OptionError
 from qpa.passes.choose_size import REFERENCE_RANK
 from qpa.passes.inspect_model import ALL_LINEAR, InspectModel
 from qpa.pipeline import PassContext, Pipeline
-from qpa.run_directory import DirectoryStore
+from qpa.store.atomic_files import sha256_of
+from qpa.store.run_directory import DirectoryStore
 from qpa.text_data import EVAL_SHARE, read_splits
 
 _WEIGHTS = (".safetensors", ".bin")

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from qpa.atomic_files import TEMPORARY_PREFIX, locked_directory, new_directory, sha256_of, write_file
 from qpa.documents import (
     AdapterSpec,
     Attachment,
@@ -30,6 +29,7 @@ from qpa.documents import (
     WeightLayout,
 )
 from qpa.errors import DocumentError, OptionError
+from qpa.store.atomic_files import TEMPORARY_PREFIX, locked_directory, new_directory, sha256_of, write_file
 
 D = TypeVar("D", bound=Document)
 
