@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from qpa.adapter import adapter_parameters, attach_adapter
-from qpa.base_model import load_model, load_tokenizer
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.evaluation import IGNORED, causal_loss, count_tokens
 from qpa.generator import Generator
+from qpa.models.base_model import load_model, load_tokenizer
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout

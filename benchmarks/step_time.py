@@ -43,9 +43,9 @@ from torch.nn import Parameter
 
 from benchmarks.paired import markdown, spread, spread_of_ratios, time_in_turns
 from qpa.adapter import adapter_parameters, attach_adapter
-from qpa.base_model import load_model
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.generator import Generator
+from qpa.models.base_model import load_model
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout

@@ -64,9 +64,9 @@ def bench(
     """Tune and train each method at the same numbers of trained parameters, and compare their test losses."""
     if not report:
         _check(model, data, seeds, jobs)
-        from qpa.base_model import torch_device
         from qpa.bench.methods import ABLATION
         from qpa.bench.task import Setting
+        from qpa.models.base_model import torch_device
 
         chosen = ABLATION if ablate else split_names(methods)
         setting = Setting(

@@ -22,7 +22,6 @@ from typing import Any, ClassVar, final
 
 import onnx_ir
 
-from qpa.base_model import load_model, load_tokenizer, moved_base
 from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
 from qpa.exporters.contracts import SESSION_OPTIONS
@@ -37,6 +36,7 @@ from qpa.exporters.onnx_graph import (
     write_graph,
     write_model_files,
 )
+from qpa.models.base_model import load_model, load_tokenizer, moved_base
 from qpa.pipeline import PassContext
 
 CONFIG_FILE = "genai_config.json"

@@ -24,7 +24,6 @@ from typing import Any, ClassVar, cast, final
 
 import numpy as np
 
-from qpa.base_model import build_on_meta, check_base, load_config, moved_base
 from qpa.documents import BaseModelReference, FrozenAdapter
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError
@@ -48,6 +47,7 @@ from qpa.exporters.model_card import (
     origin,
 )
 from qpa.exporters.weight_change import WeightChange, bias_scale, weight_change
+from qpa.models.base_model import build_on_meta, check_base, load_config, moved_base
 from qpa.pipeline import PassContext
 from qpa.store.tensor_file import DTYPES, Array, TensorFile, TensorPlan
 

@@ -32,7 +32,6 @@ import torch
 import transformers
 
 from qpa import __version__
-from qpa.base_model import load_model, load_tokenizer, moved_base
 from qpa.documents import FrozenAdapter
 from qpa.documents.base import digest_of
 from qpa.errors import ExportError
@@ -46,6 +45,7 @@ from qpa.exporters.onnx_graph import (
     write_graph,
     write_model_files,
 )
+from qpa.models.base_model import load_model, load_tokenizer, moved_base
 from qpa.pipeline import PassContext
 from qpa.store.atomic_files import DIRECTORY_MODE, TEMPORARY_PREFIX, sha256_of
 from qpa.store.tensor_file import Array

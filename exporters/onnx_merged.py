@@ -18,7 +18,6 @@ from typing import Any, ClassVar, final
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from qpa.base_model import load_model, load_tokenizer, moved_base
 from qpa.documents import FrozenAdapter
 from qpa.errors import ModelError
 from qpa.experts import expert_layer
@@ -37,6 +36,7 @@ from qpa.exporters.onnx_graph import (
 )
 from qpa.exporters.weight_change import bias_scale, weight_change
 from qpa.feed_forward import FeedForwardModel
+from qpa.models.base_model import load_model, load_tokenizer, moved_base
 from qpa.pipeline import PassContext
 
 

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast, final
 
-from qpa.base_model import build_on_meta, config_file_digest, load_config
 from qpa.documents import METHOD_NAMES, AdapterSpec, BaseModelReference, Document, Method
 from qpa.errors import ModelError, OptionError, one_of
 from qpa.experts import EXPERT_LAYERS, expert_sides, has_experts, needs_down
+from qpa.models.base_model import build_on_meta, config_file_digest, load_config
 from qpa.passes.adapter_tensors import (
     FEED_FORWARD_BLOCKS,
     IA3_TARGETS,

@@ -126,8 +126,8 @@ class _Training:
 
     def __init__(self, options: TrainGenerator, source: NativeCircuit, context: PassContext) -> None:
         from qpa.adapter import adapter_parameters, attach_adapter
-        from qpa.base_model import load_model, load_tokenizer, torch_device
         from qpa.generator import Generator
+        from qpa.models.base_model import load_model, load_tokenizer, torch_device
         from qpa.optimizer import GeneratedAdapterOptimizer
 
         self.options, self.context = options, context
@@ -198,8 +198,8 @@ class _Training:
         """Give the generator's spectra the directions of the gradient of a few training batches."""
         import torch
 
-        from qpa.base_model import torch_device
         from qpa.calibration import choose_rows, gradient_bases
+        from qpa.models.base_model import torch_device
 
         rows, batch_size = self.trainer.train_dataset, self.options.batch_size
         chosen = choose_rows(len(rows), batch_size, self.context.seed_for("calibration"))
@@ -324,7 +324,7 @@ class _Training:
         import torch
         from safetensors.torch import save
 
-        from qpa.probe import record_probe
+        from qpa.models.probe import record_probe
 
         model = self.model.cpu().float()
         state = self.optimizer.generator.state_dict()

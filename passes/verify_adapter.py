@@ -104,7 +104,7 @@ class VerifyAdapter:
                  ModelError: the model needs its own Python code, and the user did not allow it.
                  VerificationError: any rule of this module is broken.
         """
-        from qpa.base_model import moved_base
+        from qpa.models.base_model import moved_base
 
         engines = self._engines(source)
         self._check_static(source)
@@ -174,7 +174,7 @@ class VerifyAdapter:
             raise VerificationError(self.directory, "the files of this manifest", "those of another")
 
     def _check_base(self, base: BaseModelReference) -> None:
-        from qpa.base_model import check_base, check_permission
+        from qpa.models.base_model import check_base, check_permission
 
         check_permission(base, trust_remote_code=self.trust_remote_code)
         try:

@@ -10,9 +10,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from qpa.adapter import adapter_parameters, attach_adapter
-from qpa.base_model import load_model
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.generator import Generator, basis_shapes
+from qpa.models.base_model import load_model
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout

@@ -11,11 +11,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qpa.adapter import adapter_parameters, attach_adapter, set_adapter
-from qpa.base_model import load_model
 from qpa.documents import FrozenAdapter, ParameterAccount, TensorShape, TrainingResult
+from qpa.models.base_model import load_model
+from qpa.models.probe import record_probe
 from qpa.passes.inspect_model import InspectModel
 from qpa.pipeline import PassContext
-from qpa.probe import record_probe
 from qpa.store.run_directory import DirectoryStore
 
 

@@ -18,10 +18,10 @@ from qpa.errors import ExportError, ModelError, OptionError
 from qpa.exporters.lora import ExportLora
 from qpa.exporters.lora_contract import KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
 from qpa.exporters.merged import ExportMerged
+from qpa.models.probe import greedy_continuation
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.pipeline import PassContext
-from qpa.probe import greedy_continuation
 from qpa.store.run_directory import DirectoryStore
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import ARCHITECTURES, tiny_gemma3_vision

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import dynamic_module_utils
 
-from qpa.base_model import config_file_digest, load_config, load_model, load_tokenizer
 from qpa.documents import BaseModelReference
 from qpa.errors import ModelError
+from qpa.models.base_model import config_file_digest, load_config, load_model, load_tokenizer
 from qpa.passes.inspect_model import InspectModel
 from qpa.pipeline import PassContext
 from qpa.store.run_directory import DirectoryStore

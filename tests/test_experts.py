@@ -12,12 +12,12 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 
 from qpa.adapter import adapter_parameters, attach_adapter, set_adapter
-from qpa.base_model import load_model
 from qpa.errors import ExportError, OptionError
 from qpa.experts import expert_layer, expert_sides
 from qpa.exporters.formats import exporter_for
 from qpa.exporters.lora_contract import CONFIG_FILE, WEIGHTS_FILE, check_lora_contract
 from qpa.generator import Generator
+from qpa.models.base_model import load_model
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout

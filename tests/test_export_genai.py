@@ -13,14 +13,14 @@ import onnxruntime
 import pytest
 import torch
 
-from qpa.base_model import load_model
 from qpa.documents import MANIFEST_PATH, read_manifest
 from qpa.errors import ExportError, OptionError, VerificationError
 from qpa.exporters.contracts import check_contract
 from qpa.exporters.genai import CONFIG_FILE, ExportGenai, genai_config, genai_name
 from qpa.exporters.onnx_adapter import ADAPTER_FILE
+from qpa.models.base_model import load_model
+from qpa.models.probe import N_NEW
 from qpa.passes.verify_adapter import VerifyAdapter
-from qpa.probe import N_NEW
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.test_export_onnx import (
     PROMPT,

@@ -18,7 +18,6 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForCausalLM
 
-from qpa.base_model import load_model
 from qpa.documents import MANIFEST_PATH, ROLES_OF, AdapterSpec, FrozenAdapter, read_manifest
 from qpa.errors import DocumentError, ExportError
 from qpa.exporters.contracts import check_contract
@@ -29,6 +28,7 @@ from qpa.exporters.lora_contract import CONFIG_FILE, WEIGHTS_FILE
 from qpa.exporters.merged import ExportMerged
 from qpa.exporters.onnx_merged import ExportOnnx, put_adapter
 from qpa.exporters.peft_adapter import ExportPeft
+from qpa.models.base_model import load_model
 from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.store.atomic_files import sha256_of
 from tests.random_adapter import RandomAdapter, random_adapter

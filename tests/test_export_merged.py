@@ -23,15 +23,15 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from qpa.base_model import config_file_digest
 from qpa.documents import MANIFEST_PATH, FrozenAdapter, read_manifest
 from qpa.errors import DocumentError, ExportError, ModelError, OptionError
 from qpa.exporters.base_checkpoint import INDEX_FILE, WEIGHTS_FILE
 from qpa.exporters.export_directory import PROBE_FILE
 from qpa.exporters.manifest_contract import check_manifest
 from qpa.exporters.merged import ExportMerged, with_dtype
+from qpa.models.base_model import config_file_digest
+from qpa.models.probe import greedy_continuation
 from qpa.passes.verify_adapter import VerifyAdapter
-from qpa.probe import greedy_continuation
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import VOCABULARY_SIZE, tiny_gemma2, tiny_gpt2, tiny_llama, tiny_qwen3
 

@@ -22,8 +22,8 @@ from qpa.exporters import onnx_graph, onnx_merged
 from qpa.exporters.export_directory import PROBE_FILE
 from qpa.exporters.onnx_graph import trace_causal_lm
 from qpa.exporters.onnx_merged import ExportOnnx
+from qpa.models.probe import N_NEW, greedy_continuation
 from qpa.passes.verify_adapter import VerifyAdapter
-from qpa.probe import N_NEW, greedy_continuation
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_gemma2, tiny_gpt2, tiny_llama, tiny_qwen3
 
@@ -248,8 +248,8 @@ def test_another_base_is_refused(made, llama, tmp_path):
 
 
 def test_weights_of_another_shape_are_refused(made):
-    from qpa.base_model import load_model
     from qpa.exporters.frozen_arrays import FrozenArrays
+    from qpa.models.base_model import load_model
 
     frozen = made.frozen
     model = load_model(frozen.base, keep_dtype=False)
@@ -267,7 +267,7 @@ def test_a_model_without_keys_and_values_is_refused():
 
 
 def test_what_the_tracer_says_is_one_line(made, monkeypatch):
-    from qpa.base_model import load_model
+    from qpa.models.base_model import load_model
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such operator\nTraceback: many lines")

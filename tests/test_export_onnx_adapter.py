@@ -15,7 +15,6 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from qpa.base_model import load_model
 from qpa.documents import MANIFEST_PATH, EngineCheck, read_manifest
 from qpa.errors import ExportError, OptionError, VerificationError
 from qpa.exporters import onnx_adapter
@@ -26,9 +25,10 @@ from qpa.exporters.onnx_adapter import (
     base_graph_digest,
     write_adapter,
 )
+from qpa.models.base_model import load_model
+from qpa.models.probe import N_NEW
 from qpa.passes import verify_adapter
 from qpa.passes.verify_adapter import VerifyAdapter
-from qpa.probe import N_NEW
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.test_export_onnx import (
     PROMPT,

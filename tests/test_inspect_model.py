@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from qpa.adapter import adapter_parameters, attach_adapter, initial_adapter
-from qpa.base_model import build_on_meta
 from qpa.errors import ModelError, OptionError
+from qpa.models.base_model import build_on_meta
 from qpa.passes.inspect_model import InspectModel
 from qpa.pipeline import PassContext
 from qpa.store.run_directory import DirectoryStore

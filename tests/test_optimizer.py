@@ -9,10 +9,10 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments, default_data_collator, get_cosine_schedule_with_warmup
 
 from qpa.adapter import adapter_parameters, attach_adapter, initial_adapter
-from qpa.base_model import load_model, load_tokenizer
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import CheckpointError, DivergedError, ShapeError
 from qpa.generator import Generator, basis_shapes
+from qpa.models.base_model import load_model, load_tokenizer
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext

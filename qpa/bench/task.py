@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpa.base_model import load_model, load_tokenizer
 from qpa.bench.method import BenchBase
 from qpa.documents import AdapterSpec
 from qpa.errors import DataError, OptionError
+from qpa.models.base_model import load_model, load_tokenizer
 from qpa.passes.choose_size import REFERENCE_RANK
 from qpa.passes.inspect_model import ALL_LINEAR, InspectModel
 from qpa.pipeline import PassContext, Pipeline

@@ -56,7 +56,7 @@ class BaseModelReference(Record):
     Args:    name_or_path: local directory or Hub id, as the user gave it.
              local: it was a local directory, which is never looked for on the Hub.
              revision: Hub revision; None for a local directory or the default branch.
-             config_digest: digest of what the model's config.json says, see `qpa.base_model`.
+             config_digest: digest of what the model's config.json says, see `qpa.models.base_model`.
              model_type, architecture: as in the config, "llama" and "LlamaForCausalLM".
              head: module path of the output head; None where the model names none.
              ties_lm_head: the output head shares its weight with the input embedding.

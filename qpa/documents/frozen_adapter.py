@@ -23,7 +23,7 @@ class FrozenAdapter(Document):
 
     Args:    tensors: names as in the AdapterSpec, and shapes.
              arrays: safetensors with exactly these tensors, float32, equal to the live model's bits.
-             probe: what the live model answered to a fixed prompt, see `qpa.probe`.
+             probe: what the live model answered to a fixed prompt, see `qpa.models.probe`.
              source: how the circuit was evaluated; "exact" is the noiseless simulator.
     """
 

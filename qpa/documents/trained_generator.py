@@ -52,7 +52,7 @@ class TrainedGenerator(Document):
              values that the base model gave, named "initial." and their path.
              adapter: safetensors; the adapter's tensors as the training process held them, named as
              in the AdapterSpec, float32.
-             probe: safetensors; what the live model answered to a fixed prompt, see `qpa.probe`.
+             probe: safetensors; what the live model answered to a fixed prompt, see `qpa.models.probe`.
     """
 
     kind: ClassVar[str] = "trained-generator"

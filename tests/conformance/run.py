@@ -36,8 +36,8 @@ from qpa.documents import Manifest, Method
 from qpa.errors import QpaError
 from qpa.exporters.export_directory import FORMATS_FOR
 from qpa.exporters.formats import FORMATS, exporter_for
+from qpa.models.probe import greedy_continuation
 from qpa.passes.verify_adapter import ENGINES_OF, VerifyAdapter
-from qpa.probe import greedy_continuation
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import ARCHITECTURES
 

@@ -1,0 +1,1 @@
+"""Base models: their config, weights and tokenizer, and what they answer to a probe."""
