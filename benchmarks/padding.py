@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpa.adapter import adapter_parameters, attach_adapter
+from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.evaluation import IGNORED, causal_loss, count_tokens
 from qpa.generator import Generator

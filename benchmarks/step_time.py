@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from benchmarks.paired import markdown, spread, spread_of_ratios, time_in_turns
-from qpa.adapter import adapter_parameters, attach_adapter
+from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.generator import Generator
 from qpa.models.base_model import load_model

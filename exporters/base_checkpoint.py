@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qpa.adapters.experts import expert_layer
 from qpa.documents import BaseModelReference
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError
-from qpa.experts import expert_layer
 from qpa.store.tensor_file import TensorFile
 
 WEIGHTS_FILE = "model.safetensors"

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+from qpa.adapters.experts import has_experts
 from qpa.documents import (
     MANIFEST_PATH,
     METHOD_NAMES,
@@ -32,7 +33,6 @@ from qpa.documents import (
 )
 from qpa.documents.manifest import DtypeName, ExportFormat
 from qpa.errors import DocumentError, ExportError, OptionError, one_of
-from qpa.experts import has_experts
 from qpa.pipeline import PassContext
 from qpa.store.atomic_files import new_directory, sha256_of
 from qpa.store.tensor_file import Array, TensorPlan, write_tensors

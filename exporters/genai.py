@@ -22,11 +22,11 @@ from typing import Any, ClassVar, final
 
 import onnx_ir
 
+from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
 from qpa.exporters.contracts import SESSION_OPTIONS
 from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.frozen_arrays import FrozenArrays
 from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin
 from qpa.exporters.onnx_adapter import ADAPTER_FILE, write_adapter
 from qpa.exporters.onnx_graph import (

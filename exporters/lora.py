@@ -1,7 +1,7 @@
 """lora: a LoRA directory in the form that every serving engine reads alike.
 
 Rules:
-1. lora_alpha == r: the scaling alpha / r is multiplied into lora_B (`qpa.exporters.frozen_arrays`).
+1. lora_alpha == r: the scaling alpha / r is multiplied into lora_B (`qpa.adapters.frozen_arrays`).
 2. Tensors are named base_model.model.<module>.lora_A.weight [r, in] and .lora_B.weight [out, r], of an
    embedding .lora_embedding_A and .lora_embedding_B, of one type, contiguous; target_modules is an explicit
    sorted list.
@@ -17,10 +17,10 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
 from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, Exporter
-from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
 from qpa.exporters.model_card import model_card
 from qpa.pipeline import PassContext

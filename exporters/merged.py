@@ -1,7 +1,7 @@
 """merged: the base model's own checkpoint with the adapter added to its weights, for any engine.
 
 Rules:
-1. A weight becomes what `qpa.exporters.weight_change` says, W + (alpha / rank) B A for LoRA, in float32,
+1. A weight becomes what `qpa.adapters.weight_change` says, W + (alpha / rank) B A for LoRA, in float32,
    rounded once to the type that is written; of IA3, biases too.
 2. The checkpoint keeps the base's file names, tensor names and tensors. Floating-point tensors all become one
    type, which config.json then names; the others stay as they are.
@@ -24,10 +24,12 @@ from typing import Any, ClassVar, cast, final
 
 import numpy as np
 
+from qpa.adapters.experts import expert_layer
+from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
+from qpa.adapters.weight_change import WeightChange, bias_scale, weight_change
 from qpa.documents import BaseModelReference, FrozenAdapter
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError
-from qpa.experts import expert_layer
 from qpa.exporters.base_checkpoint import (
     CONFIG_FILE,
     COPIED,
@@ -38,7 +40,6 @@ from qpa.exporters.base_checkpoint import (
     read_json,
 )
 from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.exporters.model_card import (
     adapted_modules,
     adapter_words,
@@ -46,7 +47,6 @@ from qpa.exporters.model_card import (
     format_card,
     origin,
 )
-from qpa.exporters.weight_change import WeightChange, bias_scale, weight_change
 from qpa.models.base_model import build_on_meta, check_base, load_config, moved_base
 from qpa.pipeline import PassContext
 from qpa.store.tensor_file import DTYPES, Array, TensorFile, TensorPlan

@@ -22,10 +22,10 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
 from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin, targets_head
 from qpa.exporters.named_layers import check_layers
 from qpa.models.base_model import check_base, load_config, moved_base

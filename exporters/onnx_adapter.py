@@ -32,11 +32,11 @@ import torch
 import transformers
 
 from qpa import __version__
+from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.documents.base import digest_of
 from qpa.errors import ExportError
 from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.frozen_arrays import FrozenArrays
 from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin
 from qpa.exporters.onnx_graph import (
     GRAPH_FILE,

@@ -1,7 +1,7 @@
 """onnx: the merged causal language model as one ONNX graph with a key-value cache.
 
 Rules:
-1. An adapted weight becomes what `qpa.exporters.weight_change` says, in float32, as a parameter of its own: a
+1. An adapted weight becomes what `qpa.adapters.weight_change` says, in float32, as a parameter of its own: a
    head that was tied to the input embedding no longer is, so that the embedding stays the base's.
 2. A feed-forward adapter is part of the graph, and so is a prefix: the cache that goes in and out is without
    it, and positions count from 0.
@@ -18,11 +18,13 @@ from typing import Any, ClassVar, final
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from qpa.adapters.experts import expert_layer
+from qpa.adapters.feed_forward import FeedForwardModel
+from qpa.adapters.frozen_arrays import FrozenArrays
+from qpa.adapters.weight_change import bias_scale, weight_change
 from qpa.documents import FrozenAdapter
 from qpa.errors import ModelError
-from qpa.experts import expert_layer
 from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.frozen_arrays import FrozenArrays
 from qpa.exporters.model_card import adapted_modules, adapter_words, base_name, format_card, origin
 from qpa.exporters.onnx_graph import (
     GRAPH_FILE,
@@ -34,8 +36,6 @@ from qpa.exporters.onnx_graph import (
     write_graph,
     write_model_files,
 )
-from qpa.exporters.weight_change import bias_scale, weight_change
-from qpa.feed_forward import FeedForwardModel
 from qpa.models.base_model import load_model, load_tokenizer, moved_base
 from qpa.pipeline import PassContext
 

@@ -20,9 +20,9 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import METHOD_NAMES, FrozenAdapter, module_of
 from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, Exporter
-from qpa.exporters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.exporters.lora import adapter_config, refuse_tied
 from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, selects
 from qpa.exporters.model_card import (

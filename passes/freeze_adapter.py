@@ -71,7 +71,7 @@ def generate_adapter(spec: AdapterSpec, layout: WeightLayout, arrays: dict[str, 
     """
     import torch
 
-    from qpa.adapter import initial_adapter
+    from qpa.adapters.attach import initial_adapter
     from qpa.generator import Generator
 
     generator = Generator(layout, layout.provenance.seed)

@@ -8,12 +8,12 @@ Rules:
    components of the module path, as PEFT does, and may select the head, and for LoRA the embedding.
    Several targets add up.
    Of fused experts (one 3-D parameter for all of a layer) LoRA adapts every expert's layers
-   (`qpa.experts`). Where PEFT cannot, or for other kinds of adapters, "all-linear" does not leave them
-   out in silence but asks for names, and names that PEFT would take for the experts are refused.
+   (`qpa.adapters.experts`). Where PEFT cannot, or for other kinds of adapters, "all-linear" does not leave
+   them out in silence but asks for names, and names that PEFT would take for the experts are refused.
    Of a model that also sees or hears, only the language model and the head are adapted.
 3. target_modules of the result is the shortest list of names that selects exactly these modules in
    PEFT: module types where they are unambiguous, full paths where they are not.
-4. The tensors are those of `qpa.passes.adapter_tensors`.
+4. The tensors are those of `qpa.adapters.tensors`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast, final
 
-from qpa.documents import METHOD_NAMES, AdapterSpec, BaseModelReference, Document, Method
-from qpa.errors import ModelError, OptionError, one_of
-from qpa.experts import EXPERT_LAYERS, expert_sides, has_experts, needs_down
-from qpa.models.base_model import build_on_meta, config_file_digest, load_config
-from qpa.passes.adapter_tensors import (
+from qpa.adapters.experts import EXPERT_LAYERS, expert_sides, has_experts, needs_down
+from qpa.adapters.tensors import (
     FEED_FORWARD_BLOCKS,
     IA3_TARGETS,
     module_tensors,
     prefix_tensors,
     scales_inputs,
 )
+from qpa.documents import METHOD_NAMES, AdapterSpec, BaseModelReference, Document, Method
+from qpa.errors import ModelError, OptionError, one_of
+from qpa.models.base_model import build_on_meta, config_file_digest, load_config
 from qpa.pipeline import PassContext
 
 ALL_LINEAR = "all-linear"
@@ -107,7 +107,7 @@ class InspectModel:
         return spec
 
     def _prefix(self, config: Any, model: Any, head: str | None, context: PassContext) -> AdapterSpec:
-        from qpa.adapter import prefix_config
+        from qpa.adapters.attach import prefix_config
 
         n_tokens = self.rank or DEFAULT_RANK["prefix"]
         _check_prefix(model, n_tokens)
@@ -372,7 +372,7 @@ def _check_in_peft(model: Any, spec: AdapterSpec) -> None:
     """
     import torch
 
-    from qpa.adapter import adapter_parameters, wrap_model
+    from qpa.adapters.attach import adapter_parameters, wrap_model
 
     names = {path.rpartition(".")[2] for path in _linears(model, None) if path != spec.base.head}
     outside = sorted(names - {*EXPERT_LAYERS})

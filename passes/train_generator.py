@@ -1,8 +1,8 @@
 """train-generator: the only pass that touches base weights and data.
 
 Rules:
-1. The base model carries an ordinary adapter (`qpa.adapter`) and trains under TRL's SFTTrainer, or under
-   transformers' Trainer what TRL does not take; the generator lives in the optimizer (`qpa.optimizer`).
+1. The base model carries an ordinary adapter (`qpa.adapters.attach`) and trains under TRL's SFTTrainer, or
+   under transformers' Trainer what TRL does not take; the generator lives in the optimizer (`qpa.optimizer`).
 2. Delta W is exactly zero before the first step: the plan's seed draws lora_A and the angles, lora_B and
    the decoders' last layers are zero. (A prefix alone changes the model from the start.) Directions of
    spectra are those of the gradient of a few batches of the training split, read before the first step
@@ -125,7 +125,7 @@ class _Training:
     """One training: the model, its generator's optimizer, and TRL's trainer around them."""
 
     def __init__(self, options: TrainGenerator, source: NativeCircuit, context: PassContext) -> None:
-        from qpa.adapter import adapter_parameters, attach_adapter
+        from qpa.adapters.attach import adapter_parameters, attach_adapter
         from qpa.generator import Generator
         from qpa.models.base_model import load_model, load_tokenizer, torch_device
         from qpa.optimizer import GeneratedAdapterOptimizer

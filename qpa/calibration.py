@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpa.adapter import set_adapter
+from qpa.adapters.attach import set_adapter
+from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import DivergedError
 from qpa.generator import Bases, basis_shapes
-from qpa.parameter_view import AdapterParameter, leaf_of
 from qpa.pipeline import split_seed
 
 N_CALIBRATION_BATCHES = 8
@@ -47,7 +47,7 @@ def gradient_bases(
     the slope, in every layer. lora_B's is divided by LoRA's scale s = alpha / rank, so that factors are
     singular values of delta W. The adapter's values are left as they were, its gradients empty.
 
-    Args:    parameters: of the adapter, by path (`qpa.adapter.adapter_parameters`).
+    Args:    parameters: of the adapter, by path (`qpa.adapters.attach.adapter_parameters`).
              spec: its seed draws the range finder's test matrices.
              loss: of the model with this adapter on a batch.
              batches: of the training data, few.

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from qpa.adapter import ADAPTER_NAME
+from qpa.adapters.attach import ADAPTER_NAME
 from qpa.documents import Checkpoint, Provenance
 from qpa.errors import CheckpointError, DocumentError
 from qpa.optimizer import GeneratedAdapterOptimizer

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.errors import CheckpointError, DivergedError, OptionError, ShapeError
 from qpa.generator import Generator
-from qpa.parameter_view import AdapterParameter, leaf_of
 
 
 class GeneratedAdapterOptimizer(torch.optim.Optimizer):

@@ -40,7 +40,7 @@ def make_trainer(
 ) -> Any:
     """Return an SFTTrainer that logs and saves nothing by itself.
 
-    Args:    peft_model: in PEFT or a `qpa.feed_forward.FeedForwardModel`, on the device to train on.
+    Args:    peft_model: in PEFT or a `qpa.adapters.feed_forward.FeedForwardModel`, on the device to train on.
              splits: training and evaluation rows, as `qpa.text_data.read_splits` returns them.
              output: a directory the trainer may create.
              bf16: bfloat16 autocast; TRL's own default is on.

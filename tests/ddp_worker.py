@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from qpa.adapter import adapter_parameters, attach_adapter
+from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.generator import Generator, basis_shapes
 from qpa.models.base_model import load_model

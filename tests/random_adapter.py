@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from qpa.adapter import adapter_parameters, attach_adapter, set_adapter
+from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
 from qpa.documents import FrozenAdapter, ParameterAccount, TensorShape, TrainingResult
 from qpa.models.base_model import load_model
 from qpa.models.probe import record_probe

@@ -13,14 +13,14 @@ from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM, GPT2Config, Lfm2Config, MambaConfig
 
-from qpa.adapter import adapter_parameters, attach_adapter, set_adapter
+from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
+from qpa.adapters.parameter_view import ParameterView
 from qpa.documents import AdapterSpec, TrainedGenerator, WeightLayout
 from qpa.errors import DocumentError, ModelError, OptionError
 from qpa.generator import Generator
 from qpa.models.base_model import load_model
 from qpa.models.probe import record_probe
 from qpa.optimizer import GeneratedAdapterOptimizer
-from qpa.parameter_view import ParameterView
 from qpa.passes.freeze_adapter import FreezeAdapter, generate_adapter
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout

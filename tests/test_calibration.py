@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qpa.adapter import adapter_parameters, attach_adapter, set_adapter
+from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
 from qpa.calibration import N_CALIBRATION_BATCHES, choose_rows, gradient_bases
 from qpa.errors import DivergedError
 from qpa.generator import basis_shapes

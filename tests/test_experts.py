@@ -11,9 +11,9 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 
-from qpa.adapter import adapter_parameters, attach_adapter, set_adapter
+from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
+from qpa.adapters.experts import expert_layer, expert_sides
 from qpa.errors import ExportError, OptionError
-from qpa.experts import expert_layer, expert_sides
 from qpa.exporters.formats import exporter_for
 from qpa.exporters.lora_contract import CONFIG_FILE, WEIGHTS_FILE, check_lora_contract
 from qpa.generator import Generator

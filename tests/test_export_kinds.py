@@ -18,12 +18,12 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForCausalLM
 
+from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.documents import MANIFEST_PATH, ROLES_OF, AdapterSpec, FrozenAdapter, read_manifest
 from qpa.errors import DocumentError, ExportError
 from qpa.exporters.contracts import check_contract
 from qpa.exporters.export_directory import FORMATS_FOR
 from qpa.exporters.formats import FORMATS, exporter_for
-from qpa.exporters.frozen_arrays import FrozenArrays
 from qpa.exporters.lora_contract import CONFIG_FILE, WEIGHTS_FILE
 from qpa.exporters.merged import ExportMerged
 from qpa.exporters.onnx_merged import ExportOnnx, put_adapter

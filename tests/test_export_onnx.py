@@ -248,7 +248,7 @@ def test_another_base_is_refused(made, llama, tmp_path):
 
 
 def test_weights_of_another_shape_are_refused(made):
-    from qpa.exporters.frozen_arrays import FrozenArrays
+    from qpa.adapters.frozen_arrays import FrozenArrays
     from qpa.models.base_model import load_model
 
     frozen = made.frozen

@@ -18,7 +18,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from qpa.adapter import adapter_parameters, attach_adapter, initial_adapter
+from qpa.adapters.attach import adapter_parameters, attach_adapter, initial_adapter
 from qpa.errors import ModelError, OptionError
 from qpa.models.base_model import build_on_meta
 from qpa.passes.inspect_model import InspectModel

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments, default_data_collator, get_cosine_schedule_with_warmup
 
-from qpa.adapter import adapter_parameters, attach_adapter, initial_adapter
+from qpa.adapters.attach import adapter_parameters, attach_adapter, initial_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import CheckpointError, DivergedError, ShapeError
 from qpa.generator import Generator, basis_shapes

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GemmaConfig, GPT2Config, LlamaConfig
 
-from qpa.adapter import initial_adapter
+from qpa.adapters.attach import initial_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import OptionError
 from qpa.generator import Generator, basis_shapes

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qpa.adapter import adapter_parameters
+from qpa.adapters.attach import adapter_parameters
 from qpa.documents import AdapterSpec, FrozenAdapter, NativeCircuit, TrainedGenerator, WeightLayout
 from qpa.errors import CheckpointError, DataError, DivergedError, DocumentError, ModelError, OptionError
 from qpa.passes import planning_pipeline, training_pipeline

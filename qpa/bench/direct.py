@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from qpa.adapter import adapter_parameters, attach_adapter
+from qpa.adapters.attach import adapter_parameters, attach_adapter
+from qpa.adapters.parameter_view import leaf_of
 from qpa.bench.generated import save_adapter, with_seed
 from qpa.bench.method import Attached, BenchBase, Configuration
-from qpa.parameter_view import leaf_of
 
 MAX_RANK = 256
 

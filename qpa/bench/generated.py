@@ -10,14 +10,14 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qpa.adapter import adapter_parameters, attach_adapter
+from qpa.adapters.attach import adapter_parameters, attach_adapter
+from qpa.adapters.parameter_view import AdapterParameter
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.calibration import choose_rows, gradient_bases
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.evaluation import causal_loss
 from qpa.generator import Generator
 from qpa.optimizer import GeneratedAdapterOptimizer
-from qpa.parameter_view import AdapterParameter
 from qpa.passes.choose_size import plans_around
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import split_seed

@@ -86,7 +86,7 @@ class AdapterTensor(Record):
              returns, or [1, in_features] that scales what it gets; prefix_key or prefix_value
              [n_virtual_tokens, n_key_value_heads * head_size].
              initial: rule for its value before training; "base": read from the base model, see
-             `qpa.adapter`.
+             `qpa.adapters.attach`.
     """
 
     module: str

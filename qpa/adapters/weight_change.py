@@ -1,7 +1,7 @@
 """What an adapter makes of a weight of the base model: row_scale (W + left right) column_scale.
 
 Rules:
-1. LoRA: W + B A, with alpha / rank in B already (`qpa.exporters.frozen_arrays`).
+1. LoRA: W + B A, with alpha / rank in B already (`qpa.adapters.frozen_arrays`).
 2. DoRA: each output's row of W + B A is brought to the length lora_magnitude_vector (arXiv 2402.09353).
 3. IA3: W times ia3_l of its outputs, and so the bias, or of its inputs (arXiv 2205.05638).
 4. A Conv1D stores W as [in, out], and so does an embedding, of whose input one number is 1: the same,
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.errors import ExportError
-from qpa.exporters.frozen_arrays import FrozenArrays
 from qpa.store.tensor_file import Array
 
 Blocks = Callable[[], Iterable[tuple[slice, Array]]]

@@ -1,6 +1,6 @@
 """An ordinary adapter on a base model, holding the initial values the AdapterSpec prescribes.
 
-It is PEFT's, except for the feed-forward adapter, of which PEFT has none (`qpa.feed_forward`).
+It is PEFT's, except for the feed-forward adapter, of which PEFT has none (`qpa.adapters.feed_forward`).
 
 Initial values "base" are read from the base model: the length of every row of a weight (DoRA), and the keys
 and values of tokens drawn from the vocabulary (prefix tuning; arXiv 2101.00190 found activations of real
@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers.pytorch_utils import Conv1D
 
+from qpa.adapters.experts import expert_layer, parameter_name, parameter_part, trained_part
+from qpa.adapters.feed_forward import FeedForwardModel
+from qpa.adapters.parameter_view import AdapterParameter, ParameterView, leaf_of
 from qpa.documents import EMBEDDING_ROLES, METHOD_NAMES, AdapterSpec, AdapterTensor, TensorShape, WeightLayout
 from qpa.errors import ModelError
-from qpa.experts import expert_layer, parameter_name, parameter_part, trained_part
-from qpa.feed_forward import FeedForwardModel
 from qpa.generator import initial_value
-from qpa.parameter_view import AdapterParameter, ParameterView, leaf_of
 from qpa.pipeline import split_seed
 
 ADAPTER_NAME = "default"
@@ -140,7 +140,7 @@ def adapter_parameters(wrapped: Any, spec: AdapterSpec) -> dict[str, AdapterPara
 
 
 def _check_whole(parameters: Mapping[str, AdapterParameter], spec: AdapterSpec) -> None:
-    """Check that the parts of a parameter are all of it; experts' lora_B has more (`qpa.experts`)."""
+    """Check that the parts of a parameter are all of it; experts' lora_B has more (`qpa.adapters.experts`)."""
     n_left: Counter[Parameter] = Counter()
     for tensor in spec.tensors:
         if tensor.role != "lora_B":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-    from qpa.parameter_view import ParameterView
+    from qpa.adapters.parameter_view import ParameterView
 
 _GATE_UP_B = ".experts.base_layer.lora_B.default.weight"
 EXPERT_LAYERS = ("gate_proj", "up_proj", "down_proj")
@@ -132,7 +132,7 @@ def parameter_name(tensor: AdapterTensor, adapted: Collection[str]) -> str | Non
 
 def parameter_part(parameter: Parameter, tensor: AdapterTensor, rank: int) -> ParameterView:
     """Return an expert's lora_A or lora_B in PEFT's parameter for all experts."""
-    from qpa.parameter_view import ParameterView
+    from qpa.adapters.parameter_view import ParameterView
 
     expert = expert_layer(module_of(tensor.path))
     assert expert is not None
