@@ -1,4 +1,4 @@
-"""Forward and backward through the circuit: `qpa.simulator.ExactSimulator` against its peers.
+"""Forward and backward through the circuit: `qpa.circuits.sources.exact.ExactSimulator` against its peers.
 
 Measured: seconds for B independent circuits of N qubits and 8 layers, from angles to probabilities and from
 a fixed cotangent back to the angles' gradients, on one torch thread, CPU. Peers:
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.paired import markdown, spread, spread_of_ratios, time_in_turns
-from qpa.simulator import ExactSimulator
+from qpa.circuits.sources.exact import ExactSimulator
 
 N_LAYERS = 8
 N_LOOPED = 8

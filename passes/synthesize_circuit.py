@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from qpa.circuit import ry_cnot_chain, to_openqasm3
+from qpa.circuits.ry_cnot_chain import ry_cnot_chain, to_openqasm3
 from qpa.documents import Document, LogicalCircuit, WeightLayout
 from qpa.pipeline import PassContext
 
@@ -18,7 +18,8 @@ class SynthesizeCircuit:
     """Choose the ansatz and write it as OpenQASM 3.
 
     1. The layout fixes how many circuits there are, of how many layers and qubits.
-    2. All of them are one parametric circuit, `qpa.circuit.ry_cnot_chain`, with angles of their own.
+    2. All of them are one parametric circuit, `qpa.circuits.ry_cnot_chain.ry_cnot_chain`, with angles of
+    their own.
 
     Source:  arXiv 2410.09846, section 3.
     """

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from qpa.circuit import dump_qpy, to_qiskit
+from qpa.circuits.ry_cnot_chain import dump_qpy, to_qiskit
 from qpa.documents import Document, GateCount, LogicalCircuit, NativeCircuit
 from qpa.errors import TargetError
 from qpa.pipeline import PassContext

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from qpa.circuits.sources.exact import ExactSimulator
+from qpa.circuits.sources.source import ProbabilitySource, differentiable_probabilities
 from qpa.documents import ChunkedTensor, ChunkGroup, TensorShape, WeightLayout
 from qpa.errors import ShapeError
 from qpa.pipeline import split_seed
-from qpa.probability_source import ProbabilitySource, differentiable_probabilities
-from qpa.simulator import ExactSimulator
 
 FEATURE_EPSILON = 0.01
 FEATURE_MEAN = math.sqrt(2 / math.pi)

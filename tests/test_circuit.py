@@ -11,7 +11,7 @@ from qiskit import QuantumCircuit, qasm3
 from qiskit.quantum_info import Statevector
 from qiskit_aer import AerSimulator
 
-from qpa.circuit import dump_qpy, load_qpy, ry_cnot_chain, to_openqasm3, to_qiskit
+from qpa.circuits.ry_cnot_chain import dump_qpy, load_qpy, ry_cnot_chain, to_openqasm3, to_qiskit
 from qpa.documents import Attachment, LogicalCircuit, Provenance
 from qpa.errors import DocumentError
 
@@ -133,7 +133,7 @@ def test_qpy_reads_back_as_the_same_circuit(shape, seed, measured):
 
 
 def test_qpy_has_the_same_bytes_in_every_process():
-    script = "import sys; from qpa.circuit import *; sys.stdout.write(dump_qpy(ry_cnot_chain(2, 3)).hex())"
+    script = "import sys; from qpa.circuits.ry_cnot_chain import *; sys.stdout.write(dump_qpy(ry_cnot_chain(2, 3)).hex())"
     outputs = {
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
         for _ in range(2)
@@ -163,7 +163,7 @@ def test_a_qpy_file_of_two_circuits_is_an_error(tmp_path):
 
 def test_qiskit_is_not_imported_before_it_is_used():
     script = (
-        "import sys, qpa.circuit, qpa.passes.synthesize_circuit, qpa.passes.transpile_circuit;"
+        "import sys, qpa.circuits.ry_cnot_chain, qpa.passes.synthesize_circuit, qpa.passes.transpile_circuit;"
         "sys.exit('qiskit' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

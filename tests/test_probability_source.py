@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from qpa.circuits.sources.exact import ExactSimulator
+from qpa.circuits.sources.source import differentiable_probabilities
 from qpa.documents import AdapterSpec
 from qpa.generator import Generator
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext
-from qpa.probability_source import differentiable_probabilities
-from qpa.simulator import ExactSimulator
 from qpa.store.run_directory import DirectoryStore
 
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qiskit.quantum_info import Statevector
 
-from qpa.circuit import ry_cnot_chain
+from qpa.circuits.ry_cnot_chain import ry_cnot_chain
+from qpa.circuits.sources.exact import ExactSimulator
 from qpa.errors import ShapeError
-from qpa.simulator import ExactSimulator
 
 
 def random_angles(*shape, seed=0, dtype=torch.float64):

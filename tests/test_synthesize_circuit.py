@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from qpa.circuit import ry_cnot_chain, to_openqasm3
+from qpa.circuits.ry_cnot_chain import ry_cnot_chain, to_openqasm3
 from qpa.documents import (
     ChunkedTensor,
     ChunkGroup,

@@ -11,7 +11,7 @@ from qiskit.circuit.library import CXGate, Measure
 from qiskit.quantum_info import Statevector
 from qiskit.transpiler import InstructionProperties, Target
 
-from qpa.circuit import load_qpy, ry_cnot_chain
+from qpa.circuits.ry_cnot_chain import load_qpy, ry_cnot_chain
 from qpa.documents import Attachment, GateCount, LogicalCircuit, NativeCircuit, Provenance
 from qpa.errors import TargetError
 from qpa.passes.transpile_circuit import TranspileCircuit, find_device, success_probability

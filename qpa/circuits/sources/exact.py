@@ -1,7 +1,8 @@
 """Exact simulation of RY layers with a linear CNOT chain, batched over independent circuits.
 
 RY and CNOT are real, so the amplitudes are. Two forms of the same circuit, both with a backward pass of their
-own: `qpa.dense_chain` is faster for up to seven qubits, `qpa.kronecker_chain` beyond.
+own: `qpa.circuits.sources.dense_chain` is faster for up to seven qubits,
+`qpa.circuits.sources.kronecker_chain` beyond.
 
 Source: ours.
 """
@@ -11,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qpa.dense_chain import DenseChain
+from qpa.circuits.sources.dense_chain import DenseChain
+from qpa.circuits.sources.kronecker_chain import KroneckerChain
 from qpa.errors import ShapeError
-from qpa.kronecker_chain import KroneckerChain
 
 MAX_DENSE_QUBITS = 7
 """Up to here one matrix of side 2**n_qubits a layer is faster (`python -m benchmarks.circuit_time`)."""

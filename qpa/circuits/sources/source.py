@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qpa.simulator import ExactSimulator
+from qpa.circuits.sources.exact import ExactSimulator
 
 
 class ProbabilitySource(Protocol):

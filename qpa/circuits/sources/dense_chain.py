@@ -14,7 +14,7 @@ In the eigenbasis of its generators a layer of RYs is diagonal. Three facts make
 The backward pass is the adjoint method in the same basis: dL/dphi = Im(conj(y) lambda), lambda the
 cotangent of y after the phases, and dL/dt = 1/2 (+-) dL/dphi, summed; all layers in one contraction.
 
-The matrix has 4**n_qubits entries, so this pays for small circuits only; see `qpa.simulator`.
+The matrix has 4**n_qubits entries, so this pays for small circuits only; see `qpa.circuits.sources.exact`.
 
 Source: ours; adjoint differentiation, arXiv 2009.02823.
 """

@@ -1,0 +1,1 @@
+"""What runs circuits and gives the probabilities of their basis states."""
