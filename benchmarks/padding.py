@@ -21,7 +21,7 @@ from torch import Tensor
 from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.evaluation import IGNORED, causal_loss, count_tokens
-from qpa.generator import Generator
+from qpa.generators.generator import Generator
 from qpa.models.base_model import load_model, load_tokenizer
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel

@@ -44,7 +44,7 @@ from torch.nn import Parameter
 from benchmarks.paired import markdown, spread, spread_of_ratios, time_in_turns
 from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.generator import Generator
+from qpa.generators.generator import Generator
 from qpa.models.base_model import load_model
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel

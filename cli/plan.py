@@ -145,7 +145,7 @@ def plan(
 def _explain(layout: Any, context: Any, max_params: str) -> None:
     """Show the plan that was chosen among its neighbours, and what each is expected to cost."""
     from qpa.documents import AdapterSpec
-    from qpa.passes.choose_size import parse_max_params, plans_around
+    from qpa.generators.size_search import parse_max_params, plans_around
 
     spec = context.document(AdapterSpec)
     budget = parse_max_params(max_params, spec)

@@ -72,7 +72,7 @@ def generate_adapter(spec: AdapterSpec, layout: WeightLayout, arrays: dict[str, 
     import torch
 
     from qpa.adapters.attach import initial_adapter
-    from qpa.generator import Generator
+    from qpa.generators.generator import Generator
 
     generator = Generator(layout, layout.provenance.seed)
     from_base = {

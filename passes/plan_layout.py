@@ -15,7 +15,7 @@ Rules:
 4. n_qubits is the smallest number whose basis states are enough, unless more are asked for.
 5. LoRA and DoRA are "spectral" unless another generator is asked for; the other adapters, which have no
    products of two factors, "aligned".
-6. With `max_params`, heads and vectors of the spectral layout follow from it (`qpa.passes.choose_size`).
+6. With `max_params`, heads and vectors of the spectral layout follow from it (`qpa.generators.size_search`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ from qpa.documents import (
 )
 from qpa.documents.weight_layout import ChunkGroup, GeneratorKind
 from qpa.errors import OptionError, one_of
-from qpa.passes.choose_size import choose_size, parse_max_params
-from qpa.passes.layout_groups import (
+from qpa.generators.layout_groups import (
     Draft,
     aligned_drafts,
     flat_draft,
@@ -45,6 +44,7 @@ from qpa.passes.layout_groups import (
     window_states,
     windows_of,
 )
+from qpa.generators.size_search import choose_size, parse_max_params
 from qpa.pipeline import PassContext
 
 PAPER_WIDTHS = (32, 64, 128, 128, 64, 32, 32)

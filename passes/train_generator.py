@@ -126,7 +126,7 @@ class _Training:
 
     def __init__(self, options: TrainGenerator, source: NativeCircuit, context: PassContext) -> None:
         from qpa.adapters.attach import adapter_parameters, attach_adapter
-        from qpa.generator import Generator
+        from qpa.generators.generator import Generator
         from qpa.models.base_model import load_model, load_tokenizer, torch_device
         from qpa.optimizer import GeneratedAdapterOptimizer
 

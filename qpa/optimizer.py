@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.errors import CheckpointError, DivergedError, OptionError, ShapeError
-from qpa.generator import Generator
+from qpa.generators.generator import Generator
 
 
 class GeneratedAdapterOptimizer(torch.optim.Optimizer):

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.generator import Generator, basis_shapes
+from qpa.generators.generator import Generator, basis_shapes
 from qpa.models.base_model import load_model
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel

@@ -17,7 +17,7 @@ from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
 from qpa.adapters.parameter_view import ParameterView
 from qpa.documents import AdapterSpec, TrainedGenerator, WeightLayout
 from qpa.errors import DocumentError, ModelError, OptionError
-from qpa.generator import Generator
+from qpa.generators.generator import Generator
 from qpa.models.base_model import load_model
 from qpa.models.probe import record_probe
 from qpa.optimizer import GeneratedAdapterOptimizer

@@ -6,7 +6,7 @@ import torch
 from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
 from qpa.calibration import N_CALIBRATION_BATCHES, choose_rows, gradient_bases
 from qpa.errors import DivergedError
-from qpa.generator import basis_shapes
+from qpa.generators.generator import basis_shapes
 from qpa.models.base_model import load_model
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout

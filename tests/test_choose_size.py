@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpa.errors import OptionError
-from qpa.passes.choose_size import SizedPlan, candidates, choose_size, parse_max_params
+from qpa.generators.size_search import SizedPlan, candidates, choose_size, parse_max_params
 from qpa.passes.plan_layout import PlanLayout
 from tests.small_specs import NOWHERE, small_spec, spec_of
 

@@ -16,7 +16,7 @@ from qpa.adapters.experts import expert_layer, expert_sides
 from qpa.errors import ExportError, OptionError
 from qpa.exporters.formats import exporter_for
 from qpa.exporters.lora_contract import CONFIG_FILE, WEIGHTS_FILE, check_lora_contract
-from qpa.generator import Generator
+from qpa.generators.generator import Generator
 from qpa.models.base_model import load_model
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel

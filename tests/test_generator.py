@@ -7,7 +7,7 @@ import torch
 
 from qpa.documents import AdapterSpec, TensorShape, WeightLayout
 from qpa.errors import ShapeError
-from qpa.generator import (
+from qpa.generators.generator import (
     FEATURE_EPSILON,
     FEATURE_MEAN,
     WINDOW_NOISE,
@@ -54,7 +54,7 @@ def paper():
 @pytest.fixture
 def no_noise(monkeypatch):
     """Put every circuit on its window exactly."""
-    monkeypatch.setattr("qpa.generator.WINDOW_NOISE", 0.0)
+    monkeypatch.setattr("qpa.generators.generator.WINDOW_NOISE", 0.0)
 
 
 def ones(layout):

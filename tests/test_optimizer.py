@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator, get_
 from qpa.adapters.attach import adapter_parameters, attach_adapter, initial_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import CheckpointError, DivergedError, ShapeError
-from qpa.generator import Generator, basis_shapes
+from qpa.generators.generator import Generator, basis_shapes
 from qpa.models.base_model import load_model, load_tokenizer
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.plan_layout import PlanLayout

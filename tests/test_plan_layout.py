@@ -10,7 +10,7 @@ from transformers import GemmaConfig, GPT2Config, LlamaConfig
 from qpa.adapters.attach import initial_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import OptionError
-from qpa.generator import Generator, basis_shapes
+from qpa.generators.generator import Generator, basis_shapes
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import FEATURES, PlanLayout
 from qpa.pipeline import Pipeline

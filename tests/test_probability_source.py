@@ -7,7 +7,7 @@ import torch
 from qpa.circuits.sources.exact import ExactSimulator
 from qpa.circuits.sources.source import differentiable_probabilities
 from qpa.documents import AdapterSpec
-from qpa.generator import Generator
+from qpa.generators.generator import Generator
 from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext

@@ -251,7 +251,9 @@ def test_every_answer_is_judged(out, made, tmp_path, monkeypatch, fields, messag
         _verify(out, made)
 
 
-@pytest.mark.parametrize("module", ["qpa", "qpa.generator", "qiskit", "qiskit_aer", "qiskit.quantum_info"])
+@pytest.mark.parametrize(
+    "module", ["qpa", "qpa.generators.generator", "qiskit", "qiskit_aer", "qiskit.quantum_info"]
+)
 def test_the_worker_cannot_import_the_generator(module):
     code = (
         "import runpy, sys\n"

@@ -26,7 +26,7 @@ from qpa.adapters.feed_forward import FeedForwardModel
 from qpa.adapters.parameter_view import AdapterParameter, ParameterView, leaf_of
 from qpa.documents import EMBEDDING_ROLES, METHOD_NAMES, AdapterSpec, AdapterTensor, TensorShape, WeightLayout
 from qpa.errors import ModelError
-from qpa.generator import initial_value
+from qpa.generators.generator import initial_value
 from qpa.pipeline import split_seed
 
 ADAPTER_NAME = "default"

@@ -16,9 +16,9 @@ from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.calibration import choose_rows, gradient_bases
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.evaluation import causal_loss
-from qpa.generator import Generator
+from qpa.generators.generator import Generator
+from qpa.generators.size_search import plans_around
 from qpa.optimizer import GeneratedAdapterOptimizer
-from qpa.passes.choose_size import plans_around
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import split_seed
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from qpa.bench.method import Configuration
 from qpa.errors import OptionError
-from qpa.passes.choose_size import parse_budget
+from qpa.generators.size_search import parse_budget
 
 MAX_SIZE_RATIO = 1.35
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from qpa.bench.method import BenchBase
 from qpa.documents import AdapterSpec
 from qpa.errors import DataError, OptionError
+from qpa.generators.size_search import REFERENCE_RANK
 from qpa.models.base_model import load_model, load_tokenizer
-from qpa.passes.choose_size import REFERENCE_RANK
 from qpa.passes.inspect_model import ALL_LINEAR, InspectModel
 from qpa.pipeline import PassContext, Pipeline
 from qpa.store.atomic_files import sha256_of

@@ -48,8 +48,8 @@ class TrainedGenerator(Document):
     """The result of train-generator.
 
     Args:    arrays: safetensors; "angles" float32[n_circuits, n_layers, n_qubits] in radians and the
-             decoders' weights, named as in `qpa.generator.Generator.state_dict()`; the adapter's initial
-             values that the base model gave, named "initial." and their path.
+             decoders' weights, named as in `qpa.generators.generator.Generator.state_dict()`; the adapter's
+             initial values that the base model gave, named "initial." and their path.
              adapter: safetensors; the adapter's tensors as the training process held them, named as
              in the AdapterSpec, float32.
              probe: safetensors; what the live model answered to a fixed prompt, see `qpa.models.probe`.

@@ -1,0 +1,1 @@
+"""Generators: from the features of circuits to the tensors of an adapter."""
