@@ -20,14 +20,14 @@ from torch import Tensor
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.evaluation import IGNORED, causal_loss, count_tokens
 from qpa.generators.generator import Generator
 from qpa.models.base_model import load_model, load_tokenizer
-from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext, Pipeline
 from qpa.store.run_directory import DirectoryStore
+from qpa.training.evaluation import IGNORED, causal_loss, count_tokens
+from qpa.training.optimizer import GeneratedAdapterOptimizer
 
 RANK = 4
 BATCH_SIZE = 8

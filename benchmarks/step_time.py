@@ -46,11 +46,11 @@ from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.generators.generator import Generator
 from qpa.models.base_model import load_model
-from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext, Pipeline
 from qpa.store.run_directory import DirectoryStore
+from qpa.training.optimizer import GeneratedAdapterOptimizer
 
 LORA, QPA = "LoRA", "QPA"
 BATCHES = {"model": (8, 256), "gpt2": (4, 256)}

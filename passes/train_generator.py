@@ -2,11 +2,12 @@
 
 Rules:
 1. The base model carries an ordinary adapter (`qpa.adapters.attach`) and trains under TRL's SFTTrainer, or
-   under transformers' Trainer what TRL does not take; the generator lives in the optimizer (`qpa.optimizer`).
+   under transformers' Trainer what TRL does not take; the generator lives in the optimizer
+   (`qpa.training.optimizer`).
 2. Delta W is exactly zero before the first step: the plan's seed draws lora_A and the angles, lora_B and
    the decoders' last layers are zero. (A prefix alone changes the model from the start.) Directions of
    spectra are those of the gradient of a few batches of the training split, read before the first step
-   (`qpa.calibration`).
+   (`qpa.training.calibration`).
 3. Everything random during training is a function of the training seed and the step, so a resumed
    training continues with the same bits.
 4. Losses count real tokens only: padding and the prompt of prompt/completion rows do not.
@@ -36,7 +37,7 @@ from qpa.pipeline import PassContext
 from qpa.store.run_directory import CHECKPOINTS, METRICS
 
 if TYPE_CHECKING:
-    from qpa.training_log import TrainingLog
+    from qpa.training.training_log import TrainingLog
 
 DEFAULT_RATES = {"spectral": 2e-2, "aligned": 3e-3, "paper": 1e-3}
 """Learning rates by generator, of decoders and angles alike; see docs/results.md."""
@@ -53,7 +54,7 @@ MAX_NUMBER = 1e6
 class TrainGenerator:
     """Train angles and decoders through the loss of the base model.
 
-    Args:    data, eval_data: text or jsonl files, see `qpa.text_data`.
+    Args:    data, eval_data: text or jsonl files, see `qpa.training.text_data`.
              max_steps: optimizer steps; None means `epochs` passes over the data.
              batch_size, grad_accum: rows per micro-batch, micro-batches per step.
              max_length: tokens per row.
@@ -104,7 +105,9 @@ class TrainGenerator:
     def _check_options(self) -> None:
         n_processes = os.environ.get("WORLD_SIZE", "1")
         if n_processes != "1":
-            advice = "for several, use qpa.optimizer.GeneratedAdapterOptimizer in a script of your own"
+            advice = (
+                "for several, use qpa.training.optimizer.GeneratedAdapterOptimizer in a script of your own"
+            )
             raise OptionError("qpa train", "one process", f"WORLD_SIZE={n_processes}", advice)
         whole = {"batch-size": self.batch_size, "grad-accum": self.grad_accum, "save-steps": self.save_steps}
         if self.max_steps is not None:
@@ -128,7 +131,7 @@ class _Training:
         from qpa.adapters.attach import adapter_parameters, attach_adapter
         from qpa.generators.generator import Generator
         from qpa.models.base_model import load_model, load_tokenizer, torch_device
-        from qpa.optimizer import GeneratedAdapterOptimizer
+        from qpa.training.optimizer import GeneratedAdapterOptimizer
 
         self.options, self.context = options, context
         self.provenance = context.provenance(options, source)
@@ -160,8 +163,8 @@ class _Training:
         self.n_steps = self._count_steps()
 
     def run(self) -> TrainedGenerator:
-        from qpa.checkpoints import restore_optimizer
-        from qpa.evaluation import digest_of_rows
+        from qpa.training.checkpoints import restore_optimizer
+        from qpa.training.evaluation import digest_of_rows
 
         train_rows, eval_rows = self.trainer.train_dataset, self.trainer.eval_dataset
         data_digest = digest_of_rows(train_rows, eval_rows)
@@ -188,7 +191,7 @@ class _Training:
         return self._document(result, eval_rows[0]["input_ids"])
 
     def _read_splits(self, tokenizer: Any) -> Any:
-        from qpa.text_data import read_splits
+        from qpa.training.text_data import read_splits
 
         eval_data = Path(self.options.eval_data) if self.options.eval_data else None
         seed = self.context.seed_for("split")
@@ -198,8 +201,8 @@ class _Training:
         """Give the generator's spectra the directions of the gradient of a few training batches."""
         import torch
 
-        from qpa.calibration import choose_rows, gradient_bases
         from qpa.models.base_model import torch_device
+        from qpa.training.calibration import choose_rows, gradient_bases
 
         rows, batch_size = self.trainer.train_dataset, self.options.batch_size
         chosen = choose_rows(len(rows), batch_size, self.context.seed_for("calibration"))
@@ -218,7 +221,7 @@ class _Training:
         self.optimizer.push_forward()
 
     def _make_trainer(self, tokenizer: Any, splits: Any) -> Any:
-        from qpa.sft import make_trainer
+        from qpa.training.objectives.sft import make_trainer
 
         options = self.options
         return make_trainer(
@@ -251,7 +254,7 @@ class _Training:
         return n_steps
 
     def _checkpoint_to_resume(self, data_digest: str) -> tuple[Path, Checkpoint] | None:
-        from qpa.checkpoints import newest_checkpoint
+        from qpa.training.checkpoints import newest_checkpoint
 
         if not self.options.resume:
             return None
@@ -261,7 +264,7 @@ class _Training:
         return path, document
 
     def _evaluate(self, description: str, step: int) -> Any:
-        from qpa.evaluation import evaluate
+        from qpa.training.evaluation import evaluate
 
         score = evaluate(
             self.model,
@@ -279,8 +282,8 @@ class _Training:
 
     def _open_log(self, checkpoint: tuple[Path, Checkpoint] | None, base_loss: float) -> TrainingLog:
         """Start metrics.jsonl over, together with checkpoints and results, or cut it at the checkpoint."""
-        from qpa.checkpoints import remove_checkpoints
-        from qpa.training_log import TrainingLog
+        from qpa.training.checkpoints import remove_checkpoints
+        from qpa.training.training_log import TrainingLog
 
         folder = self.context.files.path
         if checkpoint is not None:
@@ -293,7 +296,7 @@ class _Training:
         return log
 
     def _fit(self, checkpoint: tuple[Path, Checkpoint] | None, data_digest: str, log: TrainingLog) -> None:
-        from qpa.sft import GeneratorCallback
+        from qpa.training.objectives.sft import GeneratorCallback
 
         callback = GeneratorCallback(
             peft_model=self.model,

@@ -13,11 +13,11 @@ from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.generators.generator import Generator, basis_shapes
 from qpa.models.base_model import load_model
-from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext, Pipeline
 from qpa.store.run_directory import DirectoryStore
+from qpa.training.optimizer import GeneratedAdapterOptimizer
 
 N_STEPS = 3
 N_ROWS = 4

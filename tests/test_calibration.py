@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
-from qpa.calibration import N_CALIBRATION_BATCHES, choose_rows, gradient_bases
 from qpa.errors import DivergedError
 from qpa.generators.generator import basis_shapes
 from qpa.models.base_model import load_model
@@ -12,6 +11,7 @@ from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext
 from qpa.store.run_directory import DirectoryStore
+from qpa.training.calibration import N_CALIBRATION_BATCHES, choose_rows, gradient_bases
 
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
 N_EXACT = 8

@@ -4,8 +4,8 @@ import pytest
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from qpa.evaluation import count_tokens, digest_of_rows, evaluate, summed_token_loss
 from qpa.models.base_model import load_model
+from qpa.training.evaluation import count_tokens, digest_of_rows, evaluate, summed_token_loss
 from tests.ddp_worker import plan_adapter
 
 LENGTHS = (3, 9, 2, 7, 12)

@@ -18,10 +18,10 @@ from qpa.exporters.formats import exporter_for
 from qpa.exporters.lora_contract import CONFIG_FILE, WEIGHTS_FILE, check_lora_contract
 from qpa.generators.generator import Generator
 from qpa.models.base_model import load_model
-from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.passes.verify_adapter import VerifyAdapter
+from qpa.training.optimizer import GeneratedAdapterOptimizer
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.small_specs import NOWHERE
 from tests.tiny_models import tiny_qwen3_moe

@@ -15,8 +15,8 @@ from qpa.generators.generator import (
     basis_shapes,
     initial_value,
 )
-from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.plan_layout import FEATURES, PlanLayout
+from qpa.training.optimizer import GeneratedAdapterOptimizer
 from tests.small_specs import NOWHERE, small_spec
 
 GOLDEN = Path(__file__).parent / "golden" / "adapter-spec-1" / "llama.json"

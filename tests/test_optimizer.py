@@ -13,11 +13,11 @@ from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import CheckpointError, DivergedError, ShapeError
 from qpa.generators.generator import Generator, basis_shapes
 from qpa.models.base_model import load_model, load_tokenizer
-from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext
-from qpa.sft import make_trainer
 from qpa.store.run_directory import DirectoryStore
+from qpa.training.objectives.sft import make_trainer
+from qpa.training.optimizer import GeneratedAdapterOptimizer
 from tests.ddp_worker import plan_adapter, random_bases, training_rows
 
 LR, ANGLE_LR, N_STEPS = 0.02, 0.04, 3

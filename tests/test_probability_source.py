@@ -8,10 +8,10 @@ from qpa.circuits.sources.exact import ExactSimulator
 from qpa.circuits.sources.source import differentiable_probabilities
 from qpa.documents import AdapterSpec
 from qpa.generators.generator import Generator
-from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import PassContext
 from qpa.store.run_directory import DirectoryStore
+from qpa.training.optimizer import GeneratedAdapterOptimizer
 
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpa.errors import DataError, OptionError
-from qpa.text_data import EVAL_SHARE, cut_blocks, read_splits
+from qpa.training.text_data import EVAL_SHARE, cut_blocks, read_splits
 from tests.tiny_models import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

@@ -188,7 +188,7 @@ def test_resuming_takes_the_bases_from_the_checkpoint(
         train(run, text_file)
     monkeypatch.undo()
     monkeypatch.setattr(
-        "qpa.calibration.gradient_bases", lambda *_: pytest.fail("the gradient was read again")
+        "qpa.training.calibration.gradient_bases", lambda *_: pytest.fail("the gradient was read again")
     )
     train(run, text_file, resume=True)
     assert same_bits(arrays(run), arrays(trained))
@@ -255,7 +255,7 @@ def test_training_again_forgets_the_old_result_before_the_first_step(
 
 
 def _interrupt_after(monkeypatch: pytest.MonkeyPatch, n_steps: int) -> None:
-    from qpa.sft import GeneratorCallback
+    from qpa.training.objectives.sft import GeneratorCallback
 
     original = GeneratorCallback.on_step_begin
 
@@ -316,7 +316,7 @@ def test_resume_refuses_changed_data(trained: RunDirectory, text_file: Path, tmp
 def test_a_gradient_that_is_not_finite_stops_and_names_step_and_checkpoint(
     llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qpa.sft import SFTTrainer
+    from qpa.training.objectives.sft import SFTTrainer
 
     original = SFTTrainer.compute_loss
 

@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.bench.peft_methods import MAX_SERVED_RANK
-from qpa.calibration import choose_rows
-from qpa.evaluation import causal_loss
+from qpa.training.calibration import choose_rows
+from qpa.training.evaluation import causal_loss
 
 N_CALIBRATION_BATCHES = 16
 CALIBRATION_BATCH_SIZE = 8

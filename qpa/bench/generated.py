@@ -13,14 +13,14 @@ from torch import Tensor
 from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.adapters.parameter_view import AdapterParameter
 from qpa.bench.method import Attached, BenchBase, Configuration
-from qpa.calibration import choose_rows, gradient_bases
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.evaluation import causal_loss
 from qpa.generators.generator import Generator
 from qpa.generators.size_search import plans_around
-from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline import split_seed
+from qpa.training.calibration import choose_rows, gradient_bases
+from qpa.training.evaluation import causal_loss
+from qpa.training.optimizer import GeneratedAdapterOptimizer
 
 BATCH_SIZE = 8
 ALIGNED_RANK = 8

@@ -27,7 +27,7 @@ from qpa.passes.inspect_model import ALL_LINEAR, InspectModel
 from qpa.pipeline import PassContext, Pipeline
 from qpa.store.atomic_files import sha256_of
 from qpa.store.run_directory import DirectoryStore
-from qpa.text_data import EVAL_SHARE, read_splits
+from qpa.training.text_data import EVAL_SHARE, read_splits
 
 _WEIGHTS = (".safetensors", ".bin")
 

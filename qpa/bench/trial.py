@@ -17,7 +17,7 @@ from torch import Tensor
 from qpa.bench.method import Attached, Configuration, Method, trained_numbers
 from qpa.bench.task import Task
 from qpa.errors import DivergedError
-from qpa.evaluation import causal_loss, evaluate
+from qpa.training.evaluation import causal_loss, evaluate
 
 WARM_UP_SHARE = 0.05
 MAX_NORM = 1.0

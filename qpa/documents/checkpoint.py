@@ -14,7 +14,7 @@ class Checkpoint(Document):
 
     Args:    step: optimizer steps done.
              lr: learning rate of the next step.
-             data_digest: of the tokenised splits, see `qpa.evaluation`.
+             data_digest: of the tokenised splits, see `qpa.training.evaluation`.
              files: every other file of the directory.
     """
 

@@ -58,8 +58,8 @@ class Generator(nn.Module):
 
     Args:    layout: shapes of everything.
              seed: for the angles and the decoders' hidden layers.
-             bases: singular vectors of the gradient (`qpa.calibration`) for the spectra of the layout;
-             without them the spectra generate nothing until a state with bases is loaded.
+             bases: singular vectors of the gradient (`qpa.training.calibration`) for the spectra of the
+             layout; without them the spectra generate nothing until a state with bases is loaded.
              source: evaluates the circuits.
     Raises:  ShapeError: the bases are not the layout's.
     Source:  ours; after Quantum Parameter Adaptation, arXiv 2410.09846.

@@ -24,9 +24,9 @@ from torch import Tensor
 from qpa.adapters.attach import ADAPTER_NAME
 from qpa.documents import Checkpoint, Provenance
 from qpa.errors import CheckpointError, DocumentError
-from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.store.atomic_files import TEMPORARY_PREFIX, new_directory
 from qpa.store.run_directory import DirectoryStore, list_checkpoints
+from qpa.training.optimizer import GeneratedAdapterOptimizer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _KEPT = 2

@@ -17,14 +17,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from qpa.checkpoints import restore_optimizer, save_checkpoint
 from qpa.documents import Checkpoint, Provenance
 from qpa.errors import DataError
-from qpa.evaluation import count_tokens, summed_token_loss
-from qpa.optimizer import GeneratedAdapterOptimizer
 from qpa.pipeline import Progress, split_seed
-from qpa.text_data import Row
-from qpa.training_log import TrainingLog
+from qpa.training.checkpoints import restore_optimizer, save_checkpoint
+from qpa.training.evaluation import count_tokens, summed_token_loss
+from qpa.training.optimizer import GeneratedAdapterOptimizer
+from qpa.training.text_data import Row
+from qpa.training.training_log import TrainingLog
 
 
 def make_trainer(
@@ -41,7 +41,7 @@ def make_trainer(
     """Return an SFTTrainer that logs and saves nothing by itself.
 
     Args:    peft_model: in PEFT or a `qpa.adapters.feed_forward.FeedForwardModel`, on the device to train on.
-             splits: training and evaluation rows, as `qpa.text_data.read_splits` returns them.
+             splits: training and evaluation rows, as `qpa.training.text_data.read_splits` returns them.
              output: a directory the trainer may create.
              bf16: bfloat16 autocast; TRL's own default is on.
              options: further fields of `trl.SFTConfig`.

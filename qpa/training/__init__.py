@@ -1,0 +1,1 @@
+"""Training: data, calibration, the optimizer that holds a generator, evaluation and checkpoints."""
