@@ -37,6 +37,7 @@ from qpa.documents import (
     Verification,
     read_manifest,
 )
+from qpa.engines import worker
 from qpa.errors import ModelError, OptionError, VerificationError
 from qpa.exporters.contracts import check_contract
 from qpa.pipeline import PassContext
@@ -61,7 +62,7 @@ PACKAGES = {
 }
 """Modules of engines that may not be installed."""
 
-WORKER = Path(__file__).with_name("verify_worker.py")
+WORKER = Path(worker.__file__)
 ROUNDOFF = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 ROUNDING = 16.0
 

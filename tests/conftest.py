@@ -61,10 +61,11 @@ def assets() -> Path:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the worker answer in this process, which has imported the engines already."""
 
-    from qpa.passes import verify_adapter, verify_worker
+    from qpa.engines import worker
+    from qpa.passes import verify_adapter
 
     def run(command: list[str], *, input: str, **_: object) -> subprocess.CompletedProcess[str]:
-        answer = verify_worker.answer_probe(json.loads(input))
+        answer = worker.answer_probe(json.loads(input))
         return subprocess.CompletedProcess(command, 0, json.dumps(answer), "")
 
     monkeypatch.setattr(verify_adapter.subprocess, "run", run)

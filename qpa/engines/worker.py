@@ -34,13 +34,13 @@ import numpy.typing as npt
 BLOCKED = ("qpa", "qiskit", "pennylane", "cirq", "passes", "exporters")
 
 ENGINE_MODULES = {
-    "peft": "torch_models",
-    "transformers": "torch_models",
-    "onnxruntime": "onnx_models",
-    "onnxruntime-genai": "genai_models",
-    "vllm": "vllm_models",
-    "llama.cpp": "llama_cpp_models",
-    "mlx": "mlx_models",
+    "peft": "torch_engine",
+    "transformers": "torch_engine",
+    "onnxruntime": "onnx_engine",
+    "onnxruntime-genai": "genai_engine",
+    "vllm": "vllm_engine",
+    "llama.cpp": "llama_cpp_engine",
+    "mlx": "mlx_engine",
 }
 
 Probe = dict[str, npt.NDArray[Any]]
@@ -108,8 +108,8 @@ def answer_probe(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ask_base(request: dict[str, Any], probe: Probe) -> dict[str, Any]:
-    torch_models = _engine_module("torch_models")
-    base: Engine = torch_models.TorchEngine(torch_models.load_base(request), [], [])
+    torch_engine = _engine_module("torch_engine")
+    base: Engine = torch_engine.TorchEngine(torch_engine.load_base(request), [], [])
     return {
         "base_difference": _largest_difference(_probe_logits(base, probe), probe["base_logits"]),
         "base_tokens": base.greedy(probe["input_ids"].tolist(), len(probe["greedy"])),
@@ -118,7 +118,7 @@ def _ask_base(request: dict[str, Any], probe: Probe) -> dict[str, Any]:
 
 def _engine_module(name: str) -> Any:
     package = f"{__package__}." if __package__ else ""
-    return import_module(f"{package}verify_engines.{name}")
+    return import_module(f"{package}{name}")
 
 
 def _check_engine(name: str, request: dict[str, Any], probe: Probe) -> dict[str, Any]:
