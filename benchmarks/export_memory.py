@@ -37,8 +37,8 @@ from qpa.documents import (
     TensorShape,
     TrainingResult,
 )
-from qpa.exporters.lora import ExportLora
-from qpa.exporters.lora_contract import WEIGHTS_FILE
+from qpa.exporters.contracts.lora import WEIGHTS_FILE
+from qpa.exporters.formats.lora import ExportLora
 from qpa.pipeline import PassContext
 from qpa.store.run_directory import DirectoryStore
 from qpa.store.tensor_file import Array, TensorFile, TensorPlan, write_tensors

@@ -65,7 +65,7 @@ def export(
     """Write a frozen adapter in a format that knows nothing of generators or circuits."""
     from qpa.cli.summary import adapter_words
     from qpa.documents import FrozenAdapter
-    from qpa.exporters.formats import exporter_for
+    from qpa.exporters.registry import exporter_for
     from qpa.pipeline import PassContext
     from qpa.store.run_directory import RunDirectory
 

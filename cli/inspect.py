@@ -32,7 +32,7 @@ def inspect(
     """Show what a run or an adapter directory holds, and whether it is whole."""
     from qpa.documents import MANIFEST_PATH, AdapterSpec, read_manifest
     from qpa.errors import DocumentError
-    from qpa.exporters.lora_contract import CONFIG_FILE
+    from qpa.exporters.contracts.lora import CONFIG_FILE
     from qpa.store.run_directory import RunDirectory
 
     manifest = read_manifest(path) if (path / MANIFEST_PATH).is_file() else None
@@ -96,8 +96,8 @@ def _stage(document: Document) -> str:
 
 def _inspect_export(path: Path, manifest: Manifest, as_json: bool) -> None:
     from qpa.cli import summary
-    from qpa.exporters.contracts import check_contract
-    from qpa.exporters.manifest_contract import short
+    from qpa.exporters.contracts.export import check_contract
+    from qpa.exporters.contracts.manifest import short
 
     findings = [str(finding) for finding in check_contract(path)]
     content: dict[str, Any] = {
@@ -131,8 +131,8 @@ def _contract(findings: list[str]) -> str:
 def _inspect_adapter(path: Path, as_json: bool) -> None:
     from qpa.cli import summary
     from qpa.documents import MANIFEST_PATH, read_manifest
-    from qpa.exporters.lora_contract import check_lora_contract, read_config, read_tensor_file
-    from qpa.exporters.manifest_contract import short
+    from qpa.exporters.contracts.lora import check_lora_contract, read_config, read_tensor_file
+    from qpa.exporters.contracts.manifest import short
 
     findings = check_lora_contract(path)
     config, tensors = read_config(path), read_tensor_file(path).entries
@@ -161,7 +161,7 @@ def _inspect_adapter(path: Path, as_json: bool) -> None:
 
 
 def _config_rows(config: dict[str, object]) -> list[tuple[str, ...]]:
-    from qpa.exporters.manifest_contract import short
+    from qpa.exporters.contracts.manifest import short
 
     targets = config.get("target_modules")
     names = ", ".join(short(name) for name in targets) if isinstance(targets, list) else short(targets)
@@ -174,7 +174,7 @@ def _config_rows(config: dict[str, object]) -> list[tuple[str, ...]]:
 
 def _manifest_rows(manifest: Manifest | None) -> list[tuple[str, ...]]:
     from qpa.cli import summary
-    from qpa.exporters.manifest_contract import short
+    from qpa.exporters.contracts.manifest import short
 
     if manifest is None:
         return [("made by", "unknown: no qpa/manifest.json")]

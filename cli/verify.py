@@ -76,7 +76,7 @@ def _refuse_with_static(model: str | None, engine: str, python: str | None, base
 
 def _verify_static(directory: Path, as_json: bool) -> None:
     from qpa.errors import VerificationError
-    from qpa.exporters.contracts import check_contract
+    from qpa.exporters.contracts.export import check_contract
 
     findings = check_contract(directory)
     if as_json:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
-from qpa.exporters.model_card import targets_head
+from qpa.exporters.cards.model_card import targets_head
 
 
 def check_layers(

@@ -1,7 +1,8 @@
 """verify-adapter: is an exported directory the function that was trained, for readers we did not write?
 
 Rules:
-1. The static contract of the format is kept (`qpa.exporters.contracts`), the manifest's digests included.
+1. The static contract of the format is kept (`qpa.exporters.contracts.export`), the manifest's digests
+included.
 2. The base model's config.json is the one of the manifest, before any code of the model runs, and its
    answers are those of the base that was trained on. The manifest may be anybody's: that it asks for
    the model's own Python code is no permission to run it.
@@ -39,7 +40,7 @@ from qpa.documents import (
 )
 from qpa.engines import worker
 from qpa.errors import ModelError, OptionError, VerificationError
-from qpa.exporters.contracts import check_contract
+from qpa.exporters.contracts.export import check_contract
 from qpa.pipeline import PassContext
 
 ENGINES_OF: dict[str, tuple[str, ...]] = {

@@ -15,9 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from qpa.documents import AdapterSpec, read_manifest
 from qpa.errors import ExportError, ModelError, OptionError
-from qpa.exporters.lora import ExportLora
-from qpa.exporters.lora_contract import KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
-from qpa.exporters.merged import ExportMerged
+from qpa.exporters.contracts.lora import KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
+from qpa.exporters.formats.lora import ExportLora
+from qpa.exporters.formats.merged import ExportMerged
 from qpa.models.probe import greedy_continuation
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.verify_adapter import VerifyAdapter

@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 
 from qpa.cli.main import main
 from qpa.documents import MANIFEST_PATH
-from qpa.exporters.contracts import check_contract
-from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
-from qpa.exporters.merged import ExportMerged
+from qpa.exporters.contracts.export import check_contract
+from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
+from qpa.exporters.formats.merged import ExportMerged
 from tests.random_adapter import random_adapter
 
 # peft asks transformers by a name that transformers has renamed.

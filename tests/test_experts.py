@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
 from qpa.adapters.experts import expert_layer, expert_sides
 from qpa.errors import ExportError, OptionError
-from qpa.exporters.formats import exporter_for
-from qpa.exporters.lora_contract import CONFIG_FILE, WEIGHTS_FILE, check_lora_contract
+from qpa.exporters.contracts.lora import CONFIG_FILE, WEIGHTS_FILE, check_lora_contract
+from qpa.exporters.registry import exporter_for
 from qpa.generators.generator import Generator
 from qpa.models.base_model import load_model
 from qpa.passes.inspect_model import InspectModel

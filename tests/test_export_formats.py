@@ -14,9 +14,9 @@ import pytest
 from qpa.documents import MANIFEST_PATH
 from qpa.engines.worker import ENGINE_MODULES
 from qpa.errors import ExportError, ModelError, OptionError
-from qpa.exporters.contracts import check_contract
-from qpa.exporters.export_directory import PROBE_FILE
-from qpa.exporters.formats import FORMATS, exporter_for
+from qpa.exporters.contracts.export import check_contract
+from qpa.exporters.directory import PROBE_FILE
+from qpa.exporters.registry import FORMATS, exporter_for
 from qpa.passes.verify_adapter import ENGINES_OF
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_llama

@@ -15,9 +15,9 @@ import torch
 
 from qpa.documents import MANIFEST_PATH, read_manifest
 from qpa.errors import ExportError, OptionError, VerificationError
-from qpa.exporters.contracts import check_contract
-from qpa.exporters.genai import CONFIG_FILE, ExportGenai, genai_config, genai_name
-from qpa.exporters.onnx_adapter import ADAPTER_FILE
+from qpa.exporters.contracts.export import check_contract
+from qpa.exporters.formats.genai import CONFIG_FILE, ExportGenai, genai_config, genai_name
+from qpa.exporters.formats.onnx_adapter import ADAPTER_FILE
 from qpa.models.base_model import load_model
 from qpa.models.probe import N_NEW
 from qpa.passes.verify_adapter import VerifyAdapter
@@ -173,7 +173,9 @@ def test_a_config_that_names_a_library_is_never_loaded(exported, tmp_path, monke
     config = json.loads((hostile / CONFIG_FILE).read_text())
     config["model"]["decoder"]["session_options"][name] = "evil.so"
     (hostile / CONFIG_FILE).write_text(json.dumps(config))
-    monkeypatch.setattr("qpa.exporters.contracts.check_manifest", lambda _: ())  # its author forged that
+    monkeypatch.setattr(
+        "qpa.exporters.contracts.export.check_manifest", lambda _: ()
+    )  # its author forged that
     assert [finding.rule for finding in check_contract(hostile)] == ["L22"]
     with pytest.raises(VerificationError, match="L22"):
         VerifyAdapter(directory=str(hostile)).run(read_manifest(hostile), made.context)

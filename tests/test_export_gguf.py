@@ -14,9 +14,9 @@ from gguf.quants import dequantize
 
 from qpa.documents import MANIFEST_PATH, FrozenAdapter, Manifest
 from qpa.errors import ExportError, ModelError, OptionError
-from qpa.exporters.export_directory import PROBE_FILE
-from qpa.exporters.gguf_lora import WEIGHTS_FILE, ExportGguf, rows_in_pairs
-from qpa.exporters.manifest_contract import check_manifest
+from qpa.exporters.contracts.manifest import check_manifest
+from qpa.exporters.directory import PROBE_FILE
+from qpa.exporters.formats.gguf import WEIGHTS_FILE, ExportGguf, rows_in_pairs
 from qpa.passes.verify_adapter import VerifyAdapter
 from tests import tiny_models
 from tests.random_adapter import RandomAdapter, random_adapter

@@ -21,13 +21,13 @@ from transformers import AutoModelForCausalLM
 from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.documents import MANIFEST_PATH, ROLES_OF, AdapterSpec, FrozenAdapter, read_manifest
 from qpa.errors import DocumentError, ExportError
-from qpa.exporters.contracts import check_contract
-from qpa.exporters.export_directory import FORMATS_FOR
-from qpa.exporters.formats import FORMATS, exporter_for
-from qpa.exporters.lora_contract import CONFIG_FILE, WEIGHTS_FILE
-from qpa.exporters.merged import ExportMerged
-from qpa.exporters.onnx_merged import ExportOnnx, put_adapter
-from qpa.exporters.peft_adapter import ExportPeft
+from qpa.exporters.contracts.export import check_contract
+from qpa.exporters.contracts.lora import CONFIG_FILE, WEIGHTS_FILE
+from qpa.exporters.directory import FORMATS_FOR
+from qpa.exporters.formats.merged import ExportMerged
+from qpa.exporters.formats.onnx import ExportOnnx, put_adapter
+from qpa.exporters.formats.peft import ExportPeft
+from qpa.exporters.registry import FORMATS, exporter_for
 from qpa.models.base_model import load_model
 from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.store.atomic_files import sha256_of
@@ -98,7 +98,7 @@ def merged_by_peft(made: RandomAdapter) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_merged_model_is_what_peft_merges(adapter_of, tmp_path, monkeypatch, name, method, block):
     made = adapter_of(name, method)
-    monkeypatch.setattr("qpa.exporters.merged._BLOCK", block)
+    monkeypatch.setattr("qpa.exporters.formats.merged._BLOCK", block)
     ExportMerged().emit(made.frozen, tmp_path / "out", made.context)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     found, base = merged.state_dict(), base_of(made).state_dict()

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save
 
 from qpa.documents import MANIFEST_PATH, FrozenAdapter, Manifest
 from qpa.errors import DocumentError, ExportError, OptionError
-from qpa.exporters.export_directory import PROBE_FILE
-from qpa.exporters.lora import ExportLora
-from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
-from qpa.exporters.model_card import model_card, targets_head, vllm_rank_option
+from qpa.exporters.cards.model_card import model_card, targets_head, vllm_rank_option
+from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
+from qpa.exporters.directory import PROBE_FILE
+from qpa.exporters.formats.lora import ExportLora
 from qpa.store.atomic_files import TEMPORARY_PREFIX
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_llama
@@ -270,7 +270,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from qpa.documents import FrozenAdapter, Manifest
-from qpa.exporters.lora import ExportLora
+from qpa.exporters.formats.lora import ExportLora
 from qpa.pipeline import PassContext
 from qpa.store.run_directory import DirectoryStore
 

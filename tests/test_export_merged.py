@@ -26,9 +26,9 @@ from transformers import (
 from qpa.documents import MANIFEST_PATH, FrozenAdapter, read_manifest
 from qpa.errors import DocumentError, ExportError, ModelError, OptionError
 from qpa.exporters.base_checkpoint import INDEX_FILE, WEIGHTS_FILE
-from qpa.exporters.export_directory import PROBE_FILE
-from qpa.exporters.manifest_contract import check_manifest
-from qpa.exporters.merged import ExportMerged, with_dtype
+from qpa.exporters.contracts.manifest import check_manifest
+from qpa.exporters.directory import PROBE_FILE
+from qpa.exporters.formats.merged import ExportMerged, with_dtype
 from qpa.models.base_model import config_file_digest
 from qpa.models.probe import greedy_continuation
 from qpa.passes.verify_adapter import VerifyAdapter
@@ -124,7 +124,7 @@ def test_only_adapted_weights_change(exported, made, llama):
 
 
 def test_a_large_weight_is_merged_in_blocks(made, llama, tmp_path, exported, monkeypatch):
-    monkeypatch.setattr("qpa.exporters.merged._BLOCK", 7 * 64)
+    monkeypatch.setattr("qpa.exporters.formats.merged._BLOCK", 7 * 64)
     ExportMerged().emit(made.frozen, tmp_path / "out", made.context)
     whole, blocks = load_file(exported / WEIGHTS_FILE), load_file(tmp_path / "out" / WEIGHTS_FILE)
     for key, weight in whole.items():

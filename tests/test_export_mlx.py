@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from qpa.documents import MANIFEST_PATH, FrozenAdapter, Manifest
 from qpa.errors import ExportError, ModelError, OptionError
-from qpa.exporters.export_directory import PROBE_FILE
-from qpa.exporters.manifest_contract import check_manifest
-from qpa.exporters.mlx_lora import CONFIG_FILE, WEIGHTS_FILE, ExportMlx, keys_in_layers
+from qpa.exporters.contracts.manifest import check_manifest
+from qpa.exporters.directory import PROBE_FILE
+from qpa.exporters.formats.mlx import CONFIG_FILE, WEIGHTS_FILE, ExportMlx, keys_in_layers
 from qpa.models.base_model import load_model
 from tests import tiny_models
 from tests.random_adapter import RandomAdapter, random_adapter

@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoTokenizer
 
 from qpa.documents import MANIFEST_PATH, read_manifest
 from qpa.errors import ExportError, ModelError, OptionError
-from qpa.exporters import onnx_graph, onnx_merged
-from qpa.exporters.export_directory import PROBE_FILE
-from qpa.exporters.onnx_graph import trace_causal_lm
-from qpa.exporters.onnx_merged import ExportOnnx
+from qpa.exporters.directory import PROBE_FILE
+from qpa.exporters.formats import onnx as onnx_merged
+from qpa.exporters.formats.onnx import ExportOnnx
+from qpa.exporters.onnx import graph as onnx_graph
+from qpa.exporters.onnx.graph import trace_causal_lm
 from qpa.models.probe import N_NEW, greedy_continuation
 from qpa.passes.verify_adapter import VerifyAdapter
 from tests.random_adapter import RandomAdapter, random_adapter

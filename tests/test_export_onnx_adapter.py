@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 
 from qpa.documents import MANIFEST_PATH, EngineCheck, read_manifest
 from qpa.errors import ExportError, OptionError, VerificationError
-from qpa.exporters import onnx_adapter
-from qpa.exporters.onnx_adapter import (
+from qpa.exporters.formats import onnx_adapter
+from qpa.exporters.formats.onnx_adapter import (
     ADAPTER_FILE,
     SUMS_FILE,
     ExportOnnxAdapter,
@@ -126,7 +126,7 @@ OTHER_PROCESS = """
 import sys
 from pathlib import Path
 import numpy as np
-from qpa.exporters.onnx_adapter import write_adapter
+from qpa.exporters.formats.onnx_adapter import write_adapter
 names = ["b.lora_A.weight", "a.lora_B.weight", "a.lora_A.weight", "b.lora_B.weight"]
 write_adapter({name: np.full((2, 3), i, np.float32) for i, name in enumerate(names)}, Path(sys.argv[1]))
 """

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save, save_file
 
 from qpa.documents import MANIFEST_PATH
-from qpa.exporters.lora_contract import (
+from qpa.exporters.contracts.lora import (
     CONFIG_FILE,
     KEY_PREFIX,
     WEIGHTS_FILE,
@@ -409,7 +409,7 @@ def test_the_check_needs_no_torch_and_less_than_a_second(adapter):
     code = (
         "import sys, time; start = time.perf_counter()\n"
         "from pathlib import Path\n"
-        "from qpa.exporters.lora_contract import check_lora_contract\n"
+        "from qpa.exporters.contracts.lora import check_lora_contract\n"
         f"findings = check_lora_contract(Path({str(adapter)!r}))\n"
         "heavy = {'torch', 'transformers', 'peft', 'qiskit'} & sys.modules.keys()\n"
         "print(len(findings), sorted(heavy), time.perf_counter() - start)"

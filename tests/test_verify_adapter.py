@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from qpa.documents import MANIFEST_PATH, Verification, read_manifest
 from qpa.errors import DocumentError, ModelError, OptionError, VerificationError
-from qpa.exporters.lora import ExportLora
-from qpa.exporters.lora_contract import WEIGHTS_FILE
+from qpa.exporters.contracts.lora import WEIGHTS_FILE
+from qpa.exporters.formats.lora import ExportLora
 from qpa.passes import verification_pipeline, verify_adapter
 from qpa.passes.verify_adapter import WORKER, VerifyAdapter
 from tests.random_adapter import RandomAdapter, random_adapter

@@ -34,8 +34,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from qpa.documents import Manifest, Method
 from qpa.errors import QpaError
-from qpa.exporters.export_directory import FORMATS_FOR
-from qpa.exporters.formats import FORMATS, exporter_for
+from qpa.exporters.directory import FORMATS_FOR
+from qpa.exporters.registry import FORMATS, exporter_for
 from qpa.models.probe import greedy_continuation
 from qpa.passes.verify_adapter import ENGINES_OF, VerifyAdapter
 from tests.random_adapter import RandomAdapter, random_adapter

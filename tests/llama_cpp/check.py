@@ -24,8 +24,8 @@ import torch
 from gguf import GGUFReader
 from transformers.utils.logging import disable_progress_bar
 
-from qpa.exporters.gguf_lora import WEIGHTS_FILE, ExportGguf
-from qpa.exporters.lora import ExportLora
+from qpa.exporters.formats.gguf import WEIGHTS_FILE, ExportGguf
+from qpa.exporters.formats.lora import ExportLora
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import (
     tiny_gemma2,

@@ -7,7 +7,7 @@ Rules:
    multiplied into lora_B.
 3. One tensor at a time is in memory; of a prefix, all of it.
 
-4. The result keeps `qpa.exporters.peft_contract`.
+4. The result keeps `qpa.exporters.contracts.peft`.
 
 Source: ours; names as in PEFT 0.21.
 """
@@ -22,10 +22,7 @@ import numpy as np
 
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import METHOD_NAMES, FrozenAdapter, module_of
-from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, Exporter
-from qpa.exporters.lora import adapter_config, refuse_tied
-from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, selects
-from qpa.exporters.model_card import (
+from qpa.exporters.cards.model_card import (
     adapted_modules,
     adapter_words,
     base_name,
@@ -33,7 +30,10 @@ from qpa.exporters.model_card import (
     loading_in_peft,
     origin,
 )
-from qpa.exporters.peft_contract import PREFIX_KEY
+from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, selects
+from qpa.exporters.contracts.peft import PREFIX_KEY
+from qpa.exporters.directory import CARD_FILE, ExportDirectory, Exporter
+from qpa.exporters.formats.lora import adapter_config, refuse_tied
 from qpa.pipeline import PassContext
 from qpa.store.tensor_file import Array, TensorPlan
 

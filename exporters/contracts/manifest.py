@@ -22,7 +22,7 @@ _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 class Finding:
     """One broken rule.
 
-    Args:    rule: "L01" and following, see `qpa.exporters.lora_contract`.
+    Args:    rule: "L01" and following, see `qpa.exporters.contracts.lora`.
              subject: the file, config field or tensor; the first one where there are several.
     """
 

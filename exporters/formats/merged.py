@@ -39,14 +39,14 @@ from qpa.exporters.base_checkpoint import (
     find_parameters,
     read_json,
 )
-from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.model_card import (
+from qpa.exporters.cards.model_card import (
     adapted_modules,
     adapter_words,
     base_name,
     format_card,
     origin,
 )
+from qpa.exporters.directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.models.base_model import build_on_meta, check_base, load_config, moved_base
 from qpa.pipeline import PassContext
 from qpa.store.tensor_file import DTYPES, Array, TensorFile, TensorPlan

@@ -1,7 +1,7 @@
 """genai: a directory that onnxruntime-genai loads, and an adapter it adds at run time.
 
 Rules:
-1. model.onnx is the graph of `qpa.exporters.onnx_merged` with LoRA inputs, key-value cache included, and the
+1. model.onnx is the graph of `qpa.exporters.formats.onnx` with LoRA inputs, key-value cache included, and the
    base's weights. Without an adapter it is the base model.
 2. LoRA inputs are named as onnxruntime-genai's model builder names them, with the scaling folded in:
    model.layers.0.self_attn.q_proj is model.layers.0.attn.q_proj.lora_A.MatMul.weight [in, rank] and
@@ -25,11 +25,11 @@ import onnx_ir
 from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
-from qpa.exporters.contracts import SESSION_OPTIONS
-from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin
-from qpa.exporters.onnx_adapter import ADAPTER_FILE, write_adapter
-from qpa.exporters.onnx_graph import (
+from qpa.exporters.cards.model_card import adapted_modules, base_name, format_card, origin
+from qpa.exporters.contracts.export import SESSION_OPTIONS
+from qpa.exporters.directory import CARD_FILE, BaseModelExporter, ExportDirectory
+from qpa.exporters.formats.onnx_adapter import ADAPTER_FILE, write_adapter
+from qpa.exporters.onnx.graph import (
     GRAPH_FILE,
     OPSET,
     trace_causal_lm,

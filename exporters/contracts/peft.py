@@ -1,6 +1,6 @@
 """The rules a PEFT directory of another kind than LoRA keeps, as qpa exports it: DoRA, IA3, prefix tuning.
 
-L23  adapter_config.json says what `qpa.exporters.peft_adapter` writes for the kind and nothing else, so that
+L23  adapter_config.json says what `qpa.exporters.formats.peft` writes for the kind and nothing else, so that
      no field changes what the tensors mean.
 L24  The tensors are those of the kind, named and shaped as the config says: of DoRA one rank and a magnitude
      for each module; of IA3 [1, in] for feedforward_modules and [out, 1] for others; of a prefix one matrix.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qpa.documents import Method
 from qpa.errors import DocumentError
-from qpa.exporters.lora_contract import (
+from qpa.exporters.contracts.lora import (
     CONFIG_FILE,
     KEY_PREFIX,
     WEIGHTS_FILE,
@@ -26,7 +26,7 @@ from qpa.exporters.lora_contract import (
     read_tensor_file,
     selects,
 )
-from qpa.exporters.manifest_contract import Finding, several, short
+from qpa.exporters.contracts.manifest import Finding, several, short
 from qpa.store.tensor_file import TensorFile
 
 PREFIX_KEY = "prompt_embeddings"

@@ -43,7 +43,7 @@ from typing import TypeVar
 import numpy as np
 
 from qpa.errors import DocumentError
-from qpa.exporters.manifest_contract import Finding, check_files, check_manifest, several, short
+from qpa.exporters.contracts.manifest import Finding, check_files, check_manifest, several, short
 from qpa.store.tensor_file import TensorEntry, TensorFile
 
 CONFIG_FILE = "adapter_config.json"

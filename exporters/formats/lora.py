@@ -6,7 +6,7 @@ Rules:
    embedding .lora_embedding_A and .lora_embedding_B, of one type, contiguous; target_modules is an explicit
    sorted list.
 3. One tensor at a time is in memory.
-4. The result keeps `qpa.exporters.lora_contract`.
+4. The result keeps `qpa.exporters.contracts.lora`.
 
 Source: ours.
 """
@@ -20,9 +20,9 @@ from typing import ClassVar, final
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
-from qpa.exporters.export_directory import CARD_FILE, ExportDirectory, Exporter
-from qpa.exporters.lora_contract import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
-from qpa.exporters.model_card import model_card
+from qpa.exporters.cards.model_card import model_card
+from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
+from qpa.exporters.directory import CARD_FILE, ExportDirectory, Exporter
 from qpa.pipeline import PassContext
 from qpa.store.tensor_file import TensorPlan
 

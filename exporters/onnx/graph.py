@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from qpa.errors import ExportError, ModelError
-from qpa.exporters.export_directory import ExportDirectory
+from qpa.exporters.directory import ExportDirectory
 
 OPSET = 20
 GRAPH_FILE = "model.onnx"

@@ -1,7 +1,7 @@
 """onnx-adapter: a base graph that takes LoRA tensors as inputs, and one adapter file for it.
 
 Rules:
-1. base/model.onnx is the graph of `qpa.exporters.onnx_merged`, key-value cache included, with the base's
+1. base/model.onnx is the graph of `qpa.exporters.formats.onnx`, key-value cache included, with the base's
    weights. Each LoRA tensor is an input named by its path, lora_A [rank, in] and lora_B [out, rank], of any
    rank, with an initializer of zeros by the same name: without an adapter it is the base model.
 2. adapter.onnx_adapter holds the tensors in onnxruntime's own format, adapter and model version 1. It fits
@@ -36,9 +36,9 @@ from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.documents.base import digest_of
 from qpa.errors import ExportError
-from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin
-from qpa.exporters.onnx_graph import (
+from qpa.exporters.cards.model_card import adapted_modules, base_name, format_card, origin
+from qpa.exporters.directory import CARD_FILE, BaseModelExporter, ExportDirectory
+from qpa.exporters.onnx.graph import (
     GRAPH_FILE,
     OPSET,
     trace_causal_lm,

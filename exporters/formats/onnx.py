@@ -5,7 +5,7 @@ Rules:
    head that was tied to the input embedding no longer is, so that the embedding stays the base's.
 2. A feed-forward adapter is part of the graph, and so is a prefix: the cache that goes in and out is without
    it, and positions count from 0.
-3. The graph is as in `qpa.exporters.onnx_graph`, beside the model's config and tokenizer.
+3. The graph is as in `qpa.exporters.onnx.graph`, beside the model's config and tokenizer.
 
 Source: ours.
 """
@@ -24,9 +24,9 @@ from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.adapters.weight_change import bias_scale, weight_change
 from qpa.documents import FrozenAdapter
 from qpa.errors import ModelError
-from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.model_card import adapted_modules, adapter_words, base_name, format_card, origin
-from qpa.exporters.onnx_graph import (
+from qpa.exporters.cards.model_card import adapted_modules, adapter_words, base_name, format_card, origin
+from qpa.exporters.directory import CARD_FILE, BaseModelExporter, ExportDirectory
+from qpa.exporters.onnx.graph import (
     GRAPH_FILE,
     OPSET,
     Prefix,

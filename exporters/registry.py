@@ -7,17 +7,17 @@ from dataclasses import fields
 from importlib import import_module
 
 from qpa.errors import OptionError
-from qpa.exporters.export_directory import Exporter
+from qpa.exporters.directory import Exporter
 
 FORMATS = {
-    "lora": "qpa.exporters.lora:ExportLora",
-    "peft": "qpa.exporters.peft_adapter:ExportPeft",
-    "merged": "qpa.exporters.merged:ExportMerged",
-    "onnx": "qpa.exporters.onnx_merged:ExportOnnx",
-    "onnx-adapter": "qpa.exporters.onnx_adapter:ExportOnnxAdapter",
-    "genai": "qpa.exporters.genai:ExportGenai",
-    "gguf": "qpa.exporters.gguf_lora:ExportGguf",
-    "mlx": "qpa.exporters.mlx_lora:ExportMlx",
+    "lora": "qpa.exporters.formats.lora:ExportLora",
+    "peft": "qpa.exporters.formats.peft:ExportPeft",
+    "merged": "qpa.exporters.formats.merged:ExportMerged",
+    "onnx": "qpa.exporters.formats.onnx:ExportOnnx",
+    "onnx-adapter": "qpa.exporters.formats.onnx_adapter:ExportOnnxAdapter",
+    "genai": "qpa.exporters.formats.genai:ExportGenai",
+    "gguf": "qpa.exporters.formats.gguf:ExportGguf",
+    "mlx": "qpa.exporters.formats.mlx:ExportMlx",
 }
 """Module and class of each format."""
 

@@ -1,6 +1,6 @@
 """The static contract of an exported directory, by the format its manifest names.
 
-Rules beside those of `qpa.exporters.lora_contract`, `peft_contract` and `manifest_contract`:
+Rules beside those of `qpa.exporters.contracts.lora`, `peft_contract` and `manifest_contract`:
 L21  An export has the files its format consists of, and no LoRA directory calls itself something else.
 L22  genai_config.json names no library and no provider: onnxruntime-genai would load code from it.
 """
@@ -14,14 +14,14 @@ from typing import Any
 
 from qpa.documents import MANIFEST_PATH, Manifest, read_manifest
 from qpa.errors import DocumentError
-from qpa.exporters.lora_contract import (
+from qpa.exporters.contracts.lora import (
     CONFIG_FILE,
     MAX_JSON_BYTES,
     WEIGHTS_FILE,
     check_lora_contract,
 )
-from qpa.exporters.manifest_contract import Finding, check_files, check_manifest, short
-from qpa.exporters.peft_contract import check_peft_contract
+from qpa.exporters.contracts.manifest import Finding, check_files, check_manifest, short
+from qpa.exporters.contracts.peft import check_peft_contract
 
 FILES = {
     "peft": (CONFIG_FILE, WEIGHTS_FILE),

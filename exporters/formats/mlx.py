@@ -25,8 +25,8 @@ import numpy as np
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
-from qpa.exporters.export_directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.model_card import adapted_modules, base_name, format_card, origin, targets_head
+from qpa.exporters.cards.model_card import adapted_modules, base_name, format_card, origin, targets_head
+from qpa.exporters.directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.exporters.named_layers import check_layers
 from qpa.models.base_model import check_base, load_config, moved_base
 from qpa.pipeline import PassContext

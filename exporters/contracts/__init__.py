@@ -1,0 +1,1 @@
+"""What an export promises, checked from its files alone."""

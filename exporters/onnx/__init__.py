@@ -1,0 +1,1 @@
+"""The ONNX graph of a causal language model, which three formats share."""
