@@ -108,9 +108,9 @@ def _run(
 ) -> bool:
     """Run what time allows; return whether there is a run to report."""
     started_s = time.monotonic()
-    from qpa.bench.book import Book
-    from qpa.bench.grid import Grid, plan_cells, record_plan
+    from qpa.bench.ledger import Book
     from qpa.bench.methods import find_methods
+    from qpa.bench.schedule import Grid, plan_cells, record_plan
     from qpa.bench.sizes import parse_budgets
     from qpa.bench.task import load_task
 

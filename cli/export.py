@@ -63,10 +63,10 @@ def export(
     json_: JsonOption = False,
 ) -> None:
     """Write a frozen adapter in a format that knows nothing of generators or circuits."""
-    from qpa.cli.summary import adapter_words
     from qpa.documents import FrozenAdapter
     from qpa.exporters.registry import exporter_for
     from qpa.pipeline import PassContext
+    from qpa.report.facts import adapter_words
     from qpa.store.run_directory import RunDirectory
 
     options = {

@@ -48,8 +48,8 @@ def inspect(
 
 
 def _inspect_run(run: RunDirectory, as_json: bool) -> None:
-    from qpa.cli import summary
     from qpa.documents import AdapterSpec, FrozenAdapter, NativeCircuit, WeightLayout
+    from qpa.report import facts as summary
     from qpa.store.run_directory import STAGES
 
     documents: tuple[Document, ...] = ()
@@ -95,9 +95,9 @@ def _stage(document: Document) -> str:
 
 
 def _inspect_export(path: Path, manifest: Manifest, as_json: bool) -> None:
-    from qpa.cli import summary
     from qpa.exporters.contracts.export import check_contract
     from qpa.exporters.contracts.manifest import short
+    from qpa.report import facts as summary
 
     findings = [str(finding) for finding in check_contract(path)]
     content: dict[str, Any] = {
@@ -129,10 +129,10 @@ def _contract(findings: list[str]) -> str:
 
 
 def _inspect_adapter(path: Path, as_json: bool) -> None:
-    from qpa.cli import summary
     from qpa.documents import MANIFEST_PATH, read_manifest
     from qpa.exporters.contracts.lora import check_lora_contract, read_config, read_tensor_file
     from qpa.exporters.contracts.manifest import short
+    from qpa.report import facts as summary
 
     findings = check_lora_contract(path)
     config, tensors = read_config(path), read_tensor_file(path).entries
@@ -173,8 +173,8 @@ def _config_rows(config: dict[str, object]) -> list[tuple[str, ...]]:
 
 
 def _manifest_rows(manifest: Manifest | None) -> list[tuple[str, ...]]:
-    from qpa.cli import summary
     from qpa.exporters.contracts.manifest import short
+    from qpa.report import facts as summary
 
     if manifest is None:
         return [("made by", "unknown: no qpa/manifest.json")]

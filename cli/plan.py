@@ -169,8 +169,8 @@ def _size(plan: Any) -> str:
 
 
 def _report(out: Path, context: Any, as_json: bool) -> None:
-    from qpa.cli.summary import account_json, account_rows, adapter_words, circuit_json, circuit_rows
     from qpa.documents import AdapterSpec, NativeCircuit, WeightLayout
+    from qpa.report.facts import account_json, account_rows, adapter_words, circuit_json, circuit_rows
 
     spec = context.document(AdapterSpec)
     layout, native = context.document(WeightLayout), context.document(NativeCircuit)

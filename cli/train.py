@@ -113,9 +113,9 @@ def _check_untrained(run: RunDirectory) -> None:
 
 
 def _report(run: Path, frozen: object, as_json: bool) -> None:
-    from qpa.cli.summary import account_json, account_rows, result_json, result_rows
     from qpa.documents import FrozenAdapter
     from qpa.exporters.directory import FORMATS_FOR
+    from qpa.report.facts import account_json, account_rows, result_json, result_rows
 
     assert isinstance(frozen, FrozenAdapter)
     if as_json:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from qpa.bench.book import Book, read_lines
-from qpa.bench.grid import Cell, Grid, Trial, best_rate, missing_trials, plan_cells, record_plan
+from qpa.bench.ledger import Book, read_lines
 from qpa.bench.method import Configuration, Method
 from qpa.bench.methods import METHODS, find_methods
+from qpa.bench.schedule import Cell, Grid, Trial, best_rate, missing_trials, plan_cells, record_plan
 from qpa.bench.sizes import Budget, choose, parse_budgets
 from qpa.bench.task import Setting, Task, load_task
 from qpa.errors import DataError, OptionError

@@ -38,7 +38,7 @@ def test_the_wheel_installs_only_the_package_qpa_with_everything_in_it(tmp_path:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"qpa"}
     modules = {str(path.relative_to(ROOT)) for folder in SOURCES[3:] for path in (ROOT / folder).glob("*.py")}
-    for folder in ("qpa/documents", "qpa/bench", "qpa/engines"):
+    for folder in ("qpa/documents", "bench", "qpa/engines"):
         modules |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).glob("*.py")}
     expected = {name if name.startswith("qpa/") else f"qpa/{name}" for name in modules}
     assert expected == {name for name in names if name.endswith(".py")}

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from qpa.bench.book import Book, Line, key_of
+from qpa.bench.ledger import Book, Line, key_of
 from qpa.bench.method import BenchBase, Configuration, Method
 from qpa.bench.methods import METHODS
 from qpa.bench.sizes import MAX_SIZE_RATIO, Budget, choose, size_ratio

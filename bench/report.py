@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qpa.bench.book import FILE_NAME, Line, read_lines
+from qpa.bench.ledger import FILE_NAME, Line, read_lines
 from qpa.bench.sizes import MAX_SIZE_RATIO, size_ratio
 from qpa.errors import DataError
 from qpa.store.atomic_files import write_file
