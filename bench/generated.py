@@ -17,7 +17,7 @@ from qpa.documents import AdapterSpec, WeightLayout
 from qpa.generators.generator import Generator
 from qpa.generators.size_search import plans_around
 from qpa.passes.plan_layout import PlanLayout
-from qpa.pipeline import split_seed
+from qpa.seeds import split_seed
 from qpa.training.calibration import choose_rows, gradient_bases
 from qpa.training.evaluation import causal_loss
 from qpa.training.optimizer import GeneratedAdapterOptimizer

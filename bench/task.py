@@ -24,7 +24,8 @@ from qpa.errors import DataError, OptionError
 from qpa.generators.size_search import REFERENCE_RANK
 from qpa.models.base_model import load_model, load_tokenizer
 from qpa.passes.inspect_model import ALL_LINEAR, InspectModel
-from qpa.pipeline import PassContext, Pipeline
+from qpa.pipeline.pass_protocol import PassContext
+from qpa.pipeline.pipeline import Pipeline
 from qpa.store.atomic_files import sha256_of
 from qpa.store.run_directory import DirectoryStore
 from qpa.training.text_data import EVAL_SHARE, read_splits

@@ -39,7 +39,7 @@ from qpa.documents import (
 )
 from qpa.exporters.contracts.lora import WEIGHTS_FILE
 from qpa.exporters.formats.lora import ExportLora
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
 from qpa.store.tensor_file import Array, TensorFile, TensorPlan, write_tensors
 

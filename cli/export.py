@@ -65,7 +65,7 @@ def export(
     """Write a frozen adapter in a format that knows nothing of generators or circuits."""
     from qpa.documents import FrozenAdapter
     from qpa.exporters.registry import exporter_for
-    from qpa.pipeline import PassContext
+    from qpa.pipeline.pass_protocol import PassContext
     from qpa.report.facts import adapter_words
     from qpa.store.run_directory import RunDirectory
 

@@ -110,7 +110,7 @@ def plan(
     from qpa.passes.inspect_model import InspectModel
     from qpa.passes.plan_layout import PlanLayout
     from qpa.passes.transpile_circuit import TranspileCircuit
-    from qpa.pipeline import PassContext
+    from qpa.pipeline.pass_protocol import PassContext
     from qpa.store.run_directory import RunDirectory
 
     pipeline = planning_pipeline(

@@ -69,7 +69,7 @@ def train(
     from qpa.documents import FrozenAdapter, NativeCircuit
     from qpa.passes import training_pipeline
     from qpa.passes.train_generator import TrainGenerator
-    from qpa.pipeline import PassContext
+    from qpa.pipeline.pass_protocol import PassContext
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)

@@ -96,7 +96,7 @@ def _verify_engines(step: VerifyAdapter, directory: Path, as_json: bool) -> None
     from qpa.cli.output import progress_bar
     from qpa.documents import Verification, read_manifest
     from qpa.passes import verification_pipeline
-    from qpa.pipeline import PassContext
+    from qpa.pipeline.pass_protocol import PassContext
     from qpa.store.run_directory import DirectoryStore
 
     manifest = read_manifest(directory)

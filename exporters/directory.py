@@ -33,7 +33,7 @@ from qpa.documents import (
 )
 from qpa.documents.manifest import DtypeName, ExportFormat
 from qpa.errors import DocumentError, ExportError, OptionError, one_of
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.atomic_files import new_directory, sha256_of
 from qpa.store.tensor_file import Array, TensorPlan, write_tensors
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from qpa.documents import AdapterSpec, LogicalCircuit, Manifest, NativeCircuit, WeightLayout
 from qpa.passes.freeze_adapter import FreezeAdapter
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
-from qpa.pipeline import Pipeline
+from qpa.pipeline.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from qpa.passes.inspect_model import InspectModel

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from qpa.documents import AdapterSpec, Document, FrozenAdapter, TensorShape, TrainedGenerator, WeightLayout
 from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import DocumentError
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -35,7 +35,7 @@ from qpa.adapters.tensors import (
 from qpa.documents import METHOD_NAMES, AdapterSpec, BaseModelReference, Document, Method
 from qpa.errors import ModelError, OptionError, one_of
 from qpa.models.base_model import build_on_meta, config_file_digest, load_config
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 
 ALL_LINEAR = "all-linear"
 METHODS = tuple(METHOD_NAMES)

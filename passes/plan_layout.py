@@ -45,7 +45,7 @@ from qpa.generators.layout_groups import (
     windows_of,
 )
 from qpa.generators.size_search import choose_size, parse_max_params
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 
 PAPER_WIDTHS = (32, 64, 128, 128, 64, 32, 32)
 """Hidden widths of the paper's mapping model (arXiv 2410.09846, public code)."""

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 from qpa.circuits.ry_cnot_chain import ry_cnot_chain, to_openqasm3
 from qpa.documents import Document, LogicalCircuit, WeightLayout
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 
 QASM_FILE = "logical-circuit.qasm"
 

@@ -33,7 +33,7 @@ from qpa.documents import (
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX, perplexity
 from qpa.errors import CheckpointError, DivergedError, OptionError
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import CHECKPOINTS, METRICS
 
 if TYPE_CHECKING:

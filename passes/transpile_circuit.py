@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from qpa.circuits.ry_cnot_chain import dump_qpy, to_qiskit
 from qpa.documents import Document, GateCount, LogicalCircuit, NativeCircuit
 from qpa.errors import TargetError
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit

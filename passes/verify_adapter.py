@@ -41,7 +41,7 @@ from qpa.documents import (
 from qpa.engines import worker
 from qpa.errors import ModelError, OptionError, VerificationError
 from qpa.exporters.contracts.export import check_contract
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 
 ENGINES_OF: dict[str, tuple[str, ...]] = {
     "lora": ("peft", "transformers", "vllm"),

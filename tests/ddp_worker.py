@@ -15,7 +15,8 @@ from qpa.generators.generator import Generator, basis_shapes
 from qpa.models.base_model import load_model
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
-from qpa.pipeline import PassContext, Pipeline
+from qpa.pipeline.pass_protocol import PassContext
+from qpa.pipeline.pipeline import Pipeline
 from qpa.store.run_directory import DirectoryStore
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 

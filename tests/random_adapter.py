@@ -15,7 +15,7 @@ from qpa.documents import FrozenAdapter, ParameterAccount, TensorShape, Training
 from qpa.models.base_model import load_model
 from qpa.models.probe import record_probe
 from qpa.passes.inspect_model import InspectModel
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qpa.documents import AdapterSpec, AdapterTensor, BaseModelReference, Provenance
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
 
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))

@@ -23,7 +23,7 @@ from qpa.models.probe import record_probe
 from qpa.passes.freeze_adapter import FreezeAdapter, generate_adapter
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore, RunDirectory
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 from tests.test_train_generator import _interrupt_after, arrays, plan, same_bits, tensors, train

@@ -21,7 +21,7 @@ from qpa.exporters.formats.merged import ExportMerged
 from qpa.models.probe import greedy_continuation
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.verify_adapter import VerifyAdapter
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import ARCHITECTURES, tiny_gemma3_vision

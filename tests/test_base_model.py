@@ -12,7 +12,7 @@ from qpa.documents import BaseModelReference
 from qpa.errors import ModelError
 from qpa.models.base_model import config_file_digest, load_config, load_model, load_tokenizer
 from qpa.passes.inspect_model import InspectModel
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
 from tests.traced_model import traced_model
 

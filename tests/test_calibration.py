@@ -9,7 +9,7 @@ from qpa.generators.generator import basis_shapes
 from qpa.models.base_model import load_model
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
 from qpa.training.calibration import N_CALIBRATION_BATCHES, choose_rows, gradient_bases
 

@@ -133,7 +133,10 @@ def test_qpy_reads_back_as_the_same_circuit(shape, seed, measured):
 
 
 def test_qpy_has_the_same_bytes_in_every_process():
-    script = "import sys; from qpa.circuits.ry_cnot_chain import *; sys.stdout.write(dump_qpy(ry_cnot_chain(2, 3)).hex())"
+    script = (
+        "import sys; from qpa.circuits.ry_cnot_chain import *; "
+        "sys.stdout.write(dump_qpy(ry_cnot_chain(2, 3)).hex())"
+    )
     outputs = {
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
         for _ in range(2)

@@ -31,7 +31,7 @@ from qpa.documents import (
 from qpa.documents.base import digest_of
 from qpa.errors import DocumentError
 from qpa.passes.plan_layout import FEATURES, PlanLayout
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import STAGES, DirectoryStore
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -271,7 +271,7 @@ import os, signal, sys
 from pathlib import Path
 from qpa.documents import FrozenAdapter, Manifest
 from qpa.exporters.formats.lora import ExportLora
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
 
 store, out = Path(sys.argv[1]), Path(sys.argv[2])

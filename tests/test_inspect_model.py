@@ -22,7 +22,7 @@ from qpa.adapters.attach import adapter_parameters, attach_adapter, initial_adap
 from qpa.errors import ModelError, OptionError
 from qpa.models.base_model import build_on_meta
 from qpa.passes.inspect_model import InspectModel
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
 
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))

@@ -14,7 +14,7 @@ from qpa.errors import CheckpointError, DivergedError, ShapeError
 from qpa.generators.generator import Generator, basis_shapes
 from qpa.models.base_model import load_model, load_tokenizer
 from qpa.passes.plan_layout import PlanLayout
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
 from qpa.training.objectives.sft import make_trainer
 from qpa.training.optimizer import GeneratedAdapterOptimizer

@@ -15,7 +15,9 @@ from qpa.passes.plan_layout import PlanLayout
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
 from qpa.passes.train_generator import TrainGenerator
 from qpa.passes.transpile_circuit import TranspileCircuit
-from qpa.pipeline import PassContext, Pipeline, split_seed, verify
+from qpa.pipeline.pass_protocol import PassContext
+from qpa.pipeline.pipeline import Pipeline, verify
+from qpa.seeds import split_seed
 from qpa.store.run_directory import DirectoryStore
 
 GOLDEN = Path(__file__).parent / "golden"

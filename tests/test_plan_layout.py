@@ -13,7 +13,7 @@ from qpa.errors import OptionError
 from qpa.generators.generator import Generator, basis_shapes
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import FEATURES, PlanLayout
-from qpa.pipeline import Pipeline
+from qpa.pipeline.pipeline import Pipeline
 from tests.small_specs import NOWHERE, small_spec, spec_of
 
 

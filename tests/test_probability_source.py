@@ -9,7 +9,7 @@ from qpa.circuits.sources.source import differentiable_probabilities
 from qpa.documents import AdapterSpec
 from qpa.generators.generator import Generator
 from qpa.passes.plan_layout import PlanLayout
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 

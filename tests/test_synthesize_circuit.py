@@ -13,7 +13,8 @@ from qpa.documents import (
 )
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
 from qpa.passes.transpile_circuit import TranspileCircuit
-from qpa.pipeline import PassContext, Pipeline, verify
+from qpa.pipeline.pass_protocol import PassContext
+from qpa.pipeline.pipeline import Pipeline, verify
 from qpa.store.run_directory import DirectoryStore
 
 

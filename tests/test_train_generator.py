@@ -22,7 +22,7 @@ from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.passes.train_generator import TrainGenerator
 from qpa.passes.transpile_circuit import TranspileCircuit
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import RunDirectory
 
 STEPS = 6

@@ -15,7 +15,8 @@ from qpa.circuits.ry_cnot_chain import load_qpy, ry_cnot_chain
 from qpa.documents import Attachment, GateCount, LogicalCircuit, NativeCircuit, Provenance
 from qpa.errors import TargetError
 from qpa.passes.transpile_circuit import TranspileCircuit, find_device, success_probability
-from qpa.pipeline import PassContext, verify
+from qpa.pipeline.pass_protocol import PassContext
+from qpa.pipeline.pipeline import verify
 from qpa.store.run_directory import DirectoryStore
 
 
@@ -201,7 +202,7 @@ import sys
 from pathlib import Path
 from qpa.documents import LogicalCircuit
 from qpa.passes.transpile_circuit import TranspileCircuit
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
 
 path = Path(sys.argv[1])

@@ -39,7 +39,7 @@ from qpa.exporters.cards.model_card import adapted_modules, base_name, format_ca
 from qpa.exporters.directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.exporters.named_layers import check_layers
 from qpa.models.base_model import check_base, load_config, moved_base
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import DTYPES, Array
 
 WEIGHTS_FILE = "adapter.gguf"

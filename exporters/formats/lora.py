@@ -23,7 +23,7 @@ from qpa.errors import ExportError
 from qpa.exporters.cards.model_card import model_card
 from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
 from qpa.exporters.directory import CARD_FILE, ExportDirectory, Exporter
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import TensorPlan
 
 

@@ -48,7 +48,7 @@ from qpa.exporters.cards.model_card import (
 )
 from qpa.exporters.directory import CARD_FILE, BaseModelExporter, ExportDirectory
 from qpa.models.base_model import build_on_meta, check_base, load_config, moved_base
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import DTYPES, Array, TensorFile, TensorPlan
 
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")

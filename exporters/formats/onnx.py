@@ -37,7 +37,7 @@ from qpa.exporters.onnx.graph import (
     write_model_files,
 )
 from qpa.models.base_model import load_model, load_tokenizer, moved_base
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 
 
 @final

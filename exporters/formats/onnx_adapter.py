@@ -46,7 +46,7 @@ from qpa.exporters.onnx.graph import (
     write_model_files,
 )
 from qpa.models.base_model import load_model, load_tokenizer, moved_base
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.atomic_files import DIRECTORY_MODE, TEMPORARY_PREFIX, sha256_of
 from qpa.store.tensor_file import Array
 

@@ -34,7 +34,7 @@ from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, 
 from qpa.exporters.contracts.peft import PREFIX_KEY
 from qpa.exporters.directory import CARD_FILE, ExportDirectory, Exporter
 from qpa.exporters.formats.lora import adapter_config, refuse_tied
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import Array, TensorPlan
 
 

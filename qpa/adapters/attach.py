@@ -27,7 +27,7 @@ from qpa.adapters.parameter_view import AdapterParameter, ParameterView, leaf_of
 from qpa.documents import EMBEDDING_ROLES, METHOD_NAMES, AdapterSpec, AdapterTensor, TensorShape, WeightLayout
 from qpa.errors import ModelError
 from qpa.generators.generator import initial_value
-from qpa.pipeline import split_seed
+from qpa.seeds import split_seed
 
 ADAPTER_NAME = "default"
 
@@ -140,7 +140,10 @@ def adapter_parameters(wrapped: Any, spec: AdapterSpec) -> dict[str, AdapterPara
 
 
 def _check_whole(parameters: Mapping[str, AdapterParameter], spec: AdapterSpec) -> None:
-    """Check that the parts of a parameter are all of it; experts' lora_B has more (`qpa.adapters.experts`)."""
+    """Check that the parts of a parameter are all of it.
+
+    The lora_B of experts has more parts than are trained (`qpa.adapters.experts`).
+    """
     n_left: Counter[Parameter] = Counter()
     for tensor in spec.tensors:
         if tensor.role != "lora_B":

@@ -18,7 +18,7 @@ import numpy as np
 
 from qpa.documents import EMBEDDING_ROLES, FrozenAdapter, TensorShape
 from qpa.errors import DocumentError, ExportError, OptionError
-from qpa.pipeline import PassContext
+from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import DTYPES, Array, TensorFile
 
 SAFETENSORS_TYPE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

@@ -12,7 +12,7 @@ from qpa.circuits.sources.exact import ExactSimulator
 from qpa.circuits.sources.source import ProbabilitySource, differentiable_probabilities
 from qpa.documents import ChunkedTensor, ChunkGroup, TensorShape, WeightLayout
 from qpa.errors import ShapeError
-from qpa.pipeline import split_seed
+from qpa.seeds import split_seed
 
 FEATURE_EPSILON = 0.01
 FEATURE_MEAN = math.sqrt(2 / math.pi)

@@ -58,7 +58,7 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryStore:
-    """Files beside the documents of a directory; a `qpa.pipeline.FileStore`."""
+    """Files beside the documents of a directory; a `qpa.pipeline.pass_protocol.FileStore`."""
 
     path: Path
 

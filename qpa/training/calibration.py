@@ -19,7 +19,7 @@ from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import DivergedError
 from qpa.generators.generator import Bases, basis_shapes
-from qpa.pipeline import split_seed
+from qpa.seeds import split_seed
 
 N_CALIBRATION_BATCHES = 8
 

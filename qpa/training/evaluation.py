@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qpa.pipeline import Progress
+from qpa.progress import Progress
 
 IGNORED = -100
 

@@ -19,7 +19,8 @@ from trl import SFTConfig, SFTTrainer
 
 from qpa.documents import Checkpoint, Provenance
 from qpa.errors import DataError
-from qpa.pipeline import Progress, split_seed
+from qpa.progress import Progress
+from qpa.seeds import split_seed
 from qpa.training.checkpoints import restore_optimizer, save_checkpoint
 from qpa.training.evaluation import count_tokens, summed_token_loss
 from qpa.training.optimizer import GeneratedAdapterOptimizer

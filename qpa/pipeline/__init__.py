@@ -1,0 +1,1 @@
+"""Passes: their protocol, and how they are composed and run."""

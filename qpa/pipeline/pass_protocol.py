@@ -1,0 +1,116 @@
+"""What a pass is, and what it may use besides its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from qpa import __version__
+from qpa.documents.base import Attachment, Document, OptionValue, PassOption, Provenance
+from qpa.errors import PipelineError
+from qpa.progress import Progress, silent
+from qpa.seeds import split_seed
+
+D = TypeVar("D", bound=Document)
+
+
+class FileStore(Protocol):
+    """Where passes leave files that are too large, or not made, for JSON."""
+
+    @property
+    def path(self) -> Path:
+        """Return the directory the files are in."""
+        ...
+
+    def put(self, name: str, content: bytes) -> Attachment:
+        """Write a file whole or not at all; `{sha256}` in the name is replaced."""
+        ...
+
+    def get(self, attachment: Attachment) -> Path:
+        """Return the file's path after checking its length and SHA-256."""
+        ...
+
+    def path_of(self, attachment: Attachment) -> Path:
+        """Return the file's path after checking its length alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PassContext:
+    """What a pass may use besides its source.
+
+    Args:    seed: the pipeline's seed.
+             files: store for arrays and circuit files.
+             documents: all documents made before, oldest first.
+             progress: called now and then by passes that take longer than a second.
+    """
+
+    seed: int
+    files: FileStore
+    documents: tuple[Document, ...] = ()
+    progress: Progress = field(default=silent, compare=False)
+
+    def document(self, kind: type[D]) -> D:
+        """Return the newest document of a type.
+
+        Raises:  PipelineError: there is none.
+        """
+        for document in reversed(self.documents):
+            if isinstance(document, kind):
+                return document
+        raise PipelineError(kind.kind, "a document made by an earlier pass", "none")
+
+    def seed_for(self, name: str) -> int:
+        """Return a 63-bit seed that depends on the context's seed and a name only."""
+        return split_seed(self.seed, name)
+
+    def provenance(self, made_by: Maker, source: Document | None) -> Provenance:
+        """Return the provenance of a document that `made_by` makes from `source`."""
+        options = tuple(
+            PassOption(name=option.name, value=_plain(getattr(made_by, option.name)))
+            for option in fields(made_by)
+            if option.metadata.get("provenance", True)
+        )
+        return Provenance(
+            pass_name=made_by.name,
+            options=options,
+            seed=self.seed,
+            qpa_version=__version__,
+            parent=source.digest if source is not None else None,
+        )
+
+
+class Maker(Protocol):
+    """A frozen dataclass whose fields are its options: a pass or an exporter.
+
+    A field with metadata {"provenance": False} cannot change the result and is left out of provenance.
+    Class attributes: `name` is kebab-case.
+    """
+
+    name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class Pass(Maker, Protocol):
+    """A step of a pipeline.
+
+    Class attributes: `consumes` is the source's type (NoneType for the first
+    pass); `requires` are further documents it reads from the context; `produces` is the result's type.
+    """
+
+    consumes: ClassVar[type]
+    requires: ClassVar[tuple[type[Document], ...]]
+    produces: ClassVar[type[Document]]
+
+    def run(self, source: Any, context: PassContext) -> Document:
+        """Lower the source. Nothing is mutated, and no document is written."""
+        ...
+
+
+def _plain(value: object) -> OptionValue:
+    if isinstance(value, tuple):
+        return tuple(str(item) for item in value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
