@@ -1,0 +1,67 @@
+"""Things of one sort by their names: adapter kinds, generators, sources, formats and the like.
+
+What qpa brings is listed as "module:attribute", and that module is loaded when the thing is asked for, so that
+listing a sort costs nothing. What a program adds from outside is there until it removes it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Generic, TypeVar, cast
+
+from qpa.errors import OptionError, one_of
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Find things of one sort by name.
+
+    Args:    option: the option by which a user names one, for error messages; also what the sort is called.
+             built_in: "module:attribute" by name, in the order in which they are listed.
+    Source:  ours.
+    """
+
+    def __init__(self, option: str, built_in: Mapping[str, str]) -> None:
+        self.option = option
+        self._places = dict(built_in)
+        self._things: dict[str, T] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names, those of qpa first."""
+        return iter(dict.fromkeys((*self._places, *self._things)))
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a thing of this name."""
+        return name in self._places or name in self._things
+
+    def __getitem__(self, name: str) -> T:
+        """Return the thing of a name.
+
+        Raises:  OptionError: there is none.
+        """
+        if name not in self:
+            near = difflib.get_close_matches(name, tuple(self), n=1)
+            advice = f"did you mean {near[0]}?" if near else ""
+            raise OptionError(self.option, one_of(tuple(self)), name, advice)
+        if name not in self._things:
+            module, _, attribute = self._places[name].partition(":")
+            self._things[name] = cast(T, getattr(import_module(module), attribute))
+        return self._things[name]
+
+    def add(self, name: str, thing: T) -> None:
+        """Add a thing from outside.
+
+        Raises:  OptionError: the name is taken.
+        """
+        if name in self:
+            raise OptionError(self.option, "a name that is free", name, "choose another name")
+        self._things[name] = thing
+
+    def remove(self, name: str) -> None:
+        """Remove a thing that `add` added."""
+        if name in self._places:
+            raise OptionError(self.option, "a name that was added from outside", name)
+        del self._things[name]
