@@ -1,5 +1,6 @@
 """The typed documents of the IR, one module a stage."""
 
+from qpa.documents.account import ParameterAccount
 from qpa.documents.adapter_spec import (
     EMBEDDING_ROLES,
     METHOD_NAMES,
@@ -16,6 +17,7 @@ from qpa.documents.frozen_adapter import FrozenAdapter
 from qpa.documents.logical_circuit import LogicalCircuit
 from qpa.documents.manifest import MANIFEST_PATH, Manifest, read_manifest
 from qpa.documents.native_circuit import GateCount, NativeCircuit
+from qpa.documents.tensors import TensorShape
 from qpa.documents.trained_generator import TrainedGenerator, TrainingResult
 from qpa.documents.verification import EngineCheck, Verification
 from qpa.documents.weight_layout import (
@@ -23,8 +25,6 @@ from qpa.documents.weight_layout import (
     ChunkedTensor,
     ChunkGroup,
     FeatureKind,
-    ParameterAccount,
-    TensorShape,
     WeightLayout,
     Windows,
     n_feature_parameters,

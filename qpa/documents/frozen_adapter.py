@@ -7,10 +7,11 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
+from qpa.documents.account import ParameterAccount
 from qpa.documents.adapter_spec import EMBEDDING_ROLES, BaseModelReference, Method, check_tensors, module_of
 from qpa.documents.base import Attachment, Document, JsonObject
+from qpa.documents.tensors import TensorShape
 from qpa.documents.trained_generator import TrainingResult
-from qpa.documents.weight_layout import ParameterAccount, TensorShape
 
 
 def _upgrade_1(content: JsonObject) -> JsonObject:

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
+from qpa.documents.account import ParameterAccount
 from qpa.documents.adapter_spec import BaseModelReference, Method
 from qpa.documents.base import Attachment, Document, JsonObject
 from qpa.documents.trained_generator import TrainingResult
-from qpa.documents.weight_layout import ParameterAccount
 from qpa.errors import DocumentError
 
 MANIFEST_PATH = "qpa/manifest.json"

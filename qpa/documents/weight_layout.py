@@ -6,25 +6,15 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
+from qpa.documents.account import ParameterAccount
 from qpa.documents.base import Document, JsonObject, Record
+from qpa.documents.tensors import TensorShape
 
 MAX_QUBITS = 24
 
 GeneratorKind = Literal["spectral", "aligned", "paper"]
 FeatureKind = Literal["circuit", "classical", "random", "bits"]
 ChunkAxis = Literal["row", "column", "spectrum", "flat"]
-
-
-class TensorShape(Record):
-    """An adapter tensor by its path in the AdapterSpec, and its shape."""
-
-    path: str
-    shape: tuple[int, int]
-
-    @property
-    def n_numbers(self) -> int:
-        """Return how many numbers the tensor has."""
-        return self.shape[0] * self.shape[1]
 
 
 class ChunkedTensor(TensorShape):
@@ -128,30 +118,6 @@ class Windows(Record):
         return min(self.n_head_qubits, self.n_layer_qubits) >= 0 and (
             self.n_head_qubits + self.n_layer_qubits <= n_qubits
         )
-
-
-class ParameterAccount(Record):
-    """Trainable numbers of the generator against those of the adapter it generates.
-
-    Args:    n_angles: trained numbers of the features: n_circuits * n_layers * n_qubits circuit angles,
-             or what a control has in their place.
-             n_decoder: decoder weights and biases of all groups.
-             n_adapter: m, the trainable numbers of the same adapter without a generator.
-    """
-
-    n_angles: int
-    n_decoder: int
-    n_adapter: int
-
-    @property
-    def n_generator(self) -> int:
-        """Return all trainable numbers of the generator."""
-        return self.n_angles + self.n_decoder
-
-    @property
-    def percent(self) -> float:
-        """Return the generator's size in percent of the adapter's."""
-        return 100.0 * self.n_generator / self.n_adapter
 
 
 def _upgrade_1(content: JsonObject) -> JsonObject:
