@@ -14,9 +14,10 @@ from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.adapters.parameter_view import AdapterParameter
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.generators.generator import Generator
-from qpa.generators.size_search import plans_around
-from qpa.passes.plan_layout import PlanLayout
+from qpa.generators.chunks import kept_rows
+from qpa.generators.generator import layout_of, make_generator
+from qpa.generators.layout_options import LayoutOptions
+from qpa.generators.size_search import sizes_around
 from qpa.seeds import split_seed
 from qpa.training.calibration import choose_rows, gradient_bases
 from qpa.training.evaluation import causal_loss
@@ -27,7 +28,7 @@ ALIGNED_RANK = 8
 PAPER_RANK = 4
 MAX_CHUNK_SIZE = 4096
 
-Plans = Callable[[PlanLayout, AdapterSpec, int], Iterable[PlanLayout]]
+Plans = Callable[[LayoutOptions, AdapterSpec, int], Iterable[LayoutOptions]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Generated:
     """
 
     name: str
-    plan: PlanLayout
+    plan: LayoutOptions
     plans: Plans
     rates: tuple[float, float, float] = (1e-2, 2e-2, 4e-2)
     rank: int | None = None
@@ -53,7 +54,7 @@ class Generated:
         found: dict[str, Configuration] = {}
         for budget in budgets:
             for plan in self.plans(self.plan, spec, budget):
-                account = plan.layout(spec, spec.provenance).account
+                account = layout_of(plan, spec, spec.provenance).account
                 n_trained = account.n_generator
                 if n_trained >= account.n_adapter:
                     continue  # the adapter itself is smaller
@@ -70,7 +71,7 @@ class Generated:
         """
         spec = self._spec(base, seed)
         layout = self._layout(configuration, spec)
-        model = attach_adapter(base.load(), spec, layout)
+        model = attach_adapter(base.load(), spec, kept_rows(layout))
         parameters = adapter_parameters(model, spec)
         rows = base.train_rows
         chosen = choose_rows(len(rows), BATCH_SIZE, split_seed(seed, "calibration"))
@@ -82,7 +83,9 @@ class Generated:
 
         bases = gradient_bases(parameters, spec, layout, loss, batches)
         adapter = [parameters[tensor.path] for tensor in layout.tensors]
-        optimizer = GeneratedAdapterOptimizer(adapter, Generator(layout, seed, bases), lr=rate, angle_lr=rate)
+        optimizer = GeneratedAdapterOptimizer(
+            adapter, make_generator(layout, seed, bases), lr=rate, angle_lr=rate
+        )
         is_lora = self.adapter == "lora"
         return Attached(model, optimizer, lambda folder: save_adapter(parameters, folder), is_lora)
 
@@ -96,9 +99,9 @@ class Generated:
         knobs: dict[str, Any] = dict(configuration.knobs)
         if "vectors" in knobs:
             knobs["vectors"] = tuple(knobs["vectors"].split(" "))
-        return replace(self.plan, **knobs).layout(spec, spec.provenance)
+        return layout_of(replace(self.plan, **knobs), spec, spec.provenance)
 
-    def _knobs(self, plan: PlanLayout) -> tuple[tuple[str, int | str], ...]:
+    def _knobs(self, plan: LayoutOptions) -> tuple[tuple[str, int | str], ...]:
         """Return the options in which a plan of some size differs from the method's own."""
         found: list[tuple[str, int | str]] = []
         for option in fields(plan):
@@ -108,20 +111,20 @@ class Generated:
         return tuple(found)
 
 
-def _spectral_plans(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[PlanLayout]:
-    return [sized.plan for sized in plans_around(plan, spec, budget)[-2:]]
+def _spectral_plans(plan: LayoutOptions, spec: AdapterSpec, budget: int) -> list[LayoutOptions]:
+    return [sized.options for sized in sizes_around(plan, spec, budget)[-2:]]
 
 
-def _aligned_plans(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[PlanLayout]:
-    """Return the heads below and above the budget."""
-    n_head = replace(plan, heads=1).layout(spec, spec.provenance).account.n_generator
-    return [replace(plan, heads=heads) for heads in {max(1, budget // n_head), budget // n_head + 1}]
+def _aligned_plans(plan: LayoutOptions, spec: AdapterSpec, budget: int) -> list[LayoutOptions]:
+    """Return the numbers of circuits below and above the budget."""
+    n_circuit = layout_of(replace(plan, circuits=1), spec, spec.provenance).account.n_generator
+    return [replace(plan, circuits=n) for n in {max(1, budget // n_circuit), budget // n_circuit + 1}]
 
 
-def _paper_plans(plan: PlanLayout, spec: AdapterSpec, budget: int) -> list[PlanLayout]:
+def _paper_plans(plan: LayoutOptions, spec: AdapterSpec, budget: int) -> list[LayoutOptions]:
     """Return the chunk size that fits the budget, or the smallest sensible one where none does."""
     smallest, per_number = 64, 33
-    fixed = replace(plan, chunk_size=smallest).layout(spec, spec.provenance).account.n_generator
+    fixed = layout_of(replace(plan, chunk_size=smallest), spec, spec.provenance).account.n_generator
     size = smallest + max(0, budget - fixed) // per_number
     return [replace(plan, chunk_size=min(size, MAX_CHUNK_SIZE))]
 
@@ -138,7 +141,7 @@ def save_adapter(parameters: Mapping[str, AdapterParameter], folder: Path) -> No
 
 
 def _spectral(name: str, **options: Any) -> Generated:
-    return Generated(name, PlanLayout(**options), _spectral_plans)
+    return Generated(name, LayoutOptions(**options), _spectral_plans)
 
 
 CONTROLS = (
@@ -160,14 +163,14 @@ GENERATED = {
         *ABLATIONS,
         Generated(
             "qpa:aligned",
-            PlanLayout(generator="aligned"),
+            LayoutOptions(generator="aligned"),
             _aligned_plans,
             (1e-3, 3e-3, 1e-2),
             ALIGNED_RANK,
         ),
         Generated(
             "qpa:paper",
-            PlanLayout(generator="paper"),
+            LayoutOptions(generator="paper"),
             _paper_plans,
             (3e-4, 1e-3, 3e-3),
             PAPER_RANK,
@@ -178,10 +181,10 @@ GENERATED = {
 GENERATED_KINDS = {
     method.name: method
     for method in (
-        Generated("qpa:dora", PlanLayout(), _spectral_plans, adapter="dora"),
-        Generated("qpa:ia3", PlanLayout(), _aligned_plans, (1e-2, 3e-2, 1e-1), adapter="ia3"),
-        Generated("qpa:prefix", PlanLayout(), _aligned_plans, (1e-2, 3e-2, 1e-1), adapter="prefix"),
-        Generated("qpa:ffa", PlanLayout(), _aligned_plans, (3e-3, 1e-2, 3e-2), adapter="ffa"),
+        Generated("qpa:dora", LayoutOptions(), _spectral_plans, adapter="dora"),
+        Generated("qpa:ia3", LayoutOptions(), _aligned_plans, (1e-2, 3e-2, 1e-1), adapter="ia3"),
+        Generated("qpa:prefix", LayoutOptions(), _aligned_plans, (1e-2, 3e-2, 1e-1), adapter="prefix"),
+        Generated("qpa:ffa", LayoutOptions(), _aligned_plans, (3e-3, 1e-2, 3e-2), adapter="ffa"),
     )
 }
 """Generators of the other kinds of adapters."""

@@ -106,7 +106,9 @@ def write_adapter(folder: Path, n_modules: int) -> None:
         arrays=arrays,
         probe=probe,
         source="exact",
-        account=ParameterAccount(n_angles=24, n_decoder=1200, n_adapter=n_modules * 2 * RANK * HIDDEN_SIZE),
+        account=ParameterAccount(
+            n_angles=24, n_control=0, n_decoder=1200, n_adapter=n_modules * 2 * RANK * HIDDEN_SIZE
+        ),
         result=TrainingResult(
             n_steps=1,
             n_train_tokens=1,

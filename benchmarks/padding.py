@@ -20,7 +20,8 @@ from torch import Tensor
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.generators.generator import Generator
+from qpa.generators.chunks import kept_rows
+from qpa.generators.generator import make_generator
 from qpa.models.base_model import load_model, load_tokenizer
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
@@ -68,11 +69,11 @@ def train(
     options: argparse.Namespace, spec: AdapterSpec, layout: WeightLayout, rows: Rows, counts: bool
 ) -> Any:
     """Return the adapted model after the given number of steps."""
-    model = attach_adapter(load_model(spec.base, keep_dtype=options.bf16), spec, layout)
+    model = attach_adapter(load_model(spec.base, keep_dtype=options.bf16), spec, kept_rows(layout))
     parameters = adapter_parameters(model, spec)
     adapter = [parameters[tensor.path] for tensor in layout.tensors]
     optimizer = GeneratedAdapterOptimizer(
-        adapter, Generator(layout, seed=0), lr=options.lr, angle_lr=options.lr
+        adapter, make_generator(layout, seed=0), lr=options.lr, angle_lr=options.lr
     )
     ids, labels = rows
     random = torch.Generator().manual_seed(0)

@@ -44,7 +44,8 @@ from torch.nn import Parameter
 from benchmarks.paired import markdown, spread, spread_of_ratios, time_in_turns
 from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.generators.generator import Generator
+from qpa.generators.chunks import kept_rows
+from qpa.generators.generator import make_generator
 from qpa.models.base_model import load_model
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
@@ -72,7 +73,7 @@ class Setup(NamedTuple):
         """Return a new optimizer of the adapter: LoRA's, or ours with a new generator."""
         if kind == LORA:
             return torch.optim.AdamW(self.adapter, lr=1e-4, weight_decay=0.0, fused=True)
-        return GeneratedAdapterOptimizer(self.adapter, Generator(self.layout, 0), lr=1e-4, angle_lr=1e-4)
+        return GeneratedAdapterOptimizer(self.adapter, make_generator(self.layout, 0), lr=1e-4, angle_lr=1e-4)
 
     def gradients(self) -> None:
         """Run forward and backward on the batch."""
@@ -247,7 +248,7 @@ def _set_up(case: str, options: argparse.Namespace) -> Setup:
         context = _plan(directory, Path(folder))
         spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
         base = _random_gpt2(directory, bf16) if case == "gpt2" else load_model(spec.base, keep_dtype=bf16)
-    model = attach_adapter(base.to(options.device), spec, layout).train()
+    model = attach_adapter(base.to(options.device), spec, kept_rows(layout)).train()
     named = adapter_parameters(model, spec)
     torch.manual_seed(0)
     batch = torch.randint(model.config.vocab_size, BATCHES[case]).to(options.device)

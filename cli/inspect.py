@@ -49,13 +49,13 @@ def inspect(
 
 def _inspect_run(run: RunDirectory, as_json: bool) -> None:
     from qpa.documents import AdapterSpec, FrozenAdapter, NativeCircuit, WeightLayout
+    from qpa.pipeline.stages import STAGES
     from qpa.report import facts as summary
-    from qpa.store.run_directory import STAGES
 
     documents: tuple[Document, ...] = ()
     for stage in STAGES:
-        if run.has(stage):
-            documents = run.read_through(stage)
+        if run.has(stage.document):
+            documents = run.read_through(stage.document)
     by_kind = {type(document): document for document in documents}
     spec, layout, native = by_kind[AdapterSpec], by_kind.get(WeightLayout), by_kind.get(NativeCircuit)
     frozen = by_kind.get(FrozenAdapter)
@@ -84,7 +84,8 @@ def _inspect_run(run: RunDirectory, as_json: bool) -> None:
         print_json(content)
         return
     stages = [
-        (stage.kind, _stage(by_kind[stage]) if stage in by_kind else "not made yet") for stage in STAGES
+        (kind.kind, _stage(by_kind[kind]) if kind in by_kind else "not made yet")
+        for kind in (stage.document for stage in STAGES)
     ]
     adapter = summary.adapter_words(spec.method, spec.rank)
     print_table(f"{run.path}: {adapter} for {spec.base.name_or_path}", stages + rows)

@@ -51,7 +51,7 @@ def plan(
     ] = None,
     max_params: Annotated[
         str | None,
-        typer.Option(help="Most numbers to train: 5000, or 25% of LoRA r=4. Heads and vectors follow."),
+        typer.Option(help="Most numbers to train: 5000, or 25% of LoRA r=4. Circuits and vectors follow."),
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="LoRA's and DoRA's alpha.  [default: 2 * rank]")] = None,
     targets: Annotated[
@@ -78,9 +78,13 @@ def plan(
     layers: Annotated[
         int | None, typer.Option(help="Layers per circuit.  [default: 1; aligned, paper: 8]")
     ] = None,
-    heads: Annotated[
+    circuits: Annotated[
         int | None,
-        typer.Option(help="Independent circuits.  [default: one a layer; aligned: 8; paper: 1]"),
+        typer.Option(
+            "--circuits",
+            "--heads",
+            help="Independent circuits.  [default: one a layer; aligned: 8; paper: 1]",
+        ),
     ] = None,
     vectors: Annotated[
         str,
@@ -129,7 +133,7 @@ def plan(
             chunk_size=chunk_size,
             qubits=qubits,
             layers=layers,
-            heads=heads,
+            circuits=circuits,
             vectors=split_names(vectors),
             max_params=max_params,
         ),
@@ -138,34 +142,27 @@ def plan(
     with RunDirectory.create(out, force=force) as run, progress_bar() as progress:
         context = pipeline.run(None, PassContext(seed, run.files, (), progress), run.write)
     if max_params is not None and not json_:
-        _explain(pipeline.passes[1], context, max_params)
+        _explain(context)
     _report(out, context, json_)
 
 
-def _explain(layout: Any, context: Any, max_params: str) -> None:
-    """Show the plan that was chosen among its neighbours, and what each is expected to cost."""
-    from qpa.documents import AdapterSpec
-    from qpa.generators.size_search import parse_max_params, plans_around
+def _explain(context: Any) -> None:
+    """Show the size that was chosen among its neighbours, and what each is expected to cost."""
+    from qpa.documents import WeightLayout
 
-    spec = context.document(AdapterSpec)
-    budget = parse_max_params(max_params, spec)
-    plans = plans_around(layout, spec, budget)
-    chosen = max((plan for plan in plans if plan.n_trained <= budget), key=lambda plan: plan.n_trained)
+    layout = context.document(WeightLayout)
     rows = [
         (
-            f"{'*' if plan == chosen else ' '} {_size(plan.plan)}",
-            f"{number(plan.n_trained)} trained, loss {plan.predicted_loss(chosen):+.2f}",
+            f"{'*' if size.is_chosen else ' '} {size.words}",
+            f"{number(size.n_trained)} trained, loss {size.loss_difference:+.2f}",
         )
-        for plan in plans
+        for size in layout.sizes
     ]
     title = (
-        f"largest plan (*) within {number(budget)} trained numbers, its neighbours, and the loss to expect"
+        f"largest plan (*) within {number(layout.budget)} trained numbers, its neighbours, "
+        "and the loss to expect"
     )
     print_table(f"{title}, nats per token", rows)
-
-
-def _size(plan: Any) -> str:
-    return f"heads {plan.heads}" + ("" if "all" in plan.vectors else f", vectors {','.join(plan.vectors)}")
 
 
 def _report(out: Path, context: Any, as_json: bool) -> None:

@@ -1,16 +1,18 @@
 """The passes, and the order in which they run.
 
-plan     inspect-model -> plan-layout -> synthesize-circuit -> transpile-circuit
-train    train-generator -> freeze-adapter
-verify   verify-adapter, on an exported directory
+plan       inspect-model -> plan-layout -> synthesize-circuit -> transpile-circuit
+transpile  transpile-circuit, again for another device, before or after training
+train      train-generator -> measure-circuit -> freeze-adapter
+verify     verify-adapter, on an exported directory
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qpa.documents import AdapterSpec, LogicalCircuit, Manifest, NativeCircuit, WeightLayout
+from qpa.documents import AdapterSpec, LogicalCircuit, Manifest, WeightLayout
 from qpa.passes.freeze_adapter import FreezeAdapter
+from qpa.passes.measure_circuit import MeasureCircuit
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
 from qpa.pipeline.pipeline import Pipeline
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from qpa.passes.transpile_circuit import TranspileCircuit
     from qpa.passes.verify_adapter import VerifyAdapter
 
-PLANNED = (AdapterSpec, WeightLayout, LogicalCircuit, NativeCircuit)
+PLANNED = (AdapterSpec, WeightLayout, LogicalCircuit)
+"""What training reads of a plan: the circuit in a device's own gates is no part of it."""
 
 
 def planning_pipeline(inspect: InspectModel, layout: PlanLayout, transpile: TranspileCircuit) -> Pipeline:
@@ -29,9 +32,15 @@ def planning_pipeline(inspect: InspectModel, layout: PlanLayout, transpile: Tran
     return Pipeline(inspect, layout, SynthesizeCircuit(), transpile)
 
 
+def transpilation_pipeline(transpile: TranspileCircuit) -> Pipeline:
+    """Return the pass of `qpa transpile`: from a run's logical circuit to a native one."""
+    return Pipeline(transpile, given=PLANNED)
+
+
 def training_pipeline(train: TrainGenerator) -> Pipeline:
     """Return the passes of `qpa train`: from a plan to a frozen adapter."""
-    return Pipeline(train, FreezeAdapter(), given=PLANNED)
+    freeze = FreezeAdapter(trust_remote_code=train.trust_remote_code)
+    return Pipeline(train, MeasureCircuit(), freeze, given=PLANNED)
 
 
 def verification_pipeline(verify: VerifyAdapter) -> Pipeline:

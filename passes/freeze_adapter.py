@@ -1,18 +1,28 @@
-"""freeze-adapter: from a trained generator to plain tensors.
+"""freeze-adapter: from measured circuits to plain tensors.
 
 Rules:
-1. The frozen tensors are the live model's, bit for bit: the training process recorded them.
-2. They are what the generator gives: the circuit is evaluated once more, exactly, and must agree with
-   the record to float32 rounding.
+1. The frozen tensors are what the decoders make of the measurement, added to the initial adapter.
+2. Where they agree with what the training process recorded, to float32 rounding, the recorded tensors are
+   taken, so that the frozen adapter is the live model's bit for bit, and so is its probe. An exact
+   measurement always agrees; after any other the adapted model answers a probe of its own.
 3. Nothing downstream needs the generator, the layout or a circuit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, final
 
-from qpa.documents import AdapterSpec, Document, FrozenAdapter, TensorShape, TrainedGenerator, WeightLayout
+from qpa.documents import (
+    AdapterSpec,
+    Attachment,
+    Document,
+    FrozenAdapter,
+    Measurement,
+    TensorShape,
+    TrainedGenerator,
+    WeightLayout,
+)
 from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import DocumentError
 from qpa.pipeline.pass_protocol import PassContext
@@ -28,25 +38,37 @@ TOLERANCE = 1e-5
 class FreezeAdapter:
     """Keep the generated weights and leave the generator behind.
 
+    Args:    trust_remote_code: the user allows the model's own Python code to run, now.
     Source:  ours.
     """
 
     name: ClassVar[str] = "freeze-adapter"
-    consumes: ClassVar[type] = TrainedGenerator
-    requires: ClassVar[tuple[type[Document], ...]] = (AdapterSpec, WeightLayout)
+    consumes: ClassVar[type] = Measurement
+    requires: ClassVar[tuple[type[Document], ...]] = (AdapterSpec, WeightLayout, TrainedGenerator)
     produces: ClassVar[type[Document]] = FrozenAdapter
 
-    def run(self, source: TrainedGenerator, context: PassContext) -> FrozenAdapter:
-        """Check the recorded adapter against the generator and describe it.
+    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
 
-        Raises:  DocumentError: a file is missing or damaged, or the two do not agree.
+    def run(self, source: Measurement, context: PassContext) -> FrozenAdapter:
+        """Decode the measurement and describe the adapter.
+
+        Raises:  DocumentError: a file is missing or damaged, or an exact measurement gives another adapter
+                 than the one that was trained.
         """
         from safetensors.torch import load_file
 
         spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
-        recorded = load_file(context.files.get(source.adapter))
-        generated = generate_adapter(spec, layout, load_file(context.files.get(source.arrays)))
-        _check_agreement(recorded, generated)
+        trained = context.document(TrainedGenerator)
+        recorded = load_file(context.files.get(trained.adapter))
+        arrays = load_file(context.files.get(trained.arrays))
+        generated = decode_adapter(spec, layout, arrays, _probabilities(source, context))
+        _check_names(recorded, generated)
+        difference = _difference(recorded, generated)
+        if source.shots is None and difference is not None:
+            raise difference
+        tensors = (trained.adapter, trained.probe)
+        if difference is not None:
+            tensors = self._put_measured(spec, generated, trained, context)
         return FrozenAdapter(
             provenance=context.provenance(self, source),
             base=spec.base,
@@ -56,25 +78,51 @@ class FreezeAdapter:
             target_modules=spec.target_modules,
             fan_in_fan_out=spec.fan_in_fan_out,
             tensors=tuple(TensorShape(path=tensor.path, shape=tensor.shape) for tensor in spec.tensors),
-            arrays=source.adapter,
-            probe=source.probe,
-            source="exact",
+            arrays=tensors[0],
+            probe=tensors[1],
+            source=source.source,
+            shots=source.shots,
             account=layout.account,
-            result=source.result,
+            result=trained.result,
+        )
+
+    def _put_measured(
+        self, spec: AdapterSpec, adapter: dict[str, Tensor], trained: TrainedGenerator, context: PassContext
+    ) -> tuple[Attachment, Attachment]:
+        """Leave an adapter that is not the live model's in the files, with its own probe; return both."""
+        from safetensors.torch import load_file, save
+
+        from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
+        from qpa.models.base_model import load_model
+        from qpa.models.probe import record_probe
+
+        context.progress("asking the adapted model", 0, 1)
+        base = load_model(spec.base, keep_dtype=False, trust_remote_code=self.trust_remote_code)
+        model = attach_adapter(base, spec)
+        set_adapter(adapter_parameters(model, spec), adapter)
+        prompt = load_file(context.files.get(trained.probe))["input_ids"]
+        put = context.files.put
+        return (
+            put("{sha256}.safetensors", save(adapter, {"format": "pt"})),
+            put("{sha256}.safetensors", save(record_probe(model, prompt), {"format": "pt"})),
         )
 
 
-def generate_adapter(spec: AdapterSpec, layout: WeightLayout, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return initial + generator() for a trained generator's arrays, float32 on the CPU, by path.
+def decode_adapter(
+    spec: AdapterSpec, layout: WeightLayout, arrays: dict[str, Tensor], probabilities: Tensor | None
+) -> dict[str, Tensor]:
+    """Return initial + decoded for a trained generator's arrays, float32 on the CPU, by path.
 
-    Raises:  DocumentError: the arrays are not this layout's.
+    Args:    probabilities: float32[n_circuits, 2**n_qubits], as they were measured; None for a control.
+    Raises:  DocumentError: the arrays or the probabilities are not this layout's.
     """
     import torch
 
     from qpa.adapters.attach import initial_adapter
-    from qpa.generators.generator import Generator
+    from qpa.generators.chunks import kept_rows
+    from qpa.generators.generator import make_generator
 
-    generator = Generator(layout, layout.provenance.seed)
+    generator = make_generator(layout, layout.seed)
     from_base = {
         name.removeprefix(INITIAL_PREFIX): array
         for name, array in arrays.items()
@@ -83,19 +131,32 @@ def generate_adapter(spec: AdapterSpec, layout: WeightLayout, arrays: dict[str, 
     _check_from_base(spec, from_base)
     try:
         generator.load_state_dict({n: a for n, a in arrays.items() if not n.startswith(INITIAL_PREFIX)})
-    except RuntimeError as error:
+        with torch.no_grad():
+            outputs = generator.decode(generator.features(probabilities))
+    except (RuntimeError, IndexError) as error:
         detail = str(error).splitlines()[-1].strip()
         raise DocumentError(
             "the generator's arrays", "tensors of this layout", detail, "train again"
         ) from error
-    initial = initial_adapter(spec, layout, from_base)
-    with torch.no_grad():
-        outputs = generator()
+    initial = initial_adapter(spec, kept_rows(layout), from_base)
     generated = {
         tensor.path: initial[tensor.path] + output
         for tensor, output in zip(layout.tensors, outputs, strict=True)
     }
     return {tensor.path: generated[tensor.path] for tensor in spec.tensors}
+
+
+def _probabilities(measurement: Measurement, context: PassContext) -> Tensor | None:
+    if measurement.probabilities is None:
+        return None
+    from safetensors.torch import load_file
+
+    path = context.files.get(measurement.probabilities)
+    arrays = load_file(path)
+    if arrays.keys() != {"probabilities"}:
+        raise DocumentError(str(path), "one tensor, probabilities", ", ".join(sorted(arrays)) or "none")
+    probabilities: Tensor = arrays["probabilities"]
+    return probabilities
 
 
 def _check_from_base(spec: AdapterSpec, found: dict[str, Tensor]) -> None:
@@ -107,7 +168,7 @@ def _check_from_base(spec: AdapterSpec, found: dict[str, Tensor]) -> None:
             raise DocumentError(path, wanted, str(shape), "train again")
 
 
-def _check_agreement(recorded: dict[str, Tensor], generated: dict[str, Tensor]) -> None:
+def _check_names(recorded: dict[str, Tensor], generated: dict[str, Tensor]) -> None:
     if recorded.keys() != generated.keys():
         raise DocumentError(
             "the recorded adapter", f"{len(generated)} tensors", f"{len(recorded)} tensors or others"
@@ -115,9 +176,14 @@ def _check_agreement(recorded: dict[str, Tensor], generated: dict[str, Tensor]) 
     for path, tensor in generated.items():
         if recorded[path].shape != tensor.shape:
             raise DocumentError(path, f"shape {tuple(tensor.shape)}", str(tuple(recorded[path].shape)))
+
+
+def _difference(recorded: dict[str, Tensor], generated: dict[str, Tensor]) -> DocumentError | None:
+    """Return what differs by more than float32 rounding, as an error to be raised where it is one."""
+    for path, tensor in generated.items():
         scale = max(1.0, float(tensor.abs().max()))
         difference = float((recorded[path] - tensor).abs().max())
         if not difference <= TOLERANCE * scale:
-            raise DocumentError(
-                path, "what the generator gives", f"a difference of {difference:.1e}", "train again"
-            )
+            found = f"a difference of {difference:.1e}"
+            return DocumentError(path, "what the generator gives", found, "train again")
+    return None

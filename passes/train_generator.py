@@ -26,7 +26,8 @@ from qpa.documents import (
     Checkpoint,
     Document,
     FrozenAdapter,
-    NativeCircuit,
+    LogicalCircuit,
+    Measurement,
     TrainedGenerator,
     TrainingResult,
     WeightLayout,
@@ -38,12 +39,6 @@ from qpa.store.run_directory import CHECKPOINTS, METRICS
 
 if TYPE_CHECKING:
     from qpa.training.training_log import TrainingLog
-
-DEFAULT_RATES = {"spectral": 2e-2, "aligned": 3e-3, "paper": 1e-3}
-"""Learning rates by generator, of decoders and angles alike; see docs/results.md."""
-
-ALIGNED_RATES = {"ia3": 1e-1, "prefix": 1e-1, "ffa": 3e-2}
-"""The same for the aligned generator of the other adapters, at its default heads."""
 
 MAX_NUMBER = 1e6
 """Above any sensible learning rate, number of epochs or warm-up, and within float32."""
@@ -58,8 +53,11 @@ class TrainGenerator:
              max_steps: optimizer steps; None means `epochs` passes over the data.
              batch_size, grad_accum: rows per micro-batch, micro-batches per step.
              max_length: tokens per row.
+             source: what runs the circuits, a name in `qpa.circuits.sources.source.SOURCES`.
+             gradient: how gradients are pulled back through it, a name in
+             `qpa.circuits.gradients.estimator.GRADIENTS`.
              lr: peak learning rate of the decoders, with cosine decay to zero; None means what suits the
-             generator, see DEFAULT_RATES and ALIGNED_RATES.
+             generator.
              angle_lr: of the angles; None means the decoders'.
              warmup: steps of linear warm-up, or below 1 the share of all steps.
              bf16: bfloat16 autocast, base weights in the checkpoint's own dtype.
@@ -71,7 +69,7 @@ class TrainGenerator:
     """
 
     name: ClassVar[str] = "train-generator"
-    consumes: ClassVar[type] = NativeCircuit
+    consumes: ClassVar[type] = LogicalCircuit
     requires: ClassVar[tuple[type[Document], ...]] = (AdapterSpec, WeightLayout)
     produces: ClassVar[type[Document]] = TrainedGenerator
 
@@ -83,6 +81,8 @@ class TrainGenerator:
     batch_size: int = 8
     grad_accum: int = 1
     max_length: int = 256
+    source: str = "exact"
+    gradient: str = "adjoint"
     lr: float | None = None
     angle_lr: float | None = None
     warmup: float = 0.05
@@ -92,7 +92,7 @@ class TrainGenerator:
     resume: bool = field(default=False, metadata={"provenance": False})
     trust_remote_code: bool = field(default=False, metadata={"provenance": False})
 
-    def run(self, source: NativeCircuit, context: PassContext) -> TrainedGenerator:
+    def run(self, source: LogicalCircuit, context: PassContext) -> TrainedGenerator:
         """Evaluate, train, evaluate; leave arrays, metrics.jsonl and checkpoints in the context's files.
 
         Raises:  OptionError, ModelError, DataError: something to train with is wrong.
@@ -127,9 +127,12 @@ class TrainGenerator:
 class _Training:
     """One training: the model, its generator's optimizer, and TRL's trainer around them."""
 
-    def __init__(self, options: TrainGenerator, source: NativeCircuit, context: PassContext) -> None:
+    def __init__(self, options: TrainGenerator, source: LogicalCircuit, context: PassContext) -> None:
         from qpa.adapters.attach import adapter_parameters, attach_adapter
-        from qpa.generators.generator import Generator
+        from qpa.circuits.circuit import Circuit
+        from qpa.circuits.execution import Execution
+        from qpa.generators.chunks import kept_rows
+        from qpa.generators.generator import make_generator
         from qpa.models.base_model import load_model, load_tokenizer, torch_device
         from qpa.training.optimizer import GeneratedAdapterOptimizer
 
@@ -146,16 +149,19 @@ class _Training:
         n_before = spec.rank if spec.method == "prefix" else 0
         _check_length(options.max_length, n_before, model.config)
         self.lr, self.angle_lr = _learning_rates(options, spec, layout)
-        self.model = attach_adapter(model, spec, layout)
+        self.model = attach_adapter(model, spec, kept_rows(layout))
         self.parameters = adapter_parameters(self.model, spec)
         self.from_base = {
             f"{INITIAL_PREFIX}{tensor.path}": self.parameters[tensor.path].detach().cpu().clone()
             for tensor in spec.tensors
             if tensor.initial == "base"
         }
+        execution = Execution.named(
+            Circuit.of(source), options.source, options.gradient, context.seed_for("circuits")
+        )
         self.optimizer = GeneratedAdapterOptimizer(
             [self.parameters[tensor.path] for tensor in layout.tensors],
-            Generator(layout, layout.provenance.seed),
+            make_generator(layout, layout.seed, execution=execution),
             lr=self.lr,
             angle_lr=self.angle_lr,
         )
@@ -288,7 +294,7 @@ class _Training:
         folder = self.context.files.path
         if checkpoint is not None:
             return TrainingLog(folder / METRICS, checkpoint[1].step)
-        for kind in (TrainedGenerator, FrozenAdapter):
+        for kind in (TrainedGenerator, Measurement, FrozenAdapter):
             (folder / kind.file_name()).unlink(missing_ok=True)
         remove_checkpoints(self.root)
         log = TrainingLog(folder / METRICS)
@@ -340,16 +346,17 @@ class _Training:
             arrays=put("{sha256}.safetensors", save(generator, {"format": "pt"})),
             adapter=put("{sha256}.safetensors", save(adapter, {"format": "pt"})),
             probe=put("{sha256}.safetensors", save(probe, {"format": "pt"})),
+            source=self.options.source,
+            gradient=self.options.gradient,
             result=result,
         )
 
 
 def _learning_rates(options: TrainGenerator, spec: AdapterSpec, layout: WeightLayout) -> tuple[float, float]:
     """Return the peak learning rates of decoders and angles."""
-    default = DEFAULT_RATES[layout.generator]
-    if layout.generator == "aligned":
-        default = ALIGNED_RATES.get(spec.method, default)
-    lr = default if options.lr is None else options.lr
+    from qpa.generators.generator import GENERATORS
+
+    lr = GENERATORS[layout.generator].rate(spec) if options.lr is None else options.lr
     return lr, lr if options.angle_lr is None else options.angle_lr
 
 

@@ -1,7 +1,7 @@
 """Things of one sort by their names: adapter kinds, generators, sources, formats and the like.
 
-What qpa brings is listed as "module:attribute", and that module is loaded when the thing is asked for, so that
-listing a sort costs nothing. What a program adds from outside is there until it removes it.
+What qpa brings is listed as "module:attribute", and that module is loaded when the thing is asked for, so
+that listing a sort costs nothing. What a program adds from outside is there until it removes it.
 """
 
 from __future__ import annotations

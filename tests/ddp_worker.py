@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.generators.generator import Generator, basis_shapes
+from qpa.generators.chunks import basis_shapes, kept_rows
+from qpa.generators.generator import make_generator
 from qpa.models.base_model import load_model
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
@@ -26,7 +27,7 @@ N_ROWS = 4
 
 def plan_adapter(model, **layout):
     context = PassContext(seed=3, files=DirectoryStore(Path("nowhere")))
-    options = {"heads": 2, "layers": 2, **layout}
+    options = {"circuits": 2, "layers": 2, **layout}
     pipeline = Pipeline(InspectModel(model=str(model), rank=2), PlanLayout(**options))
     after = pipeline.run(None, context)
     return after.document(AdapterSpec), after.document(WeightLayout)
@@ -51,10 +52,10 @@ def training_rows():
 def train(model, rank=0, n_ranks=1):
     """Take `N_STEPS` steps over this rank's rows; return the adapter's tensors by path."""
     spec, layout = plan_adapter(model)
-    peft_model = attach_adapter(load_model(spec.base, keep_dtype=False), spec, layout)
+    peft_model = attach_adapter(load_model(spec.base, keep_dtype=False), spec, kept_rows(layout))
     parameters = adapter_parameters(peft_model, spec)
     adapter = [parameters[tensor.path] for tensor in layout.tensors]
-    generator = Generator(layout, 3, random_bases(layout))
+    generator = make_generator(layout, 3, random_bases(layout))
     optimizer = GeneratedAdapterOptimizer(adapter, generator, lr=0.02, angle_lr=0.04, eps=1e-4)
     replica = DistributedDataParallel(peft_model) if n_ranks > 1 else peft_model
     rows = training_rows()[rank::n_ranks]

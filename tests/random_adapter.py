@@ -72,7 +72,8 @@ def random_adapter(
             "{sha256}.safetensors", save(record_probe(live, torch.arange(16) * 5 % 97 + 33))
         ),
         source="exact",
-        account=ParameterAccount(n_angles=24, n_decoder=1200, n_adapter=spec.n_numbers),
+        shots=None,
+        account=ParameterAccount(n_angles=24, n_control=0, n_decoder=1200, n_adapter=spec.n_numbers),
         result=TrainingResult(
             n_steps=10,
             n_train_tokens=1000,

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, Lfm2Config, MambaConf
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
 from qpa.adapters.parameter_view import ParameterView
-from qpa.documents import AdapterSpec, TrainedGenerator, WeightLayout
+from qpa.documents import AdapterSpec, Measurement, TrainedGenerator, WeightLayout
 from qpa.errors import DocumentError, ModelError, OptionError
-from qpa.generators.generator import Generator
+from qpa.generators.generator import make_generator
 from qpa.models.base_model import load_model
 from qpa.models.probe import record_probe
-from qpa.passes.freeze_adapter import FreezeAdapter, generate_adapter
+from qpa.passes.freeze_adapter import FreezeAdapter, decode_adapter
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline.pass_protocol import PassContext
@@ -239,7 +239,7 @@ def test_the_optimizer_holds_leaves_once_and_sets_them_to_initial_plus_generated
     spec = inspect(llama, method)
     layout, (model, parameters) = layout_of(spec, generator="aligned"), attached(spec)
     initial = {path: parameter.detach().clone() for path, parameter in parameters.items()}
-    adapter, generator = [parameters[tensor.path] for tensor in layout.tensors], Generator(layout, 3)
+    adapter, generator = [parameters[tensor.path] for tensor in layout.tensors], make_generator(layout, 3)
     optimizer = GeneratedAdapterOptimizer(adapter, generator, lr=0.02, angle_lr=0.02)
     leaves = optimizer.param_groups[0]["params"]
     assert {*leaves} == {p for p in model.parameters() if p.requires_grad} and len(leaves) == n_leaves
@@ -259,16 +259,16 @@ def test_the_optimizer_holds_leaves_once_and_sets_them_to_initial_plus_generated
 
 def check_account(spec: AdapterSpec, layout: WeightLayout) -> None:
     assert layout.account.n_adapter == spec.n_numbers
-    assert layout.account.n_generator == Generator(layout, 0).n_parameters
+    assert layout.account.n_generator == make_generator(layout, 0).n_parameters
     assert {t.path: t.shape for t in layout.tensors} == {t.path: t.shape for t in spec.tensors}
 
 
-@pytest.mark.parametrize("options", [{}, {"heads": 9}, {"vectors": ("none",)}, {"max_params": "smallest"}])
+@pytest.mark.parametrize("options", [{}, {"circuits": 9}, {"vectors": ("none",)}, {"max_params": "smallest"}])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_every_plan_of_dora_generates_one_magnitude_vector_a_module(model_of, name, options):
     spec = inspect(model_of(name), "dora", rank=16)
     if "max_params" in options:
-        n_smallest = layout_of(spec, heads=1, vectors=("none",)).account.n_generator
+        n_smallest = layout_of(spec, circuits=1, vectors=("none",)).account.n_generator
         options = {"max_params": str(n_smallest)}
         with pytest.raises(OptionError, match=f"^--max-params: expected at least {n_smallest:,}"):
             layout_of(spec, max_params=str(n_smallest - 1))
@@ -308,7 +308,7 @@ def test_the_papers_generator_makes_every_kind(llama, method):
     spec = inspect(llama, method)
     layout = layout_of(spec, generator="paper", chunk_size=64)
     check_account(spec, layout)
-    generator = Generator(layout, 0)
+    generator = make_generator(layout, 0)
     assert not any(bool(tensor.any()) for tensor in generator())
     torch.nn.init.normal_(generator.decoders[0].weights[-1])
     assert [tuple(tensor.shape) for tensor in generator()] == [tensor.shape for tensor in spec.tensors]
@@ -319,7 +319,7 @@ def test_the_papers_generator_makes_every_kind(llama, method):
 
 
 def planned(model: Path, out: Path, method: str) -> RunDirectory:
-    return plan(model, out, inspect={"method": method, "rank": None if method == "ia3" else 3}, heads=None)
+    return plan(model, out, inspect={"method": method, "rank": None if method == "ia3" else 3}, circuits=None)
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -344,7 +344,8 @@ def test_frozen_tensors_are_the_live_models_and_the_generators(trained):
     from_base = [tensor.path for tensor in spec.tensors if tensor.initial == "base"]
     kept = {name: array for name, array in arrays(trained).items() if name.startswith("initial.")}
     assert same_bits(kept, {f"initial.{path}": parameters[path].detach() for path in from_base})
-    generated = generate_adapter(spec, trained.read(WeightLayout), arrays(trained))
+    measured = load_file(trained.files.get(trained.read(Measurement).probabilities))
+    generated = decode_adapter(spec, trained.read(WeightLayout), arrays(trained), measured["probabilities"])
     for path, parameter in parameters.items():
         torch.testing.assert_close(found[path], generated[path], atol=1e-6, rtol=1e-6)
         assert not torch.equal(found[path], parameter.detach()), path

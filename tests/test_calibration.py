@@ -5,7 +5,7 @@ import torch
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
 from qpa.errors import DivergedError
-from qpa.generators.generator import basis_shapes
+from qpa.generators.chunks import basis_shapes, kept_rows
 from qpa.models.base_model import load_model
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
@@ -30,7 +30,9 @@ class Attached:
     def __init__(self, path, plan=None, **inspect):
         self.spec = InspectModel(model=str(path), **inspect).run(None, NOWHERE)
         self.layout = (plan or PlanLayout(vectors=("none",))).run(self.spec, NOWHERE)
-        self.model = attach_adapter(load_model(self.spec.base, keep_dtype=False), self.spec, self.layout)
+        self.model = attach_adapter(
+            load_model(self.spec.base, keep_dtype=False), self.spec, kept_rows(self.layout)
+        )
         self.model.eval()
         self.parameters = adapter_parameters(self.model, self.spec)
         # lora_B's bases are divided by this, so that factors are singular values of delta W.

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpa.errors import OptionError
-from qpa.generators.size_search import SizedPlan, candidates, choose_size, parse_max_params
+from qpa.generators.size_search import Sized, choose_size, parse_max_params, sizes_around
+from qpa.generators.spectral import SPECTRAL
 from qpa.passes.plan_layout import PlanLayout
 from tests.small_specs import NOWHERE, small_spec, spec_of
 
@@ -18,7 +19,7 @@ def small(n_layers, rank):
 @functools.cache
 def all_plans(n_layers, rank):
     spec = small(n_layers, rank)
-    return [SizedPlan(plan, trained(plan, spec)) for plan in candidates(PlanLayout(), spec)]
+    return [Sized(plan, trained(plan, spec)) for plan in SPECTRAL.sizes(PlanLayout(), spec)]
 
 
 def trained(plan, spec):
@@ -33,10 +34,10 @@ SHAPES = st.tuples(st.integers(1, 5), st.integers(2, 6))
 def test_the_largest_plan_that_fits_is_chosen(shape, above):
     spec, plans = small(*shape), all_plans(*shape)
     budget = plans[0].n_trained + above
-    chosen = choose_size(PlanLayout(), spec, budget)
+    chosen = choose_size(sizes_around(PlanLayout(), spec, budget), budget)
     assert chosen.n_trained == max(sized.n_trained for sized in plans if sized.n_trained <= budget)
     assert trained(PlanLayout(max_params=str(budget)), spec) == chosen.n_trained
-    assert trained(chosen.plan, spec) == chosen.n_trained
+    assert trained(chosen.options, spec) == chosen.n_trained
 
 
 @given(SHAPES, st.integers(0, 4000), st.integers(0, 4000))
@@ -44,20 +45,21 @@ def test_the_largest_plan_that_fits_is_chosen(shape, above):
 def test_a_larger_budget_never_gives_a_smaller_plan(shape, first, second):
     spec, smallest = small(*shape), all_plans(*shape)[0].n_trained
     low, high = (
-        choose_size(PlanLayout(), spec, smallest + above).n_trained for above in sorted((first, second))
+        choose_size(sizes_around(PlanLayout(), spec, budget), budget).n_trained
+        for budget in sorted((smallest + first, smallest + second))
     )
     assert low <= high
 
 
 def test_vectors_come_before_a_second_head_and_the_longest_last():
-    plans = [sized.plan for sized in all_plans(3, 4)]
+    plans = [sized.options for sized in all_plans(3, 4)]
     vectors = [plan.vectors for plan in plans]
     assert vectors[0] == ("none",)
     assert [len(names) for names in vectors[1:5]] == [1, 2, 3, 4]
     assert set(vectors[1] + vectors[2]) == {"k_proj", "v_proj"}
     assert all("down_proj" not in names for names in vectors[:4])
     assert set(vectors[5:]) == {("all",)}
-    assert [plan.heads for plan in plans] == [1, 1, 1, 1, 1, 1, 2, 3, 6, 9]
+    assert [plan.circuits for plan in plans] == [1, 1, 1, 1, 1, 1, 2, 3, 6, 9]
     sizes = [sized.n_trained for sized in all_plans(3, 4)]
     assert sizes == sorted(set(sizes))
 
@@ -66,7 +68,7 @@ def test_vectors_come_before_a_second_head_and_the_longest_last():
 def test_the_features_of_the_plan_are_kept_and_counted(features):
     spec = small(3, 4)
     layout = PlanLayout(features=features, max_params="400").run(spec, NOWHERE)
-    assert layout.features == features
+    assert layout.features.kind == features
     assert layout.account.n_generator <= 400
 
 
@@ -97,7 +99,7 @@ def test_a_number_of_parameters_is_read(text, number):
     ["0", "-3", "abc", "", "%", "0%", "-5%", "0.9", "nan", "inf", "-inf", "nan%", "1e400", "1e300", "5 %%"],
 )
 def test_what_is_no_budget_is_refused_in_one_line(text):
-    message = r"^--max-params: expected a number of parameters such as 5000, or a share such as 25%, found"
+    message = r"^max_params: expected a number of parameters such as 5000, or a share such as 25%, found"
     with pytest.raises(OptionError, match=message) as caught:
         PlanLayout(max_params=text).run(small(2, 4), NOWHERE)
     assert "\n" not in str(caught.value)
@@ -106,22 +108,20 @@ def test_what_is_no_budget_is_refused_in_one_line(text):
 def test_a_budget_too_small_says_how_much_it_takes():
     smallest = all_plans(2, 4)[0].n_trained
     assert trained(PlanLayout(max_params=str(smallest)), small(2, 4)) == smallest
-    with pytest.raises(
-        OptionError, match=f"^--max-params: expected at least {smallest}, found {smallest - 1}"
-    ):
+    with pytest.raises(OptionError, match=f"^max_params: expected at least {smallest}, found {smallest - 1}"):
         PlanLayout(max_params=str(smallest - 1)).run(small(2, 4), NOWHERE)
 
 
 @pytest.mark.parametrize(
-    "options", [{"heads": 2}, {"vectors": ("none",)}, {"generator": "aligned"}, {"generator": "paper"}]
+    "options", [{"circuits": 2}, {"vectors": ("none",)}, {"generator": "aligned"}, {"generator": "paper"}]
 )
 def test_a_budget_and_a_size_contradict_each_other(options):
-    with pytest.raises(OptionError, match=r"^--max-params: expected neither --heads, --vectors nor another"):
+    with pytest.raises(OptionError, match=r"^max_params: expected neither `circuits`, `vectors` nor another"):
         PlanLayout(max_params="5000", **options).run(small(2, 4), NOWHERE)
 
 
 @pytest.mark.parametrize("options", [{"layers": 0}, {"features": "magic"}, {"qubits": 2}])
 def test_other_options_are_checked_beside_a_budget(options):
     (name,) = options
-    with pytest.raises(OptionError, match=f"^--{name}: "):
+    with pytest.raises(OptionError, match=f"^{name}: "):
         PlanLayout(max_params="5000", **options).run(small(2, 4), NOWHERE)

@@ -11,9 +11,11 @@ from qiskit import QuantumCircuit, qasm3
 from qiskit.quantum_info import Statevector
 from qiskit_aer import AerSimulator
 
-from qpa.circuits.ry_cnot_chain import dump_qpy, load_qpy, ry_cnot_chain, to_openqasm3, to_qiskit
-from qpa.documents import Attachment, LogicalCircuit, Provenance
+from qpa.circuits.circuit import Circuit
+from qpa.circuits.qiskit_files import dump_qpy, load_qpy, to_openqasm3, to_qiskit
+from qpa.documents import Ansatz, Attachment, LogicalCircuit, Provenance
 from qpa.errors import DocumentError
+from tests.chains import chain, ry_cnot_chain
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 5))
 
@@ -73,16 +75,31 @@ def test_angle_index_is_layer_times_qubits_plus_qubit():
 def test_to_qiskit_reads_the_document():
     document = LogicalCircuit(
         provenance=Provenance(pass_name="test", options=(), seed=0, qpa_version="0", parent=None),
-        ansatz="ry-cnot-chain",
+        ansatz=chain(3, 4),
         n_circuits=2,
-        n_layers=3,
-        n_qubits=4,
         qubit_order="qubit 0 is the most significant bit",
         openqasm=Attachment(file="logical-circuit.qasm", sha256="0" * 64, n_bytes=0),
     )
-    assert to_qiskit(document) == ry_cnot_chain(3, 4)
-    assert to_qiskit(document, measured=False) == ry_cnot_chain(3, 4, measured=False)
-    assert to_qiskit(document, measured=False).num_clbits == 0
+    ansatz = Circuit.of(document).ansatz
+    assert to_qiskit(ansatz) == ry_cnot_chain(3, 4)
+    assert to_qiskit(ansatz, measured=False) == ry_cnot_chain(3, 4, measured=False)
+    assert to_qiskit(ansatz, measured=False).num_clbits == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "magic"}, "^the circuit: expected the ansatz ry-cnot-chain, found magic"),
+        (
+            {"n_angles": 13},
+            "^the circuit: expected the record .*n_angles=12, found .*n_angles=13; plan again",
+        ),
+        ({"entanglement": "full"}, "^the circuit: expected the record .*'linear'"),
+    ],
+)
+def test_a_circuit_that_this_qpa_does_not_know_is_refused(change, message):
+    with pytest.raises(DocumentError, match=message):
+        Circuit(Ansatz(**chain(3, 4).model_dump() | change))
 
 
 def test_openqasm_of_two_qubits_and_one_layer():
@@ -134,8 +151,8 @@ def test_qpy_reads_back_as_the_same_circuit(shape, seed, measured):
 
 def test_qpy_has_the_same_bytes_in_every_process():
     script = (
-        "import sys; from qpa.circuits.ry_cnot_chain import *; "
-        "sys.stdout.write(dump_qpy(ry_cnot_chain(2, 3)).hex())"
+        "import sys; from qpa.circuits.qiskit_files import *; from qpa.circuits.ansatz import make_ansatz; "
+        "sys.stdout.write(dump_qpy(to_qiskit(make_ansatz('ry-cnot-chain', 3, 2))).hex())"
     )
     outputs = {
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout

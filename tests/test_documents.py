@@ -1,6 +1,6 @@
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -11,15 +11,18 @@ from qpa.documents import (
     MAX_QUBITS,
     AdapterSpec,
     AdapterTensor,
+    Ansatz,
     Attachment,
     BaseModelReference,
     Checkpoint,
     Document,
     EngineCheck,
+    FeatureKind,
     FrozenAdapter,
     GateCount,
     LogicalCircuit,
     Manifest,
+    Measurement,
     NativeCircuit,
     PassOption,
     Provenance,
@@ -30,13 +33,16 @@ from qpa.documents import (
 )
 from qpa.documents.base import digest_of
 from qpa.errors import DocumentError
-from qpa.passes.plan_layout import FEATURES, PlanLayout
+from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline.pass_protocol import PassContext
-from qpa.store.run_directory import STAGES, DirectoryStore
+from qpa.pipeline.stages import STAGES
+from qpa.store.run_directory import DirectoryStore
 
+FEATURES = get_args(FeatureKind)
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_FILES = sorted(GOLDEN.rglob("*.json"))
-KINDS = {kind.kind: kind for kind in (*STAGES, Manifest, Checkpoint, Verification)}
+STAGE_KINDS = tuple(stage.document for stage in STAGES)
+KINDS = {kind.kind: kind for kind in (*STAGE_KINDS, Manifest, Checkpoint, Verification)}
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
 
 
@@ -195,7 +201,7 @@ def weight_layouts(draw):
             st.builds(
                 PlanLayout,
                 generator=st.just("aligned"),
-                heads=st.integers(1, 3),
+                circuits=st.integers(1, 3),
                 layers=st.integers(1, 3),
                 features=st.sampled_from(FEATURES),
             ),
@@ -237,7 +243,8 @@ def frozen_adapters(draw):
         tensors=tensors,
         arrays=draw(ATTACHMENT),
         probe=draw(ATTACHMENT),
-        source="exact",
+        source=draw(NAME),
+        shots=draw(st.none() | POSITIVE),
         account=layout.account.model_copy(update={"n_adapter": spec.n_numbers}),
         result=draw(RESULT),
     )
@@ -260,13 +267,30 @@ def manifests(draw):
     )
 
 
+ANSATZ = st.builds(
+    Ansatz,
+    kind=NAME,
+    n_qubits=st.integers(1, MAX_QUBITS),
+    n_layers=POSITIVE,
+    entanglement=TEXT,
+    n_angles=POSITIVE,
+)
+MEASUREMENT = st.builds(
+    Measurement,
+    provenance=PROVENANCE,
+    source=NAME,
+    target=TEXT,
+    shots=st.none() | POSITIVE,
+    mitigation=TEXT,
+    n_executions=COUNT,
+    probabilities=ATTACHMENT,
+    distance=st.floats(0, 1),
+)
 LOGICAL_CIRCUIT = st.builds(
     LogicalCircuit,
     provenance=PROVENANCE,
-    ansatz=st.just("ry-cnot-chain"),
+    ansatz=ANSATZ,
     n_circuits=POSITIVE,
-    n_layers=POSITIVE,
-    n_qubits=st.integers(1, MAX_QUBITS),
     qubit_order=st.just("qubit 0 is the most significant bit"),
     openqasm=ATTACHMENT,
 )
@@ -276,6 +300,8 @@ TRAINED_GENERATOR = st.builds(
     arrays=ATTACHMENT,
     adapter=ATTACHMENT,
     probe=ATTACHMENT,
+    source=NAME,
+    gradient=NAME,
     result=RESULT,
 )
 CHECKPOINT = st.builds(
@@ -310,6 +336,7 @@ DOCUMENTS = {
     "logical-circuit": LOGICAL_CIRCUIT,
     "native-circuit": native_circuits(),
     "trained-generator": TRAINED_GENERATOR,
+    "measurement": MEASUREMENT,
     "frozen-adapter": frozen_adapters(),
     "manifest": manifests(),
     "checkpoint": CHECKPOINT,
@@ -684,6 +711,10 @@ BROKEN = {
     "no circuit layers": ("logical-circuit-1/three-qubits", (("n_layers",), 0), "at least 1"),
     "no qubits": ("logical-circuit-1/three-qubits", (("n_qubits",), 0), "qubits within 1"),
     "25 qubits": ("logical-circuit-1/three-qubits", (("n_qubits",), 25), "qubits within 1"),
+    "no angles": ("logical-circuit-2/three-qubits", (("ansatz", "n_angles"), 0), "at least 1 angle"),
+    "no shots": ("measurement-1/exact", (("shots",), 0), "at least 1 shot"),
+    "executions of nothing": ("measurement-1/exact", (("probabilities",), None), "without probabilities"),
+    "a distance above 1": ("measurement-1/exact", (("distance",), 1.5), "within 0 and 1"),
     "other bit order": ("logical-circuit-1/three-qubits", (("qubit_order",), "little-endian"), "qubit_order"),
     "one qubit twice": ("native-circuit-1/generic", (("physical_qubits",), [0, 1, 0]), "distinct"),
     "qubit off the device": ("native-circuit-1/generic", (("physical_qubits",), [0, 1, 5]), "target's 5"),

@@ -16,7 +16,8 @@ from qpa.adapters.experts import expert_layer, expert_sides
 from qpa.errors import ExportError, OptionError
 from qpa.exporters.contracts.lora import CONFIG_FILE, WEIGHTS_FILE, check_lora_contract
 from qpa.exporters.registry import exporter_for
-from qpa.generators.generator import Generator
+from qpa.generators.chunks import kept_rows
+from qpa.generators.generator import make_generator
 from qpa.models.base_model import load_model
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
@@ -96,9 +97,11 @@ def test_an_experts_layer_is_w_plus_s_b_a(made, moe):
 def test_the_generator_moves_the_experts(moe):
     spec = inspected(moe)
     layout = PlanLayout().run(spec, NOWHERE)
-    model = attach_adapter(load_model(spec.base, keep_dtype=False), spec, layout)
+    model = attach_adapter(load_model(spec.base, keep_dtype=False), spec, kept_rows(layout))
     parameters = adapter_parameters(model, spec)
-    optimizer = GeneratedAdapterOptimizer([parameters[t.path] for t in layout.tensors], Generator(layout, 0))
+    optimizer = GeneratedAdapterOptimizer(
+        [parameters[t.path] for t in layout.tensors], make_generator(layout, 0)
+    )
     losses = []
     for _ in range(8):
         loss = model(input_ids=IDS, labels=IDS).loss

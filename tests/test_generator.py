@@ -1,31 +1,31 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
-from qpa.documents import AdapterSpec, TensorShape, WeightLayout
+from qpa.adapters.initial_values import initial_value
+from qpa.circuits.ry_cnot_chain import RyCnotChain
+from qpa.documents import AdapterSpec, FeatureKind, TensorShape, WeightLayout
 from qpa.errors import ShapeError
-from qpa.generators.generator import (
-    FEATURE_EPSILON,
-    FEATURE_MEAN,
-    WINDOW_NOISE,
-    Generator,
-    basis_shapes,
-    initial_value,
-)
-from qpa.passes.plan_layout import FEATURES, PlanLayout
+from qpa.generators.chunks import basis_shapes
+from qpa.generators.features import FEATURE_EPSILON, WINDOW_NOISE
+from qpa.generators.generator import make_generator
+from qpa.passes.plan_layout import PlanLayout
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 from tests.small_specs import NOWHERE, small_spec
 
+FEATURES = get_args(FeatureKind)
+FEATURE_MEAN = RyCnotChain.feature_mean
 GOLDEN = Path(__file__).parent / "golden" / "adapter-spec-1" / "llama.json"
 SPEC = AdapterSpec.from_json(GOLDEN.read_bytes(), "llama.json")
 RANDOM_PLANS = {
-    "aligned": PlanLayout(generator="aligned", layers=3, heads=2),
-    "more qubits": PlanLayout(generator="aligned", layers=3, heads=3, qubits=6),
+    "aligned": PlanLayout(generator="aligned", layers=3, circuits=2),
+    "more qubits": PlanLayout(generator="aligned", layers=3, circuits=3, qubits=6),
     "paper": PlanLayout(generator="paper", chunk_size=5),
-    "paper, heads": PlanLayout(generator="paper", chunk_size=7, heads=3, layers=2),
+    "paper, heads": PlanLayout(generator="paper", chunk_size=7, circuits=3, layers=2),
 }
 PLANS = RANDOM_PLANS | {
     "spectral": PlanLayout(),
@@ -54,7 +54,21 @@ def paper():
 @pytest.fixture
 def no_noise(monkeypatch):
     """Put every circuit on its window exactly."""
-    monkeypatch.setattr("qpa.generators.generator.WINDOW_NOISE", 0.0)
+    monkeypatch.setattr("qpa.generators.features.WINDOW_NOISE", 0.0)
+
+
+def own_parameter(generator):
+    """Return the one parameter of the features: angles, or what a control has in their place."""
+    (parameter,) = generator.chunk_features.parameters()
+    return parameter
+
+
+def features_of(generator):
+    return generator.features(generator.run())
+
+
+def n_trained(generator):
+    return sum(p.numel() for p in generator.parameters() if p.requires_grad)
 
 
 def ones(layout):
@@ -66,13 +80,13 @@ def bits(generator):
 
 
 def test_the_output_is_exactly_zero_at_the_start(layout):
-    outputs = Generator(layout, 0)()
+    outputs = make_generator(layout, 0)()
     assert [tuple(output.shape) for output in outputs] == [tensor.shape for tensor in layout.tensors]
     assert all(torch.equal(output, torch.zeros_like(output)) for output in outputs)
 
 
 def test_the_output_is_not_zero_after_the_last_layers_move(layout):
-    generator = Generator(layout, 0, ones(layout))
+    generator = make_generator(layout, 0, ones(layout))
     with torch.no_grad():
         for decoder in generator.decoders:
             decoder.weights[-1].fill_(0.1)
@@ -81,29 +95,32 @@ def test_the_output_is_not_zero_after_the_last_layers_move(layout):
 
 def test_the_same_seed_gives_the_same_bytes(layout):
     torch.manual_seed(1)
-    first = bits(Generator(layout, 5))
+    first = bits(make_generator(layout, 5))
     torch.manual_seed(2)
-    assert bits(Generator(layout, 5)) == first
-    assert bits(Generator(layout, 6))["angles"] != first["angles"]
+    assert bits(make_generator(layout, 5)) == first
+    other = bits(make_generator(layout, 6))
+    assert [n for n in first if n.startswith("chunk_features.") and other[n] == first[n]] == []
 
 
 def test_making_a_generator_leaves_the_global_random_state_alone(layout):
     before = torch.get_rng_state()
-    Generator(layout, 5)
+    make_generator(layout, 5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_parameters_are_those_of_the_account(layout):
-    generator = Generator(layout, 0)
-    assert generator.n_parameters == layout.account.n_generator
-    assert generator.angles.numel() * generator.angles.requires_grad == layout.account.n_angles
+    generator = make_generator(layout, 0)
+    assert n_trained(generator) == layout.account.n_generator
+    own = own_parameter(generator)
+    assert own.numel() * own.requires_grad == layout.account.n_angles + layout.account.n_control
     assert sum(p.numel() for p in generator.decoders.parameters()) == layout.account.n_decoder
     assert sum(output.numel() for output in generator()) == layout.account.n_adapter
 
 
 def test_angles_start_within_a_full_turn(random_layout):
-    angles = Generator(random_layout, 0).angles.detach()
-    assert angles.shape == (random_layout.n_circuits, random_layout.n_layers, random_layout.n_qubits)
+    ansatz = random_layout.ansatz
+    angles = make_generator(random_layout, 0).chunk_features.angles.detach()
+    assert angles.shape == (random_layout.n_circuits, ansatz.n_layers * ansatz.n_qubits)
     assert float(angles.min()) >= -math.pi
     assert float(angles.max()) < math.pi
     assert len(set(angles.flatten().tolist())) > 1
@@ -111,36 +128,38 @@ def test_angles_start_within_a_full_turn(random_layout):
 
 def test_features_are_centred_square_roots_of_scaled_probabilities(random_layout):
     layout = random_layout
-    generator = Generator(layout, 0)
-    probabilities = generator.source.probabilities(generator.angles.detach())
-    expected = (probabilities * 2**layout.n_qubits + FEATURE_EPSILON).sqrt().T
-    features = generator.features().detach()
-    assert features.shape == (2**layout.n_qubits, layout.n_features)
+    generator = make_generator(layout, 0)
+    probabilities = generator.run().detach()
+    expected = (probabilities * 2**layout.ansatz.n_qubits + FEATURE_EPSILON).sqrt().T
+    features = features_of(generator).detach()
+    assert features.shape == (2**layout.ansatz.n_qubits, layout.n_features)
     torch.testing.assert_close(features[:, -layout.n_circuits :], expected - FEATURE_MEAN)
 
 
 def test_features_of_random_angles_have_mean_zero(random_layout):
     layout = random_layout
-    features = [Generator(layout, seed).features()[:, -layout.n_circuits :].flatten() for seed in range(200)]
+    features = [
+        features_of(make_generator(layout, seed))[:, -layout.n_circuits :].flatten() for seed in range(200)
+    ]
     mean = float(torch.cat(features).mean().detach())
     assert abs(mean) < 0.1  # half a standard deviation is 0.3; uncentred it would be 0.8
 
 
 def test_features_and_their_gradient_are_finite_where_probabilities_are_zero(random_layout):
     layout = random_layout
-    generator = Generator(layout, 0)
+    generator = make_generator(layout, 0)
     with torch.no_grad():
-        generator.angles.zero_()
-    features = generator.features()
+        generator.chunk_features.angles.zero_()
+    features = features_of(generator)
     amplitudes = features[:, -layout.n_circuits :]
     assert float(amplitudes.min().detach()) == pytest.approx(math.sqrt(FEATURE_EPSILON) - FEATURE_MEAN)
     features.square().sum().backward()
     assert bool(torch.isfinite(features).all())
-    assert bool(torch.isfinite(generator.angles.grad).all())
+    assert bool(torch.isfinite(own_parameter(generator).grad).all())
 
 
 def test_the_gradient_of_the_angles_is_the_difference_quotient(layout):
-    generator = Generator(layout, 0, ones(layout)).double()
+    generator = make_generator(layout, 0, ones(layout)).double()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in generator.decoders.parameters():
@@ -150,10 +169,10 @@ def test_the_gradient_of_the_angles_is_the_difference_quotient(layout):
         return sum(output.square().sum() for output in generator())
 
     loss().backward()
-    if layout.features == "random":
-        assert generator.angles.grad is None
+    if layout.features.kind == "random":
+        assert own_parameter(generator).grad is None
         return
-    flat, gradient = generator.angles.data.view(-1), generator.angles.grad.view(-1)
+    flat, gradient = own_parameter(generator).data.view(-1), own_parameter(generator).grad.view(-1)
     for index in range(0, flat.numel(), 5):
         value = float(flat[index])
         flat[index] = value + 1e-6
@@ -165,7 +184,7 @@ def test_the_gradient_of_the_angles_is_the_difference_quotient(layout):
 
 
 def test_the_state_holds_parameters_and_bases_and_loads(layout):
-    generator, other = Generator(layout, 0, ones(layout)), Generator(layout, 1)
+    generator, other = make_generator(layout, 0, ones(layout)), make_generator(layout, 1)
     bases = {f"basis_{index}" for index in range(len(basis_shapes(layout)))}
     assert set(generator.state_dict()) == {name for name, _ in generator.named_parameters()} | bases
     other.load_state_dict(generator.state_dict())
@@ -178,9 +197,9 @@ def test_a_layout_of_schema_1_gives_the_same_numbers_as_that_of_today(name):
         WeightLayout.from_json(
             (GOLDEN.parents[1] / f"weight-layout-{version}/{name}.json").read_bytes(), name
         )
-        for version in (1, 2)
+        for version in (1, WeightLayout.schema_version())
     )
-    generators = [Generator(layout, 5) for layout in (old, new)]
+    generators = [make_generator(layout, 5) for layout in (old, new)]
     assert bits(generators[0]) == bits(generators[1])
     for generator in generators:
         torch.manual_seed(0)
@@ -195,7 +214,7 @@ def test_a_layout_of_schema_1_gives_the_same_numbers_as_that_of_today(name):
 
 
 def test_the_index_bits_come_first_most_significant_bit_first(paper):
-    features = Generator(paper, 0).features()
+    features = features_of(make_generator(paper, 0))
     assert len(features) == 8
     assert paper.n_chunks == 8
     assert features[:, :3].tolist() == [
@@ -211,7 +230,7 @@ def test_the_index_bits_come_first_most_significant_bit_first(paper):
 
 
 def test_the_papers_mapping_model_is_affine(paper):
-    (decoder,) = Generator(paper, 0).decoders
+    (decoder,) = make_generator(paper, 0).decoders
     assert [tuple(weight.shape) for weight in decoder.weights] == [
         (32, 4),
         (64, 32),
@@ -230,7 +249,7 @@ def test_the_papers_mapping_model_is_affine(paper):
 
 
 def test_hidden_layers_start_as_in_torch(paper):
-    (decoder,) = Generator(paper, 0).decoders
+    (decoder,) = make_generator(paper, 0).decoders
     for weight, bias in zip(list(decoder.weights)[:-1], list(decoder.biases)[:-1], strict=True):
         bound = 1 / math.sqrt(weight.shape[1])
         assert 0.8 * bound < float(weight.detach().abs().max()) <= bound
@@ -240,7 +259,7 @@ def test_hidden_layers_start_as_in_torch(paper):
 
 
 def test_the_output_is_laid_end_to_end_over_the_tensors(paper):
-    generator = Generator(paper, 0)
+    generator = make_generator(paper, 0)
     with torch.no_grad():
         generator.decoders[0].biases[-1].copy_(torch.arange(5.0))
     laid = torch.cat([output.flatten() for output in generator()])
@@ -261,9 +280,9 @@ INSIDE = math.sqrt(1 + FEATURE_EPSILON) - math.sqrt(FEATURE_EPSILON)
 @pytest.mark.parametrize("n_heads", range(1, 10))
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_a_window_is_one_inside_and_zero_outside(no_noise, n_heads, n_layers):
-    layout = spectral(heads=n_heads, layers=n_layers)
-    features = Generator(layout, 0).features().detach()
-    n_below = layout.n_qubits - layout.windows.n_head_qubits
+    layout = spectral(circuits=n_heads, layers=n_layers)
+    features = features_of(make_generator(layout, 0)).detach()
+    n_below = layout.ansatz.n_qubits - layout.features.windows.n_window_qubits
     for group in layout.groups:
         windows = [state >> n_below for state in group.states]
         expected = INSIDE * torch.eye(n_heads)[windows]
@@ -274,7 +293,7 @@ def test_a_window_is_one_inside_and_zero_outside(no_noise, n_heads, n_layers):
 
 def test_noise_moves_the_features_a_little():
     layout = spectral()
-    features = torch.stack([Generator(layout, seed).features().detach() for seed in range(8)])
+    features = torch.stack([features_of(make_generator(layout, seed)).detach() for seed in range(8)])
     spread = features.std(0)[list(layout.groups[0].states)].diagonal()
     assert 0 < WINDOW_NOISE < 0.1
     assert 1e-3 < float(spread.max()) < 0.3
@@ -282,8 +301,8 @@ def test_noise_moves_the_features_a_little():
 
 @pytest.mark.parametrize("n_rows", [1, 2])
 def test_vectors_of_a_layer_depend_on_its_circuits_alone(no_noise, n_rows):
-    layout = spectral(heads=3 * n_rows)
-    generator = Generator(layout, 0, ones(layout))
+    layout = spectral(circuits=3 * n_rows)
+    generator = make_generator(layout, 0, ones(layout))
     torch.manual_seed(0)
     for decoder in generator.decoders:
         torch.nn.init.normal_(decoder.weights[-1])
@@ -296,7 +315,7 @@ def test_vectors_of_a_layer_depend_on_its_circuits_alone(no_noise, n_rows):
         ).backward()
         own = torch.zeros(3 * n_rows, dtype=torch.bool)
         own[layer * n_rows : (layer + 1) * n_rows] = True
-        moved = generator.angles.grad.abs().amax((1, 2))
+        moved = generator.chunk_features.angles.grad.abs().amax(1)
         assert float(moved[own].min()) > 1e-2
         assert float(moved[~own].max()) < 1e-4
         for decoder in generator.decoders:
@@ -311,7 +330,7 @@ def _vector(tensor, path, index):
 
 def test_with_exact_windows_and_no_spectrum_the_generator_is_lora_of_rank_1(no_noise):
     layout = spectral(spectrum=False, share_inputs=False)
-    generator = Generator(layout, 0)
+    generator = make_generator(layout, 0)
     assert layout.account.n_decoder == sum(max(t.shape) for t in layout.tensors)
     torch.manual_seed(0)
     wanted = {t.path: torch.randn(max(t.shape)) for t in layout.tensors}
@@ -337,10 +356,10 @@ def test_with_exact_windows_and_no_spectrum_the_generator_is_lora_of_rank_1(no_n
 
 
 def test_a_spectrum_adds_its_directions_times_their_factors(no_noise):
-    layout = spectral(heads=3, vectors=("none",))
+    layout = spectral(circuits=3, vectors=("none",))
     torch.manual_seed(0)
     bases = {path: torch.randn(shape) for path, shape in basis_shapes(layout).items()}
-    generator = Generator(layout, 0, bases)
+    generator = make_generator(layout, 0, bases)
     for decoder in generator.decoders:
         torch.nn.init.normal_(decoder.weights[-1])
     values = dict(zip([t.path for t in layout.tensors], generator(), strict=True))
@@ -353,8 +372,8 @@ def test_a_spectrum_adds_its_directions_times_their_factors(no_noise):
 
 
 def test_with_bases_lora_b_is_exactly_zero_at_the_start():
-    layout = spectral(heads=6)
-    outputs = Generator(layout, 0, ones(layout))()
+    layout = spectral(circuits=6)
+    outputs = make_generator(layout, 0, ones(layout))()
     for tensor, output in zip(layout.tensors, outputs, strict=True):
         assert bool(output.any()) == ("lora_A" in tensor.path)
 
@@ -364,43 +383,44 @@ def test_bases_of_another_shape_or_none_at_all_are_refused():
     path, shape = next(iter(basis_shapes(layout).items()))
     bases = ones(layout)
     with pytest.raises(ShapeError, match=rf"^{path}: expected a basis of shape .*, found \(1, 1\)"):
-        Generator(layout, 0, bases | {path: torch.ones(1, 1)})
+        make_generator(layout, 0, bases | {path: torch.ones(1, 1)})
     del bases[path]
     with pytest.raises(ShapeError, match=rf"^{path}: expected a basis of shape .*{shape[1]}\), found none"):
-        Generator(layout, 0).set_bases(bases)
+        make_generator(layout, 0).set_bases(bases)
 
 
 # Features and their controls
 
 
 @pytest.mark.parametrize("features", FEATURES)
-@pytest.mark.parametrize("plan", [PlanLayout(), PlanLayout(windows=False), PlanLayout(heads=2, layers=3)])
+@pytest.mark.parametrize("plan", [PlanLayout(), PlanLayout(windows=False), PlanLayout(circuits=2, layers=3)])
 def test_every_kind_of_features_trains_as_many_numbers_as_the_account_says(features, plan):
     layout = replace(plan, features=features).run(small_spec(3, 4), NOWHERE)
-    generator = Generator(layout, 0)
-    n_heads, windows = layout.n_circuits, layout.windows
-    n_table = 2 ** (windows.n_head_qubits + windows.n_layer_qubits if windows else layout.n_qubits)
+    generator = make_generator(layout, 0)
+    n_heads, windows = layout.n_circuits, layout.features.windows
+    n_table = 2 ** (windows.n_window_qubits + windows.n_chunk_qubits if windows else layout.ansatz.n_qubits)
     assert (
-        layout.account.n_angles
+        layout.account.n_angles + layout.account.n_control
         == {
-            "circuit": n_heads * layout.n_layers * layout.n_qubits,
+            "circuit": n_heads * layout.ansatz.n_layers * layout.ansatz.n_qubits,
             "classical": n_heads * n_table,
             "random": 0,
-            "bits": n_heads * (layout.n_qubits + 1),
+            "bits": n_heads * (layout.ansatz.n_qubits + 1),
         }[features]
     )
-    assert generator.n_parameters == layout.account.n_generator
-    assert generator.features().shape == (2**layout.n_qubits, n_heads)
+    assert n_trained(generator) == layout.account.n_generator
+    assert (layout.account.n_control > 0) == (features in ("classical", "bits"))
+    assert features_of(generator).shape == (2**layout.ansatz.n_qubits, n_heads)
 
 
 @pytest.mark.parametrize("features", FEATURES)
 def test_features_train_unless_they_are_random(features):
     layout = spectral(features=features)
-    generator = Generator(layout, 0, ones(layout))
+    generator = make_generator(layout, 0, ones(layout))
     adapter = [torch.nn.Parameter(torch.ones(tensor.shape)) for tensor in layout.tensors]
     optimizer = GeneratedAdapterOptimizer(adapter, generator, lr=0.1, angle_lr=0.1)
     start, sent = (
-        generator.angles.detach().clone(),
+        own_parameter(generator).detach().clone(),
         torch.randn(1, generator=torch.Generator().manual_seed(0)),
     )
     for _ in range(3):
@@ -409,26 +429,26 @@ def test_features_train_unless_they_are_random(features):
         optimizer.step()
     held = {id(p) for group in optimizer.inner.param_groups for p in group["params"]}
     trains = features != "random"
-    assert (id(generator.angles) in held) == trains
-    assert torch.equal(generator.angles.detach(), start) != trains
+    assert (id(own_parameter(generator)) in held) == trains
+    assert torch.equal(own_parameter(generator).detach(), start) != trains
     assert len(optimizer.inner.state) == len(layout.groups) + trains
     assert sum(p.numel() for p in generator.parameters() if id(p) in held) == layout.account.n_generator
 
 
 def test_the_classical_table_is_the_same_for_every_group_and_starts_on_the_windows(no_noise):
     layout = spectral(features="classical")
-    features = Generator(layout, 0).features().detach()
+    features = features_of(make_generator(layout, 0)).detach()
     for group in layout.groups:
         assert torch.equal(features[list(group.states)], torch.eye(3))
 
 
 def test_the_bits_of_the_state_decide_the_control_of_that_name():
     layout = spectral(features="bits")
-    generator = Generator(layout, 0)
-    weights = generator.angles.detach()
-    features = generator.features().detach()
-    for state in (0, 5, 2**layout.n_qubits - 1):
-        signs = [2 * int(bit) - 1 for bit in f"{state:0{layout.n_qubits}b}"]
+    generator = make_generator(layout, 0)
+    weights = generator.chunk_features.weights.detach()
+    features = features_of(generator).detach()
+    for state in (0, 5, 2**layout.ansatz.n_qubits - 1):
+        signs = [2 * int(bit) - 1 for bit in f"{state:0{layout.ansatz.n_qubits}b}"]
         expected = torch.tanh(weights @ torch.tensor([*signs, 1.0]))
         torch.testing.assert_close(features[state], expected)
 

@@ -11,7 +11,8 @@ from transformers import Trainer, TrainingArguments, default_data_collator, get_
 from qpa.adapters.attach import adapter_parameters, attach_adapter, initial_adapter
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import CheckpointError, DivergedError, ShapeError
-from qpa.generators.generator import Generator, basis_shapes
+from qpa.generators.chunks import basis_shapes, kept_rows
+from qpa.generators.generator import make_generator
 from qpa.models.base_model import load_model, load_tokenizer
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline.pass_protocol import PassContext
@@ -40,11 +41,11 @@ def adapt(llama, request):
     spec, layout = plan_adapter(llama, generator=request.param)
 
     def make(**options):
-        model = attach_adapter(load_model(spec.base, keep_dtype=False), spec, layout)
+        model = attach_adapter(load_model(spec.base, keep_dtype=False), spec, kept_rows(layout))
         parameters = adapter_parameters(model, spec)
         options = {"lr": LR, "angle_lr": ANGLE_LR, "eps": 1e-4, **options}
         adapter = [parameters[tensor.path] for tensor in layout.tensors]
-        generator = Generator(layout, 3, random_bases(layout))
+        generator = make_generator(layout, 3, random_bases(layout))
         optimizer = GeneratedAdapterOptimizer(adapter, generator, **options)
         return Adapted(model, spec, layout, parameters, optimizer)
 
@@ -130,7 +131,7 @@ def test_the_first_step_changes_the_function(adapt):
 
 def test_the_adapter_is_always_initial_plus_generated(adapt):
     adapted = train(adapt())
-    initial = initial_adapter(adapted.spec, adapted.layout)
+    initial = initial_adapter(adapted.spec, kept_rows(adapted.layout))
     outputs = adapted.optimizer.generator()
     for tensor, output in zip(adapted.layout.tensors, outputs, strict=True):
         assert torch.equal(adapted.parameters[tensor.path], initial[tensor.path] + output)
@@ -301,10 +302,12 @@ def test_a_state_of_another_optimizer_is_refused(adapt, missing):
 
 def test_a_state_of_another_generator_is_refused(adapt):
     adapted = adapt()
-    layout = PlanLayout(generator=adapted.layout.generator, heads=2, layers=3).run(adapted.spec, NOWHERE)
+    layout = PlanLayout(generator=adapted.layout.generator, circuits=2, layers=3).run(adapted.spec, NOWHERE)
     adapter = [torch.nn.Parameter(torch.zeros(tensor.shape)) for tensor in layout.tensors]
-    other = GeneratedAdapterOptimizer(adapter, Generator(layout, 3))
-    with pytest.raises(CheckpointError, match=r"^optimizer state: .* size mismatch for angles"):
+    other = GeneratedAdapterOptimizer(adapter, make_generator(layout, 3))
+    with pytest.raises(
+        CheckpointError, match=r"^optimizer state: .* size mismatch for chunk_features.angles"
+    ):
         adapted.optimizer.load_state_dict(stored(other))
 
 
@@ -320,7 +323,7 @@ def test_the_outer_learning_rate_reaches_both_inner_groups_with_their_ratio(adap
         decoders, angles = adapted.optimizer.inner.param_groups
         assert decoders["lr"] == pytest.approx(lr * share)
         assert angles["lr"] == pytest.approx(angle_lr * share)
-    assert angles["params"] == [adapted.optimizer.generator.angles]
+    assert angles["params"] == [adapted.optimizer.generator.chunk_features.angles]
 
 
 def test_a_learning_rate_of_zero_moves_nothing(adapt):
@@ -333,11 +336,11 @@ def test_a_learning_rate_of_zero_moves_nothing(adapt):
 
 def test_an_angle_learning_rate_of_zero_freezes_the_angles(adapt):
     frozen, free = adapt(angle_lr=0.0, weight_decay=0.1), adapt()
-    start = frozen.optimizer.generator.angles.detach().clone()
+    start = frozen.optimizer.generator.chunk_features.angles.detach().clone()
     train(frozen)
     train(free)
-    assert torch.equal(frozen.optimizer.generator.angles, start)
-    assert not torch.equal(free.optimizer.generator.angles, start)
+    assert torch.equal(frozen.optimizer.generator.chunk_features.angles, start)
+    assert not torch.equal(free.optimizer.generator.chunk_features.angles, start)
     assert any(bool(p.any()) for path, p in frozen.parameters.items() if "lora_B" in path)
 
 
@@ -423,7 +426,7 @@ def assert_equal_adapters(found, expected):
 
 
 def make_optimizer(layout, adapter):
-    return GeneratedAdapterOptimizer(adapter, Generator(layout, 0))
+    return GeneratedAdapterOptimizer(adapter, make_generator(layout, 0))
 
 
 def zeros(layout):

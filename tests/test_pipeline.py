@@ -6,11 +6,19 @@ from typing import ClassVar
 import pytest
 
 from qpa import __version__
-from qpa.documents import AdapterSpec, LogicalCircuit, NativeCircuit, TrainedGenerator, WeightLayout
+from qpa.documents import (
+    AdapterSpec,
+    LogicalCircuit,
+    Measurement,
+    NativeCircuit,
+    TrainedGenerator,
+    WeightLayout,
+)
 from qpa.documents.base import PassOption
 from qpa.errors import DocumentError, PipelineError
 from qpa.passes.freeze_adapter import FreezeAdapter
 from qpa.passes.inspect_model import InspectModel
+from qpa.passes.measure_circuit import MeasureCircuit
 from qpa.passes.plan_layout import PlanLayout
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
 from qpa.passes.train_generator import TrainGenerator
@@ -28,6 +36,7 @@ ALL = (
     SynthesizeCircuit(),
     TranspileCircuit(),
     TrainGenerator(data="text.txt"),
+    MeasureCircuit(),
     FreezeAdapter(),
 )
 
@@ -75,7 +84,13 @@ def test_all_passes_compose_in_their_order():
     assert Pipeline(*ALL).passes == ALL
 
 
-@pytest.mark.parametrize("index", range(1, len(ALL)))
+def test_a_run_may_be_transpiled_before_or_after_it_is_trained():
+    swapped = (*ALL[:3], ALL[4], ALL[3], *ALL[5:])
+    assert [step.name for step in swapped[3:5]] == ["train-generator", "transpile-circuit"]
+    assert Pipeline(*swapped).passes == swapped
+
+
+@pytest.mark.parametrize("index", [1, 2, 3, 5, 6])
 def test_a_pass_too_early_is_refused_when_composed(index):
     swapped = [*ALL]
     swapped[index - 1 : index + 1] = [ALL[index], ALL[index - 1]]
@@ -86,20 +101,20 @@ def test_a_pass_too_early_is_refused_when_composed(index):
 
 @pytest.mark.parametrize("index", range(1, len(ALL)))
 def test_a_pipeline_does_not_start_in_the_middle(index):
-    with pytest.raises(PipelineError, match=r"from the pass before, found NoneType \(after nothing\)"):
+    with pytest.raises(PipelineError, match=r"made earlier, found none \(after nothing\)"):
         Pipeline(*ALL[index:])
 
 
 def test_given_documents_are_what_a_later_half_starts_from():
-    given = (AdapterSpec, WeightLayout, LogicalCircuit, NativeCircuit)
+    given = (AdapterSpec, WeightLayout, LogicalCircuit)
     assert Pipeline(*ALL[4:], given=given).passes == ALL[4:]
 
 
 def test_a_required_document_must_be_made_earlier():
     with pytest.raises(PipelineError, match=r"^train-generator: expected a AdapterSpec made earlier"):
-        Pipeline(*ALL[4:], given=(WeightLayout, LogicalCircuit, NativeCircuit))
+        Pipeline(*ALL[4:], given=(WeightLayout, LogicalCircuit))
     with pytest.raises(PipelineError, match=r"^freeze-adapter: expected a WeightLayout made earlier"):
-        Pipeline(FreezeAdapter(), given=(AdapterSpec, TrainedGenerator))
+        Pipeline(FreezeAdapter(), given=(AdapterSpec, TrainedGenerator, Measurement))
 
 
 # Running
@@ -107,7 +122,7 @@ def test_a_required_document_must_be_made_earlier():
 
 def test_documents_are_kept_in_order_and_handed_on(context):
     kept = []
-    passes = (ReadSpec(), PlanLayout(layers=3, heads=1), SynthesizeCircuit(), TranspileCircuit())
+    passes = (ReadSpec(), PlanLayout(layers=3, circuits=1), SynthesizeCircuit(), TranspileCircuit())
     after = Pipeline(*passes).run(None, context, kept.append)
     assert [type(document) for document in kept] == [AdapterSpec, WeightLayout, LogicalCircuit, NativeCircuit]
     assert after.documents == tuple(kept)

@@ -1,5 +1,6 @@
 import itertools
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -8,13 +9,16 @@ from hypothesis import strategies as st
 from transformers import GemmaConfig, GPT2Config, LlamaConfig
 
 from qpa.adapters.attach import initial_adapter
-from qpa.documents import AdapterSpec, WeightLayout
+from qpa.documents import AdapterSpec, FeatureKind, WeightLayout
 from qpa.errors import OptionError
-from qpa.generators.generator import Generator, basis_shapes
+from qpa.generators.chunks import basis_shapes, kept_rows
+from qpa.generators.generator import make_generator
 from qpa.passes.inspect_model import InspectModel
-from qpa.passes.plan_layout import FEATURES, PlanLayout
+from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline.pipeline import Pipeline
 from tests.small_specs import NOWHERE, small_spec, spec_of
+
+FEATURES = get_args(FeatureKind)
 
 
 def plan(path, config, layout, **inspect):
@@ -53,7 +57,12 @@ def test_paper_layout_of_the_gpt2_head(tmp_path):
     assert layout.account.n_decoder == 106_208
     assert layout.account.n_generator == 106_264
     assert round(layout.account.percent, 2) == 52.06
-    assert (layout.n_chunks, layout.n_qubits, layout.n_layers, layout.n_circuits) == (100, 7, 8, 1)
+    assert (layout.n_chunks, layout.ansatz.n_qubits, layout.ansatz.n_layers, layout.n_circuits) == (
+        100,
+        7,
+        8,
+        1,
+    )
 
 
 def test_paper_layout_of_the_gemma_head(tmp_path):
@@ -69,13 +78,18 @@ def test_paper_layout_of_the_gemma_head(tmp_path):
     assert layout.account.n_decoder == 173_824
     assert layout.account.n_generator == 173_888
     assert round(layout.account.percent, 3) == 16.846
-    assert (layout.n_chunks, layout.n_qubits, layout.n_layers, layout.n_circuits) == (252, 8, 8, 1)
+    assert (layout.n_chunks, layout.ansatz.n_qubits, layout.ansatz.n_layers, layout.n_circuits) == (
+        252,
+        8,
+        8,
+        1,
+    )
 
 
 def test_the_default_chunk_size_is_the_papers_for_gpt2(tmp_path):
     layout = plan(tmp_path, GPT2Config(), PlanLayout(generator="paper"), rank=4, targets=("lm_head",))
     assert layout.groups[0].chunk_size == 2048
-    assert layout.groups[0].decoder_widths == (8, 32, 64, 128, 128, 64, 32, 32, 2048)
+    assert layout.groups[0].decoder.widths == (8, 32, 64, 128, 128, 64, 32, 32, 2048)
 
 
 # Aligned layouts of the small code model
@@ -86,11 +100,11 @@ def test_the_default_chunk_size_is_the_papers_for_gpt2(tmp_path):
     [(8, None, 10, 41_600), (8, 8, 10, 41_600), (6, 6, 9, 31_152)],
 )
 def test_aligned_layout_of_the_small_code_model(tmp_path, rank, heads, n_qubits, n_generator):
-    layout = plan(tmp_path, pycode_config(), PlanLayout(generator="aligned", heads=heads), rank=rank)
+    layout = plan(tmp_path, pycode_config(), PlanLayout(generator="aligned", circuits=heads), rank=rank)
     n_circuits = heads or 8
     # 6 layers of 7 linear maps, each with rank rows of A and rank columns of B.
     assert layout.n_chunks == 6 * 7 * 2 * rank
-    assert layout.n_qubits == n_qubits
+    assert layout.ansatz.n_qubits == n_qubits
     assert layout.account.n_angles == n_circuits * 8 * n_qubits
     # Decoders end in 256 numbers, but gate and up in 768 for B, and down in 768 for A.
     assert layout.account.n_decoder == n_circuits * (11 * 256 + 3 * 768)
@@ -141,9 +155,9 @@ def numbered(layout):
     chunks = numbered_chunks(layout)
     shapes = basis_shapes(layout).items()
     bases = {path: torch.full(shape, BASIS if "lora_A" in path else 1.0) for path, shape in shapes}
-    generator = Generator(layout, 0, bases)
+    generator = make_generator(layout, 0, bases)
     generator.decoders = torch.nn.ModuleList(Numbered(numbers) for numbers in chunks)
-    values = generator.decode(torch.zeros(2**layout.n_qubits, layout.n_features))
+    values = generator.decode(torch.zeros(2**layout.ansatz.n_qubits, layout.n_features))
     return chunks, {tensor.path: v for tensor, v in zip(layout.tensors, values, strict=True)}
 
 
@@ -159,7 +173,7 @@ def numbered_chunks(layout):
 
 
 PLANS = st.one_of(
-    st.builds(PlanLayout, generator=st.just("aligned"), heads=st.integers(1, 4), layers=st.integers(1, 4)),
+    st.builds(PlanLayout, generator=st.just("aligned"), circuits=st.integers(1, 4), layers=st.integers(1, 4)),
     st.builds(PlanLayout, generator=st.just("paper"), chunk_size=st.integers(1, 80)),
 )
 
@@ -182,8 +196,8 @@ def test_the_numbers_of_a_layout_follow_from_its_spec(spec, layout_pass):
     layout = layout_pass.run(spec, NOWHERE)
     assert layout.account.n_adapter == spec.n_numbers
     assert layout.provenance.parent == spec.digest
-    assert layout.n_chunks <= 2**layout.n_qubits
-    assert layout.n_qubits == 1 or layout.n_chunks > 2 ** (layout.n_qubits - 1)
+    assert layout.n_chunks <= 2**layout.ansatz.n_qubits
+    assert layout.ansatz.n_qubits == 1 or layout.n_chunks > 2 ** (layout.ansatz.n_qubits - 1)
 
 
 @given(specs())
@@ -212,14 +226,14 @@ def test_the_paper_lays_the_tensors_end_to_end_in_the_order_of_the_spec(spec, ch
 
 def test_the_default_has_a_circuit_a_layer_and_fills_the_rank(tmp_path):
     layout = plan(tmp_path, pycode_config(), PlanLayout())
-    assert (layout.generator, layout.n_circuits, layout.n_layers) == ("spectral", 6, 1)
+    assert (layout.generator, layout.n_circuits, layout.ansatz.n_layers) == ("spectral", 6, 1)
     n_spectrum = 7 * 31  # a factor for each direction that the vector leaves of rank 32
     n_a, n_b = 256 + 256 + 256 + 768, 4 * 256 + 2 * 768 + 256  # q, k and v share rows, gate and up too
     assert layout.account.n_decoder == 6 * (n_a + n_b + n_spectrum)
     assert layout.account.n_adapter == 32 * 6 * (4 * 512 + 3 * 1024)
-    assert layout.account.n_angles == 6 * layout.n_qubits
+    assert layout.account.n_angles == 6 * layout.ansatz.n_qubits
     assert len(layout.groups) == 4 + 7 + 7
-    assert layout.n_qubits == 3 + 5  # 6 windows, 18 groups
+    assert layout.ansatz.n_qubits == 3 + 5  # 6 windows, 18 groups
 
 
 def test_the_default_rank_is_32_or_the_smallest_side(tmp_path):
@@ -253,20 +267,20 @@ SPECTRAL = st.tuples(st.integers(1, 6), st.integers(2, 6)).flatmap(
 @settings(max_examples=50, deadline=None)
 def test_every_chunk_has_a_state_of_its_own_in_the_window_of_its_layer(drawn):
     n_layers, rank, n_heads, share_inputs = drawn
-    plan = PlanLayout(heads=n_heads, share_inputs=share_inputs)
+    plan = PlanLayout(circuits=n_heads, share_inputs=share_inputs)
     layout = plan.run(small_spec(n_layers, rank), NOWHERE)
     n_rows = -(-n_heads // n_layers)
     states = [state for group in layout.groups for state in group.states]
     assert len(states) == len(set(states)) == layout.n_chunks == len(layout.groups) * n_layers * n_rows
-    assert min(states) >= 0 and max(states) < 2**layout.n_qubits
-    n_below = layout.n_qubits - layout.windows.n_head_qubits
+    assert min(states) >= 0 and max(states) < 2**layout.ansatz.n_qubits
+    n_below = layout.ansatz.n_qubits - layout.features.windows.n_window_qubits
     for group in layout.groups:
         windows = [state >> n_below for state in group.states]
         assert windows == sorted(windows)
         assert set(windows) == set(range(n_heads))
         sizes = [windows.count(window) for window in range(n_heads)]
         assert max(sizes) - min(sizes) <= 1
-        assert max(sizes) <= 2**layout.windows.n_layer_qubits
+        assert max(sizes) <= 2**layout.features.windows.n_chunk_qubits
 
 
 @given(SPECTRAL)
@@ -274,7 +288,7 @@ def test_every_chunk_has_a_state_of_its_own_in_the_window_of_its_layer(drawn):
 def test_vectors_and_spectrum_fill_disjoint_rows_and_columns(drawn):
     n_layers, rank, n_heads, share_inputs = drawn
     spec = small_spec(n_layers, rank)
-    layout = PlanLayout(heads=n_heads, share_inputs=share_inputs).run(spec, NOWHERE)
+    layout = PlanLayout(circuits=n_heads, share_inputs=share_inputs).run(spec, NOWHERE)
     n_rows = -(-n_heads // n_layers)
     size = (rank - n_rows) // n_rows * n_rows
     _, values = numbered(layout)
@@ -297,7 +311,7 @@ def test_vectors_and_spectrum_fill_disjoint_rows_and_columns(drawn):
 
 
 def test_with_two_rows_a_layer_the_spectrum_fills_disjoint_columns():
-    layout = PlanLayout(heads=6).run(small_spec(3, 6), NOWHERE)
+    layout = PlanLayout(circuits=6).run(small_spec(3, 6), NOWHERE)
     group = next(group for group in layout.groups if group.name == "q_proj.spectrum")
     assert (group.n_chunks, group.chunk_size) == (6, 2)
     chunks, values = numbered(layout)
@@ -324,8 +338,8 @@ def test_modules_that_read_the_same_activations_share_the_rows_of_lora_a():
 
 def test_shared_rows_start_from_rows_of_their_own_and_the_basis_from_zero():
     spec = small_spec(2, 4)
-    layout = PlanLayout(heads=4).run(spec, NOWHERE)
-    initial, plain = initial_adapter(spec, layout), initial_adapter(spec)
+    layout = PlanLayout(circuits=4).run(spec, NOWHERE)
+    initial, plain = initial_adapter(spec, kept_rows(layout)), initial_adapter(spec)
     rows = [initial[f"layers.0.self_attn.{name}_proj.lora_A.weight"] for name in "qkv"]
     assert all(not torch.equal(a[:2], b[:2]) for a, b in itertools.combinations(rows, 2))
     for path, tensor in initial.items():
@@ -343,11 +357,11 @@ def test_layers_without_vectors_have_a_larger_share_of_nothing_but_their_spectru
     _, values = numbered(layout)
     assert not bool((values["layers.0.self_attn.q_proj.lora_A.weight"][0] == BASIS).any())
     assert bool((values["layers.0.self_attn.k_proj.lora_A.weight"][:3] == BASIS).all())
-    assert not bool(initial_adapter(spec, layout)["layers.0.self_attn.k_proj.lora_A.weight"].any())
+    assert not bool(initial_adapter(spec, kept_rows(layout))["layers.0.self_attn.k_proj.lora_A.weight"].any())
 
 
 def test_without_any_vectors_the_spectrum_has_the_whole_rank():
-    layout = PlanLayout(vectors=("none",), heads=1).run(small_spec(2, 4), NOWHERE)
+    layout = PlanLayout(vectors=("none",), circuits=1).run(small_spec(2, 4), NOWHERE)
     assert {group.axis for group in layout.groups} == {"spectrum"}
     assert {group.chunk_size for group in layout.groups} == {4}
     assert layout.account.n_decoder == 5 * 4
@@ -376,25 +390,25 @@ def spec():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"generator": "flat"}, r"--generator: expected spectral, aligned or paper, found flat"),
-        ({"features": "none"}, r"--features: expected circuit, classical, random or bits, found none"),
-        ({"heads": 2}, r"--heads: expected at most 1, 1 a layer with rank 2, found 2; lower it or raise"),
+        ({"generator": "flat"}, r"generator: expected spectral, aligned or paper, found flat"),
+        ({"features": "none"}, r"features: expected circuit, classical, random or bits, found none"),
+        ({"circuits": 2}, r"circuits: expected at most 1, 1 a layer with rank 2, found 2; lower it or raise"),
         (
             {"vectors": ("up_proj",)},
-            r"--vectors: expected all, none, or some of down_proj, q_proj, found up",
+            r"vectors: expected all, none, or some of down_proj, q_proj, found up",
         ),
-        ({"vectors": ("none",), "spectrum": False}, r"--vectors: expected vectors or a spectrum on every"),
-        ({"vectors": ("q_proj",), "spectrum": False}, r"--vectors: .* on every layer, found neither on some"),
-        ({"layers": 0}, r"--layers: expected a whole number of at least 1, found 0"),
-        ({"heads": 0}, r"--heads: expected a whole number of at least 1, found 0"),
-        ({"heads": -2}, r"--heads: expected a whole number of at least 1, found -2"),
-        ({"qubits": 0}, r"--qubits: expected a whole number of at least 1, found 0"),
-        ({"generator": "paper", "chunk_size": 0}, r"--chunk-size: expected a whole number of at least 1"),
-        ({"chunk_size": 64}, r"--chunk-size: .* with --generator spectral"),
-        ({"chunk_size": 64, "generator": "aligned"}, r"--chunk-size: .* with --generator aligned"),
-        ({"qubits": 2}, r"--qubits: expected at least 3 for 6 chunks, found 2"),
-        ({"qubits": 2, "generator": "aligned"}, r"--qubits: expected at least 3 for 8 chunks, found 2"),
-        ({"qubits": 25}, r"--qubits: expected at most 24, found 25; simulation needs memory"),
+        ({"vectors": ("none",), "spectrum": False}, r"vectors: expected vectors or a spectrum on every"),
+        ({"vectors": ("q_proj",), "spectrum": False}, r"vectors: .* on every layer, found neither on some"),
+        ({"layers": 0}, r"layers: expected a whole number of at least 1, found 0"),
+        ({"circuits": 0}, r"circuits: expected a whole number of at least 1, found 0"),
+        ({"circuits": -2}, r"circuits: expected a whole number of at least 1, found -2"),
+        ({"qubits": 0}, r"qubits: expected a whole number of at least 1, found 0"),
+        ({"generator": "paper", "chunk_size": 0}, r"chunk_size: expected a whole number of at least 1"),
+        ({"chunk_size": 64}, r"chunk_size: .* with `generator` spectral"),
+        ({"chunk_size": 64, "generator": "aligned"}, r"chunk_size: .* with `generator` aligned"),
+        ({"qubits": 2}, r"qubits: expected at least 3 for 6 chunks, found 2"),
+        ({"qubits": 2, "generator": "aligned"}, r"qubits: expected at least 3 for 8 chunks, found 2"),
+        ({"qubits": 25}, r"qubits: expected at most 24, found 25; simulation needs memory"),
     ],
 )
 def test_an_option_out_of_range_is_refused(spec, options, message):
@@ -406,35 +420,35 @@ def test_chunks_beyond_24_qubits_ask_for_larger_chunks(tmp_path):
     config = GPT2Config(vocab_size=2**21, n_embd=8, n_layer=1, n_head=1)
     layout = PlanLayout(generator="paper", chunk_size=1)
     with pytest.raises(
-        OptionError, match=r"--qubits: expected at most 24, found 25; use a larger --chunk-size"
+        OptionError, match=r"qubits: expected at most 24, found 25; use a larger `chunk_size`"
     ):
         plan(tmp_path, config, layout, rank=8, targets=("lm_head",))
 
 
 def test_more_qubits_than_needed_are_allowed(spec):
-    layout = PlanLayout(generator="aligned", qubits=5, heads=2, layers=3).run(spec, NOWHERE)
-    assert layout.n_qubits == 5
+    layout = PlanLayout(generator="aligned", qubits=5, circuits=2, layers=3).run(spec, NOWHERE)
+    assert layout.ansatz.n_qubits == 5
     assert layout.account.n_angles == 2 * 3 * 5
     layout = PlanLayout(qubits=7, layers=3).run(spec, NOWHERE)
-    assert layout.n_qubits == 7
+    assert layout.ansatz.n_qubits == 7
     assert layout.account.n_angles == 1 * 3 * 7
 
 
 def test_a_spectrum_needs_a_rank_of_two(spec):
     one = spec_of([("0.q", 4, 4)], 1)
-    with pytest.raises(OptionError, match=r"--rank: expected at least 2.*or use --generator aligned"):
+    with pytest.raises(OptionError, match=r"rank: expected at least 2.*or use `generator` aligned"):
         PlanLayout().run(one, NOWHERE)
     assert PlanLayout(generator="aligned").run(one, NOWHERE).n_chunks == 2
 
 
 def test_a_rank_too_small_for_a_second_spectrum_needs_vectors_everywhere():
     spec = small_spec(2, 3)
-    layout = PlanLayout(heads=4).run(spec, NOWHERE)  # two rows a layer leave one direction for two chunks
+    layout = PlanLayout(circuits=4).run(spec, NOWHERE)  # two rows a layer leave one direction for two chunks
     assert {group.axis for group in layout.groups} == {"row", "column"}
-    with pytest.raises(OptionError, match=r"--vectors: .* on every layer, found neither on some"):
-        PlanLayout(heads=4, vectors=("q_proj",)).run(spec, NOWHERE)
+    with pytest.raises(OptionError, match=r"vectors: .* on every layer, found neither on some"):
+        PlanLayout(circuits=4, vectors=("q_proj",)).run(spec, NOWHERE)
 
 
 def test_a_chunk_is_never_larger_than_the_adapter(spec):
     layout = PlanLayout(generator="paper").run(spec, NOWHERE)
-    assert (layout.groups[0].chunk_size, layout.n_chunks, layout.n_qubits) == (spec.n_numbers, 1, 1)
+    assert (layout.groups[0].chunk_size, layout.n_chunks, layout.ansatz.n_qubits) == (spec.n_numbers, 1, 1)

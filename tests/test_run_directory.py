@@ -9,27 +9,32 @@ from qpa.documents import (
     Attachment,
     FrozenAdapter,
     LogicalCircuit,
+    Measurement,
+    NativeCircuit,
     TrainedGenerator,
     WeightLayout,
 )
 from qpa.errors import DocumentError, OptionError
-from qpa.store.run_directory import STAGES, DirectoryStore, RunDirectory, check_free
+from qpa.pipeline.stages import STAGES
+from qpa.store.run_directory import DirectoryStore, RunDirectory, check_free
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = ("llama", "aligned", "three-qubits", "generic", "twenty-steps", "llama")
+KINDS = tuple(stage.document for stage in STAGES)
+NAMES = ("llama", "aligned", "three-qubits", "generic", "twenty-steps", "exact", "llama")
 
 
-FILES = [GOLDEN / f"{kind.kind}-1" / f"{name}.json" for kind, name in zip(STAGES, NAMES, strict=True)]
+FILES = [GOLDEN / f"{kind.kind}-1" / f"{name}.json" for kind, name in zip(KINDS, NAMES, strict=True)]
 
 
 def stage_documents():
-    """Return the golden run as today's qpa would have written it, each document the parent of the next."""
-    documents, parent = [], None
-    for kind, file in zip(STAGES, FILES, strict=True):
-        document = kind.from_json(file.read_bytes(), file.name)
-        provenance = document.provenance.model_copy(update={"parent": parent})
+    """Return the golden run as today's qpa would have written it, each document with its parent."""
+    documents, digests = [], {None: None}
+    for stage, file in zip(STAGES, FILES, strict=True):
+        document = stage.document.from_json(file.read_bytes(), file.name)
+        parent = {"parent": digests[stage.made_from]}
+        provenance = document.provenance.model_copy(update=parent)
         documents.append(document.model_copy(update={"provenance": provenance}))
-        parent = documents[-1].digest
+        digests[stage.document] = documents[-1].digest
     return documents
 
 
@@ -60,9 +65,9 @@ def put_stale(run, document):
 
 def test_a_run_holds_the_documents_that_were_written(run):
     assert run.read_through(FrozenAdapter) == tuple(DOCUMENTS)
-    assert [run.read(kind) for kind in STAGES] == DOCUMENTS
-    assert all(run.has(kind) for kind in STAGES)
-    assert sorted(file.name for file in run.path.iterdir()) == sorted(kind.file_name() for kind in STAGES)
+    assert [run.read(kind) for kind in KINDS] == DOCUMENTS
+    assert all(run.has(kind) for kind in KINDS)
+    assert sorted(file.name for file in run.path.iterdir()) == sorted(kind.file_name() for kind in KINDS)
 
 
 def test_an_empty_directory_becomes_a_run(tmp_path):
@@ -120,12 +125,15 @@ def test_a_block_that_fails_leaves_no_new_run(tmp_path):
 
 
 def test_a_run_of_the_first_schemas_is_read(tmp_path):
-    for kind, file in zip(STAGES, FILES, strict=True):
-        (tmp_path / kind.file_name()).write_bytes(file.read_bytes())
+    """Circuits were not measured again in those days, and training was made from the native circuit."""
+    kinds = [kind for kind in KINDS if kind is not Measurement]
+    for kind, file in zip(KINDS, FILES, strict=True):
+        if kind in kinds:
+            (tmp_path / kind.file_name()).write_bytes(file.read_bytes())
     run = RunDirectory.open(tmp_path)
     documents = run.read_through(FrozenAdapter)
-    assert [type(document) for document in documents] == list(STAGES)
-    assert run.read(WeightLayout).features == "circuit"
+    assert [type(document) for document in documents] == kinds
+    assert run.read(WeightLayout).features.kind == "circuit"
 
 
 def test_opening_what_is_no_run_says_how_to_make_one(tmp_path):
@@ -135,23 +143,24 @@ def test_opening_what_is_no_run_says_how_to_make_one(tmp_path):
         RunDirectory.open(tmp_path)
 
 
-@pytest.mark.parametrize("kind", STAGES[1:])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_a_missing_stage_names_the_command_that_makes_it(run, kind):
     (run.path / kind.file_name()).unlink()
-    command = "qpa train" if kind in (TrainedGenerator, FrozenAdapter) else "qpa plan"
+    trained = (TrainedGenerator, Measurement, FrozenAdapter)
+    command = "qpa train" if kind in trained else "qpa plan"
     with pytest.raises(DocumentError, match=f"{kind.file_name()}: .* found nothing; run {command} first"):
         run.read(kind)
     assert not run.has(kind)
 
 
-@pytest.mark.parametrize("index", range(1, len(STAGES)))
+@pytest.mark.parametrize("index", range(1, len(KINDS)))
 def test_a_stage_whose_parent_changed_is_stale(run, index):
-    parent = DOCUMENTS[index - 1]
+    parent = DOCUMENTS[KINDS.index(STAGES[index].made_from)]
     changed = parent.model_copy(update={"provenance": parent.provenance.model_copy(update={"seed": 8})})
     put_stale(run, changed)
-    stale = f"{STAGES[index].file_name()}: expected a document made from this {parent.file_name()}"
+    stale = f"{KINDS[index].file_name()}: expected a document made from this {parent.file_name()}"
     with pytest.raises(DocumentError, match=re.escape(stale)) as caught:
-        run.read(STAGES[index])
+        run.read(KINDS[index])
     assert "stale: run the passes again" in caught.value.advice
 
 
@@ -175,10 +184,22 @@ def test_a_stage_of_another_kind_is_refused(run):
         run.read(WeightLayout)
 
 
-@pytest.mark.parametrize("index", range(len(STAGES)))
-def test_writing_a_stage_drops_the_later_ones(run, index):
+@pytest.mark.parametrize("index", range(len(KINDS)))
+def test_writing_a_stage_drops_what_is_made_from_it(run, index):
     run.write(DOCUMENTS[index])
-    assert [run.has(kind) for kind in STAGES] == [place <= index for place in range(len(STAGES))]
+    # The native circuit and what is trained are made from the logical circuit, and not from each other.
+    kept = KINDS if KINDS[index] is NativeCircuit else KINDS[: index + 1]
+    assert [run.has(kind) for kind in KINDS] == [kind in kept for kind in KINDS]
+
+
+def test_a_native_circuit_that_is_missing_or_stale_keeps_nobody_from_what_was_trained(run):
+    native = DOCUMENTS[KINDS.index(NativeCircuit)]
+    provenance = native.provenance.model_copy(update={"parent": "sha256:" + "0" * 64})
+    put_stale(run, native.model_copy(update={"provenance": provenance}))
+    others = tuple(document for document in DOCUMENTS if document != native)
+    assert run.read_through(FrozenAdapter) == others
+    (run.path / NativeCircuit.file_name()).unlink()
+    assert run.read_through(FrozenAdapter) == others
 
 
 # Files beside the documents

@@ -2,10 +2,12 @@ import hashlib
 
 import pytest
 
-from qpa.circuits.ry_cnot_chain import ry_cnot_chain, to_openqasm3
+from qpa.circuits.qiskit_files import to_openqasm3
 from qpa.documents import (
     ChunkedTensor,
     ChunkGroup,
+    Decoder,
+    Features,
     LogicalCircuit,
     ParameterAccount,
     Provenance,
@@ -16,6 +18,7 @@ from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.pipeline.pipeline import Pipeline, verify
 from qpa.store.run_directory import DirectoryStore
+from tests.chains import chain, ry_cnot_chain
 
 
 def layout(n_circuits, n_layers, n_qubits):
@@ -26,21 +29,22 @@ def layout(n_circuits, n_layers, n_qubits):
         tensors=(ChunkedTensor(path="q_proj.lora_A.weight", shape=(4, 8)),),
         states=(0,),
         chunk_size=32,
-        decoder_widths=(n_circuits, 32),
-        decoder_bias=False,
+        decoder=Decoder(kind="linear", widths=(n_circuits, 32), has_bias=False),
     )
     return WeightLayout(
         provenance=Provenance(pass_name="test", options=(), seed=0, qpa_version="0", parent=None),
         generator="paper",
-        features="circuit",
-        n_circuits=n_circuits,
-        n_layers=n_layers,
-        n_qubits=n_qubits,
-        windows=None,
-        index_bits=False,
+        features=Features(kind="circuit", n_circuits=n_circuits, windows=None, has_index_bits=False),
+        ansatz=chain(n_layers, n_qubits),
+        seed=0,
+        budget=None,
+        sizes=(),
         groups=(group,),
         account=ParameterAccount(
-            n_angles=n_circuits * n_layers * n_qubits, n_decoder=32 * n_circuits, n_adapter=32
+            n_angles=n_circuits * n_layers * n_qubits,
+            n_control=0,
+            n_decoder=32 * n_circuits,
+            n_adapter=32,
         ),
     )
 
@@ -51,7 +55,8 @@ def test_the_document_has_the_layouts_numbers_and_its_file(tmp_path, shape):
     document = SynthesizeCircuit().run(source, PassContext(5, DirectoryStore(tmp_path)))
     verify(document, "synthesize-circuit")
     text = (tmp_path / "logical-circuit.qasm").read_bytes()
-    assert (document.n_circuits, document.n_layers, document.n_qubits) == shape
+    ansatz = document.ansatz
+    assert (document.n_circuits, ansatz.n_layers, ansatz.n_qubits) == shape
     assert text.decode() == to_openqasm3(ry_cnot_chain(*shape[1:]))
     assert document.openqasm.file == "logical-circuit.qasm"
     assert document.openqasm.sha256 == hashlib.sha256(text).hexdigest()

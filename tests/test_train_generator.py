@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from qpa.adapters.attach import adapter_parameters
-from qpa.documents import AdapterSpec, FrozenAdapter, NativeCircuit, TrainedGenerator, WeightLayout
+from qpa.documents import AdapterSpec, FrozenAdapter, LogicalCircuit, TrainedGenerator, WeightLayout
 from qpa.errors import CheckpointError, DataError, DivergedError, DocumentError, ModelError, OptionError
 from qpa.passes import planning_pipeline, training_pipeline
 from qpa.passes import train_generator as module
@@ -33,7 +33,7 @@ def plan(
 ) -> RunDirectory:
     pipeline = planning_pipeline(
         InspectModel(str(model), **{"rank": 2, **(inspect or {})}),
-        PlanLayout(**{"heads": 2, "layers": 2, **layout}),
+        PlanLayout(**{"circuits": 2, "layers": 2, **layout}),
         TranspileCircuit(),
     )
     out.mkdir(parents=True)
@@ -43,7 +43,7 @@ def plan(
 
 
 def train(run: RunDirectory, data: Path, *, seed: int = 0, **options: Any) -> FrozenAdapter:
-    documents = run.read_through(NativeCircuit)
+    documents = run.read_through(LogicalCircuit)
     step = TrainGenerator(
         **{
             "data": str(data),
@@ -202,7 +202,9 @@ def arrays(run: RunDirectory) -> dict[str, torch.Tensor]:
     return load_file(run.files.get(run.read(TrainedGenerator).arrays))
 
 
-@pytest.mark.parametrize("options", [{}, {"heads": None}, {"features": "random"}, {"features": "classical"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"circuits": None}, {"features": "random"}, {"features": "classical"}]
+)
 def test_before_the_first_step_the_bases_are_there_and_the_function_is_the_base_models(
     llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
@@ -354,7 +356,7 @@ def test_rows_without_a_completion_inside_max_length_are_refused(llama: Path, tm
 @pytest.mark.parametrize("generator", ["spectral", "aligned", "paper"])
 def test_an_adapter_on_the_head_learns(llama: Path, text_file: Path, tmp_path: Path, generator: str) -> None:
     """TRL's fused head knows only the base weight; an adapter on the head must train all the same."""
-    layout = {"heads": None, "layers": None, "generator": generator}
+    layout = {"circuits": None, "layers": None, "generator": generator}
     layout |= {"chunk_size": 64} if generator == "paper" else {}
     run = plan(llama, tmp_path / "run", inspect={"targets": ("lm_head",)}, **layout)
     result = train(run, text_file, max_steps=8, lr=1e-2).result
@@ -457,7 +459,7 @@ def test_a_spectrum_on_cuda_learns_as_much_as_on_the_cpu(
 @pytest.mark.assets
 def test_a_real_model_learns_a_real_text(assets: Path, tmp_path: Path) -> None:
     run = plan(
-        assets / "models" / "stories260K", tmp_path / "run", inspect={"rank": 8}, heads=None, layers=None
+        assets / "models" / "stories260K", tmp_path / "run", inspect={"rank": 8}, circuits=None, layers=None
     )
     text = tmp_path / "bard.txt"
     text.write_text((assets / "data" / "tinyshakespeare" / "input.txt").read_text()[:40_000])

@@ -11,22 +11,22 @@ from qiskit.circuit.library import CXGate, Measure
 from qiskit.quantum_info import Statevector
 from qiskit.transpiler import InstructionProperties, Target
 
-from qpa.circuits.ry_cnot_chain import load_qpy, ry_cnot_chain
+from qpa.circuits.qiskit_files import load_qpy
+from qpa.circuits.targets import find_device, success_probability
 from qpa.documents import Attachment, GateCount, LogicalCircuit, NativeCircuit, Provenance
 from qpa.errors import TargetError
-from qpa.passes.transpile_circuit import TranspileCircuit, find_device, success_probability
+from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.pipeline.pipeline import verify
 from qpa.store.run_directory import DirectoryStore
+from tests.chains import chain, ry_cnot_chain
 
 
 def logical_circuit(n_layers, n_qubits):
     return LogicalCircuit(
         provenance=Provenance(pass_name="test", options=(), seed=0, qpa_version="0", parent=None),
-        ansatz="ry-cnot-chain",
+        ansatz=chain(n_layers, n_qubits),
         n_circuits=2,
-        n_layers=n_layers,
-        n_qubits=n_qubits,
         qubit_order="qubit 0 is the most significant bit",
         openqasm=Attachment(file="logical-circuit.qasm", sha256="0" * 64, n_bytes=0),
     )

@@ -23,29 +23,29 @@ from transformers.pytorch_utils import Conv1D
 
 from qpa.adapters.experts import expert_layer, parameter_name, parameter_part, trained_part
 from qpa.adapters.feed_forward import FeedForwardModel
+from qpa.adapters.initial_values import initial_value
 from qpa.adapters.parameter_view import AdapterParameter, ParameterView, leaf_of
-from qpa.documents import EMBEDDING_ROLES, METHOD_NAMES, AdapterSpec, AdapterTensor, TensorShape, WeightLayout
+from qpa.documents import EMBEDDING_ROLES, METHOD_NAMES, AdapterSpec, AdapterTensor, TensorShape
 from qpa.errors import ModelError
-from qpa.generators.generator import initial_value
 from qpa.seeds import split_seed
 
 ADAPTER_NAME = "default"
 
 
-def attach_adapter(model: Any, spec: AdapterSpec, layout: WeightLayout | None = None) -> Any:
+def attach_adapter(model: Any, spec: AdapterSpec, n_kept_rows: Mapping[str, int] | None = None) -> Any:
     """Wrap a base model with a trainable float32 adapter at its initial values.
 
     All but a prefix leave the model what it was: lora_B and ffa_up are zero, IA3's scales one.
 
     Args:    model: transformers model; changed in place.
              spec: its seed draws lora_A, ffa_down, and a prefix's tokens.
-             layout: of the generator that will train it, see `initial_adapter`.
+             n_kept_rows: see `initial_adapter`.
     Returns: a `peft.PeftModel` or a `FeedForwardModel` on the model's device.
     Raises:  ModelError: PEFT does not make exactly the tensors of the spec.
     """
     wrapped = wrap_model(model, spec)
     parameters = adapter_parameters(wrapped, spec)
-    set_adapter(parameters, initial_adapter(spec, layout, _values_of_base(wrapped, spec)))
+    set_adapter(parameters, initial_adapter(spec, n_kept_rows, _values_of_base(wrapped, spec)))
     return wrapped
 
 
@@ -226,12 +226,14 @@ def _no_prefix(model: Any, found: str) -> ModelError:
 
 
 def initial_adapter(
-    spec: AdapterSpec, layout: WeightLayout | None = None, from_base: Mapping[str, Tensor] | None = None
+    spec: AdapterSpec,
+    n_kept_rows: Mapping[str, int] | None = None,
+    from_base: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Return the adapter's tensors before training, float32, by path.
 
-    Args:    layout: rows of lora_A that no chunk of it fills start at zero: its generator puts the basis
-             of a spectrum there. None: every row as the spec says.
+    Args:    n_kept_rows: how many rows of some tensors stay as the spec says; those after them start at zero,
+             because the generator puts something fixed there (`qpa.generators.chunks.kept_rows`).
              from_base: the values that the base model gives, by path.
     """
     seed = spec.provenance.seed
@@ -240,16 +242,9 @@ def initial_adapter(
         if tensor.initial != "base":
             shape = TensorShape(path=tensor.path, shape=tensor.shape)
             values[tensor.path] = initial_value(shape, tensor.initial, seed)
-    for path, n_rows in _generated_rows(layout).items():
+    for path, n_rows in (n_kept_rows or {}).items():
         values[path][n_rows:] = 0
     return {tensor.path: values[tensor.path] for tensor in spec.tensors}
-
-
-def _generated_rows(layout: WeightLayout | None) -> dict[str, int]:
-    """Return how many rows of each lora_A are chunks, where not all of them are."""
-    groups = layout.groups if layout and layout.generator == "spectral" else ()
-    rows = {t.path: 0 for group in groups for t in group.tensors if group.axis == "spectrum" and not t.chunks}
-    return rows | {t.path: len(t.chunks) for group in groups for t in group.tensors if group.axis == "row"}
 
 
 @torch.no_grad()

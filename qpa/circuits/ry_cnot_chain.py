@@ -1,109 +1,92 @@
-"""What a LogicalCircuit means, as Qiskit objects, OpenQASM 3 text and QPY bytes.
+"""ry-cnot-chain: layers of RY on every qubit, each followed by a linear chain of CNOTs.
 
-Bit order: qubit 0 is the most significant bit of the chunk index. Qiskit counts the other way, so
-qubit k is measured into classical bit n-1-k, and the measured integer is the chunk index.
+|0..0>, then n_layers times [RY(t[layer * n_qubits + qubit]) on every qubit; CNOT(0,1) .. CNOT(n-2,n-1)].
+
+RY and CNOT are real, and so the amplitudes are. The chain maps a basis state's bits to their prefix sums
+modulo 2, which is the gather new[y] = old[y ^ (y >> 1)].
+
+Source: arXiv 2410.09846, section 3; bit order ours.
 """
 
 from __future__ import annotations
 
-import io
-import uuid
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, ClassVar, final
 
-from qpa.documents import LogicalCircuit
-from qpa.errors import DocumentError
+from qpa.circuits.ansatz import AnsatzKind, parameters
+from qpa.documents import Ansatz
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
+    from torch import Tensor
 
-ANGLES = "t"
-"""Name of the parameter vector: t[layer * n_qubits + qubit], radians."""
+MAX_DENSE_QUBITS = 7
+"""Up to here one matrix of side 2**n_qubits a layer is faster (`python -m benchmarks.circuit_time`)."""
 
 
-def ry_cnot_chain(n_layers: int, n_qubits: int, *, measured: bool = True) -> QuantumCircuit:
-    """Build the parametric circuit: layers of RY on every qubit, each followed by a linear CNOT chain.
+@final
+class RyCnotChain(AnsatzKind):
+    """The chain of the paper.
 
-    |0..0>, then n_layers times [RY(t[layer, qubit]) on every qubit; CNOT(0,1) .. CNOT(n-2,n-1)].
-
-    Args:    measured: end with qubit k measured into classical bit n-1-k. Without it there are no
-             classical bits, and `Statevector(circuit.reverse_bits())` is indexed by chunk.
-    Returns: a circuit with the ParameterVector "t" of n_layers * n_qubits angles, radians. Circuits of
-             one shape share their parameters.
-    Source:  arXiv 2410.09846, section 3; bit order ours.
+    The exact simulation has two forms, each with a backward pass of its own:
+    `qpa.circuits.sources.dense_chain` is faster for up to seven qubits,
+    `qpa.circuits.sources.kronecker_chain` beyond.
     """
-    from qiskit import QuantumCircuit
-    from qiskit.circuit import ParameterVector
 
-    name = f"ry-cnot-chain-{n_layers}x{n_qubits}"
-    # A random identity, Qiskit's default, would make every QPY file of the same circuit another one.
-    identity = uuid.uuid5(uuid.NAMESPACE_OID, f"qpa:{name}")
-    angles = ParameterVector(ANGLES, n_layers * n_qubits, uuid=identity)
-    circuit = QuantumCircuit(n_qubits, n_qubits if measured else 0, name=name)
-    for layer in range(n_layers):
-        for qubit in range(n_qubits):
-            circuit.ry(angles[layer * n_qubits + qubit], qubit)
-        for qubit in range(n_qubits - 1):
-            circuit.cx(qubit, qubit + 1)
-    if measured:
-        circuit.measure(range(n_qubits), range(n_qubits)[::-1])
-    return circuit
+    name: ClassVar[str] = "ry-cnot-chain"
+    entanglement: ClassVar[str] = "linear"
+    # Amplitudes of random real states are normal: the mean is that of |N(0, 1)|.
+    feature_mean: ClassVar[float] = math.sqrt(2 / math.pi)
 
+    def n_angles(self, n_qubits: int, n_layers: int) -> int:
+        """Return one angle a qubit and layer."""
+        return n_layers * n_qubits
 
-def to_qiskit(document: LogicalCircuit, *, measured: bool = True) -> QuantumCircuit:
-    """Build one of the document's `n_circuits` equal circuits, as `ry_cnot_chain` does."""
-    return ry_cnot_chain(document.n_layers, document.n_qubits, measured=measured)
+    def build(self, ansatz: Ansatz) -> QuantumCircuit:
+        """Return the chain; its angle i is that of qubit i % n_qubits in layer i // n_qubits."""
+        from qiskit import QuantumCircuit
 
+        n_layers, n_qubits = ansatz.n_layers, ansatz.n_qubits
+        angles = parameters(ansatz)
+        circuit = QuantumCircuit(n_qubits, name=f"{ansatz.kind}-{n_layers}x{n_qubits}")
+        for layer in range(n_layers):
+            for qubit in range(n_qubits):
+                circuit.ry(angles[layer * n_qubits + qubit], qubit)
+            for qubit in range(n_qubits - 1):
+                circuit.cx(qubit, qubit + 1)
+        return circuit
 
-def to_openqasm3(circuit: QuantumCircuit) -> str:
-    """Write a circuit as OpenQASM 3 text that ends in a newline.
+    def probabilities(self, ansatz: Ansatz, angles: Tensor) -> Tensor:
+        """Simulate the chain by the form that is faster for its number of qubits."""
+        from qpa.circuits.sources.dense_chain import DenseChain
+        from qpa.circuits.sources.kronecker_chain import KroneckerChain
 
-    OpenQASM has no array of inputs: angle i is the float input `_t_<i>_`, to be bound by name.
-    """
-    from qiskit import qasm3
+        chain = DenseChain if ansatz.n_qubits <= MAX_DENSE_QUBITS else KroneckerChain
+        by_layer = angles.view(len(angles), ansatz.n_layers, ansatz.n_qubits)
+        probabilities: Tensor = chain.apply(by_layer)  # type: ignore[no-untyped-call]
+        return probabilities
 
-    text: str = qasm3.dumps(circuit)
-    return text.rstrip("\n") + "\n"
+    def window_angles(self, ansatz: Ansatz, bits: Tensor) -> Tensor:
+        """Return angles of a product state that the last layer makes alone.
 
+        It is RY(0) or RY(pi) on the qubits that number windows and RY(pi/2) on the others. The CNOTs after it
+        map bits to prefix sums modulo 2, so each of the former is turned by the difference of two
+        neighbouring bits.
+        """
+        n_circuits, n_window_qubits = bits.shape
+        flips = bits.clone()
+        flips[:, 1:] = (bits[:, 1:] - bits[:, :-1]).abs()
+        angles = bits.new_zeros(n_circuits, ansatz.n_layers, ansatz.n_qubits)
+        angles[:, -1, :n_window_qubits] = math.pi * flips
+        angles[:, -1, n_window_qubits:] = math.pi / 2
+        return angles.flatten(1)
 
-def dump_qpy(circuit: QuantumCircuit) -> bytes:
-    """Write a circuit in Qiskit's QPY format, the same bytes for the same circuit in every process.
+    def last_layer_permutation(self, ansatz: Ansatz) -> Tensor:
+        """Return the gather of the last chain of CNOTs."""
+        import torch
 
-    The transpiler's layout is left out; the NativeCircuit document has it as `physical_qubits`.
-    """
-    from qiskit import qpy
-
-    buffer = io.BytesIO()
-    qpy.dump(_without_layout(circuit), buffer)
-    return buffer.getvalue()
-
-
-def load_qpy(content: bytes, subject: str) -> QuantumCircuit:
-    """Read the one circuit of a QPY file.
-
-    Qiskit's reader believes the lengths in the file: read only what `FileStore.get` has checked.
-
-    Args:    subject: the file's name, for error messages.
-    Raises:  DocumentError: no QPY, one of a newer Qiskit, or not one circuit.
-    """
-    from qiskit import qpy
-
-    try:
-        circuits = qpy.load(io.BytesIO(content))
-    # Besides QpyError the reader raises whatever the bytes happen to trip over.
-    except Exception as error:
-        raise DocumentError(subject, "a QPY file that this Qiskit reads", type(error).__name__) from error
-    if len(circuits) != 1:
-        raise DocumentError(subject, "one circuit", f"{len(circuits)} circuits")
-    return circuits[0]
+        index = torch.arange(2**ansatz.n_qubits)
+        return index ^ (index >> 1)
 
 
-def _without_layout(circuit: QuantumCircuit) -> QuantumCircuit:
-    # QPY lists the layout's registers in the order of a Python set, which no seed controls.
-    from qiskit import QuantumCircuit
-
-    bare = QuantumCircuit(
-        *circuit.qregs, *circuit.cregs, name=circuit.name, global_phase=circuit.global_phase
-    )
-    for instruction in circuit.data:
-        bare.append(instruction)
-    return bare
+RY_CNOT_CHAIN = RyCnotChain()

@@ -11,23 +11,27 @@ from qpa.documents.adapter_spec import (
     Method,
     module_of,
 )
+from qpa.documents.ansatz import MAX_QUBITS, Ansatz
 from qpa.documents.base import Attachment, Document, PassOption, Provenance, Record
 from qpa.documents.checkpoint import Checkpoint
 from qpa.documents.frozen_adapter import FrozenAdapter
 from qpa.documents.logical_circuit import LogicalCircuit
 from qpa.documents.manifest import MANIFEST_PATH, Manifest, read_manifest
+from qpa.documents.measurement import Measurement
 from qpa.documents.native_circuit import GateCount, NativeCircuit
 from qpa.documents.tensors import TensorShape
 from qpa.documents.trained_generator import TrainedGenerator, TrainingResult
 from qpa.documents.verification import EngineCheck, Verification
 from qpa.documents.weight_layout import (
-    MAX_QUBITS,
     ChunkedTensor,
     ChunkGroup,
+    Decoder,
     FeatureKind,
+    Features,
+    PlannedSize,
     WeightLayout,
     Windows,
-    n_feature_parameters,
+    account_of,
 )
 
 __all__ = [
@@ -38,22 +42,27 @@ __all__ = [
     "ROLES_OF",
     "AdapterSpec",
     "AdapterTensor",
+    "Ansatz",
     "Attachment",
     "BaseModelReference",
     "Checkpoint",
     "ChunkGroup",
     "ChunkedTensor",
+    "Decoder",
     "Document",
     "EngineCheck",
     "FeatureKind",
+    "Features",
     "FrozenAdapter",
     "GateCount",
     "LogicalCircuit",
     "Manifest",
+    "Measurement",
     "Method",
     "NativeCircuit",
     "ParameterAccount",
     "PassOption",
+    "PlannedSize",
     "Provenance",
     "Record",
     "TensorShape",
@@ -62,7 +71,7 @@ __all__ = [
     "Verification",
     "WeightLayout",
     "Windows",
+    "account_of",
     "module_of",
-    "n_feature_parameters",
     "read_manifest",
 ]

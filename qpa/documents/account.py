@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from qpa.documents.base import Record
+from qpa.documents.base import JsonObject, Record
 
 
 class ParameterAccount(Record):
-    """Trainable numbers of the generator against those of the adapter it generates.
+    """The trained numbers of the generator against those of the adapter it generates.
 
-    Args:    n_angles: trained numbers of the features: n_circuits * n_layers * n_qubits circuit angles,
-             or what a control has in their place.
-             n_decoder: decoder weights and biases of all groups.
+    Args:    n_angles: angles of all circuits.
+             n_control: numbers that a control trains in the circuits' place.
+             n_decoder: weights and biases of all groups' decoders.
              n_adapter: m, the trainable numbers of the same adapter without a generator.
     """
 
     n_angles: int
+    n_control: int
     n_decoder: int
     n_adapter: int
 
     @property
     def n_generator(self) -> int:
-        """Return all trainable numbers of the generator."""
-        return self.n_angles + self.n_decoder
+        """Return all trained numbers of the generator."""
+        return self.n_angles + self.n_control + self.n_decoder
 
     @property
     def percent(self) -> float:
         """Return the generator's size in percent of the adapter's."""
         return 100.0 * self.n_generator / self.n_adapter
+
+
+def with_control_account(content: JsonObject) -> JsonObject:
+    """Return the content of a document whose account did not tell a control's numbers from angles yet."""
+    account = content["account"]
+    if not isinstance(account, dict):
+        raise TypeError("an account is an object")
+    return content | {"account": account | {"n_control": 0}}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from qpa.documents.account import ParameterAccount
+from qpa.documents.account import ParameterAccount, with_control_account
 from qpa.documents.adapter_spec import EMBEDDING_ROLES, BaseModelReference, Method, check_tensors, module_of
 from qpa.documents.base import Attachment, Document, JsonObject
 from qpa.documents.tensors import TensorShape
@@ -19,17 +19,23 @@ def _upgrade_1(content: JsonObject) -> JsonObject:
     return content
 
 
+def _upgrade_2(content: JsonObject) -> JsonObject:
+    """Version 2 knew exact measurements only, and did not tell a control's numbers from angles."""
+    return with_control_account(content) | {"shots": None}
+
+
 class FrozenAdapter(Document):
     """Everything an exporter needs, and nothing else of the run.
 
     Args:    tensors: names as in the AdapterSpec, and shapes.
              arrays: safetensors with exactly these tensors, float32, equal to the live model's bits.
              probe: what the live model answered to a fixed prompt, see `qpa.models.probe`.
-             source: how the circuit was evaluated; "exact" is the noiseless simulator.
+             source: what measured the circuits, see `Measurement`; "exact" is the noiseless simulator.
+             shots: of each circuit; None where the source gives exact probabilities.
     """
 
     kind: ClassVar[str] = "frozen-adapter"
-    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1,)
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1, _upgrade_2)
 
     base: BaseModelReference
     method: Method
@@ -40,7 +46,8 @@ class FrozenAdapter(Document):
     tensors: tuple[TensorShape, ...]
     arrays: Attachment
     probe: Attachment
-    source: Literal["exact"]
+    source: str
+    shots: int | None
     account: ParameterAccount
     result: TrainingResult
 

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from qpa.documents.base import Attachment, Document
-from qpa.documents.weight_layout import MAX_QUBITS
+from qpa.documents.ansatz import Ansatz, chain_of_schema_1
+from qpa.documents.base import Attachment, Document, JsonObject
+
+
+def _upgrade_1(content: JsonObject) -> JsonObject:
+    """Version 1 knew one ansatz, and spread its record over the document."""
+    chain = chain_of_schema_1(content.pop("n_layers"), content.pop("n_qubits"), content.pop("ansatz"))
+    return content | {"ansatz": chain}
 
 
 class LogicalCircuit(Document):
-    """RY layers with a linear CNOT chain, `n_circuits` copies with angles of their own.
+    """One parametric circuit, of which a generator runs `n_circuits` copies with angles of their own.
 
-    One circuit: |0..0>, then n_layers times [RY(angle[layer, qubit]) on every qubit; CNOT(0,1),
-    CNOT(1,2) .. CNOT(n-2,n-1)], then all qubits are measured. Qubit 0 is the most significant bit of
-    the basis-state index, which is the chunk index. Angles are in radians.
+    A circuit starts in |0..0>, applies its ansatz, and measures all qubits. Qubit 0 is the most significant
+    bit of the basis state's index, which is the chunk index. Angles are in radians.
 
-    Args:    openqasm: the circuit as OpenQASM 3 text; the float input `_t_<i>_` is angle i,
-             i = layer * n_qubits + qubit, and classical bit k holds bit k of the chunk index.
+    Args:    openqasm: the circuit as OpenQASM 3 text; the float input `_t_<i>_` is angle i, and classical bit
+             k holds bit k of the chunk index.
     Source:  arXiv 2410.09846, section 3; bit order ours.
     """
 
     kind: ClassVar[str] = "logical-circuit"
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1,)
 
-    ansatz: Literal["ry-cnot-chain"]
+    ansatz: Ansatz
     n_circuits: int
-    n_layers: int
-    n_qubits: int
     qubit_order: Literal["qubit 0 is the most significant bit"]
     openqasm: Attachment
 
     @model_validator(mode="after")
     def _verify(self) -> Self:
-        if min(self.n_circuits, self.n_layers) < 1 or not 1 <= self.n_qubits <= MAX_QUBITS:
-            raise ValueError(f"circuits and layers must be at least 1, qubits within 1 and {MAX_QUBITS}")
+        if self.n_circuits < 1:
+            raise ValueError("there is at least 1 circuit")
         return self

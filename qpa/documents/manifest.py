@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from qpa.documents.account import ParameterAccount
+from qpa.documents.account import ParameterAccount, with_control_account
 from qpa.documents.adapter_spec import BaseModelReference, Method
 from qpa.documents.base import Attachment, Document, JsonObject
 from qpa.documents.trained_generator import TrainingResult
@@ -30,6 +30,11 @@ def _upgrade_2(content: JsonObject) -> JsonObject:
     return content | {"method": "lora"}
 
 
+def _upgrade_3(content: JsonObject) -> JsonObject:
+    """Version 3 did not tell a control's numbers from angles."""
+    return with_control_account(content)
+
+
 class Manifest(Document):
     """The contract of an exported directory.
 
@@ -46,7 +51,7 @@ class Manifest(Document):
     """
 
     kind: ClassVar[str] = "manifest"
-    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1, _upgrade_2)
+    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1, _upgrade_2, _upgrade_3)
 
     format: ExportFormat
     method: Method

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from qpa.documents.base import Attachment, Document, Record
+from qpa.documents.base import Attachment, Document, JsonObject, Record
 
 MAX_EXPONENT = 709.0
 
@@ -44,22 +45,34 @@ def perplexity_text(loss: float) -> str:
     return f"{math.exp(loss):.3f}" if loss < 50.0 else f"e^{loss:.1f}"
 
 
+def _upgrade_1(content: JsonObject) -> JsonObject:
+    """Version 1 knew one source of probabilities and one way to pull gradients back through it."""
+    return content | {"source": "exact", "gradient": "adjoint"}
+
+
 class TrainedGenerator(Document):
     """The result of train-generator.
 
-    Args:    arrays: safetensors; "angles" float32[n_circuits, n_layers, n_qubits] in radians and the
-             decoders' weights, named as in `qpa.generators.generator.Generator.state_dict()`; the adapter's
-             initial values that the base model gave, named "initial." and their path.
+    Args:    arrays: safetensors; what `state_dict()` of the generator names: "chunk_features.angles"
+             float32[n_circuits, n_angles] in radians, or "chunk_features.table" or "chunk_features.weights"
+             of a control, the decoders' weights, the bases; and the adapter's initial values that the base
+             model gave, named "initial." and their path.
              adapter: safetensors; the adapter's tensors as the training process held them, named as
              in the AdapterSpec, float32.
              probe: safetensors; what the live model answered to a fixed prompt, see `qpa.models.probe`.
+             source: what ran the circuits, a name in `qpa.circuits.sources.source.SOURCES`.
+             gradient: the estimator that pulled gradients back through it, a name in
+             `qpa.circuits.gradients.estimator.GRADIENTS`.
     """
 
     kind: ClassVar[str] = "trained-generator"
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1,)
 
     arrays: Attachment
     adapter: Attachment
     probe: Attachment
+    source: str
+    gradient: str
     result: TrainingResult
 
     @model_validator(mode="after")

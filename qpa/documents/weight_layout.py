@@ -1,20 +1,38 @@
-"""WeightLayout: which numbers form which chunk, how many circuits, which decoders, and what it costs."""
+"""WeightLayout: which numbers form which chunk, which features and decoders give them, and what it costs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from qpa.documents.account import ParameterAccount
+from qpa.documents.ansatz import MAX_QUBITS, Ansatz, chain_of_schema_1
 from qpa.documents.base import Document, JsonObject, Record
 from qpa.documents.tensors import TensorShape
 
-MAX_QUBITS = 24
-
-GeneratorKind = Literal["spectral", "aligned", "paper"]
 FeatureKind = Literal["circuit", "classical", "random", "bits"]
 ChunkAxis = Literal["row", "column", "spectrum", "flat"]
+
+
+class Decoder(Record):
+    """How the features of a group's chunks become their numbers.
+
+    Args:    kind: "linear": linear layers without activation (arXiv 2410.09846, mapping model).
+             widths: of the layers, from the number of features to the size of a chunk.
+             has_bias: every layer has a bias.
+    """
+
+    kind: Literal["linear"]
+    widths: tuple[int, ...]
+    has_bias: bool
+
+    @property
+    def n_parameters(self) -> int:
+        """Return how many numbers are trained in it."""
+        pairs = zip(self.widths, self.widths[1:], strict=False)
+        return sum((n_in + self.has_bias) * n_out for n_in, n_out in pairs)
 
 
 class ChunkedTensor(TensorShape):
@@ -32,17 +50,15 @@ class ChunkGroup(Record):
     """Chunks that share one decoder.
 
     A chunk is, for axis "row", a row of a tensor such as lora_A; for "column", a column of one such as
-    lora_B; for "spectrum", one
-    factor for each of chunk_size fixed rank-1 matrices u v^T, whose v are rows of lora_A after the
-    generated ones, and whose u, times their factors, are columns of lora_B; for "flat", numbers
-    i * chunk_size and following of the tensors raveled in C order and laid end to end, the last chunk
-    padded.
+    lora_B; for "spectrum", one factor for each of chunk_size fixed rank-1 matrices u v^T, whose v are rows of
+    lora_A after the generated ones, and whose u, times their factors, are columns of lora_B; for "flat",
+    numbers i * chunk_size and following of the tensors raveled in C order and laid end to end, the last
+    chunk padded.
 
     Args:    name: "q_proj.lora_A", or "all" for the flat layout.
              tensors: where the axis is "spectrum", lora_A and lora_B of each module in turn.
              states: the basis state of the circuits that gives each chunk its features.
-             decoder_widths: layer widths from n_features to chunk_size.
-             decoder_bias: every layer of the decoder has a bias.
+             decoder: takes the layout's n_features numbers and gives chunk_size.
     """
 
     name: str
@@ -50,25 +66,18 @@ class ChunkGroup(Record):
     tensors: tuple[ChunkedTensor, ...]
     states: tuple[int, ...]
     chunk_size: int
-    decoder_widths: tuple[int, ...]
-    decoder_bias: bool
+    decoder: Decoder
 
     @property
     def n_chunks(self) -> int:
         """Return the number of chunks."""
         return len(self.states)
 
-    @property
-    def n_decoder_parameters(self) -> int:
-        """Return the decoder's parameter count."""
-        pairs = zip(self.decoder_widths, self.decoder_widths[1:], strict=False)
-        return sum((n_in + self.decoder_bias) * n_out for n_in, n_out in pairs)
-
     @model_validator(mode="after")
     def _verify(self) -> Self:
         if self.chunk_size < 1 or not self.states:
             raise ValueError(f"{self.name}: a group has at least one chunk of at least one number")
-        if len(self.decoder_widths) < 2 or self.decoder_widths[-1] != self.chunk_size:
+        if len(self.decoder.widths) < 2 or self.decoder.widths[-1] != self.chunk_size:
             raise ValueError(f"{self.name}: the decoder must end in chunk_size numbers")
         if self.axis == "flat":
             self._verify_flat()
@@ -102,22 +111,70 @@ class ChunkGroup(Record):
 
 
 class Windows(Record):
-    """Circuit k starts spread evenly over the basis states whose first n_head_qubits bits are k.
+    """The windows of a layout: circuit k starts spread evenly over the basis states of window k.
 
-    Those are the chunks of a few neighbouring layers, the k-th window of them, in every group.
+    The window is told by the first n_window_qubits bits of a basis state. Its states are the chunks of a few
+    neighbouring layers of the model, in every group.
 
-    Args:    n_head_qubits: qubits that number the windows.
-             n_layer_qubits: qubits that number the chunks within one; the rest number the groups.
+    Args:    n_window_qubits: qubits that number the windows.
+             n_chunk_qubits: qubits that number a group's chunks within a window; the rest number the groups.
     """
 
-    n_head_qubits: int
-    n_layer_qubits: int
+    n_window_qubits: int
+    n_chunk_qubits: int
 
     def fit(self, n_qubits: int) -> bool:
         """Return whether circuits of a size have these qubits."""
-        return min(self.n_head_qubits, self.n_layer_qubits) >= 0 and (
-            self.n_head_qubits + self.n_layer_qubits <= n_qubits
+        return min(self.n_window_qubits, self.n_chunk_qubits) >= 0 and (
+            self.n_window_qubits + self.n_chunk_qubits <= n_qubits
         )
+
+
+class Features(Record):
+    """What a decoder sees of a chunk: numbers that depend on the chunk's basis state alone.
+
+    Args:    kind: "circuit": of the probability that circuit k gives the basis state; or a control in the
+             circuits' place: "classical" (a trained table), "random" (the circuits, whose angles stay as
+             they were drawn), "bits" (the bits of the basis state through one trained layer of tanh).
+             n_circuits: independent circuits, or columns of a control; each gives one number a chunk.
+             windows: where the circuits start; None: angles uniform in [-pi, pi).
+             has_index_bits: the bits of the basis state are features too, most significant first.
+    """
+
+    kind: FeatureKind
+    n_circuits: int
+    windows: Windows | None
+    has_index_bits: bool
+
+    def n_angles(self, ansatz: Ansatz) -> int:
+        """Return how many angles are trained."""
+        return self.n_circuits * ansatz.n_angles if self.kind == "circuit" else 0
+
+    def n_control(self, ansatz: Ansatz) -> int:
+        """Return how many numbers a control trains in the place of angles."""
+        if self.kind == "bits":
+            return self.n_circuits * (ansatz.n_qubits + 1)
+        if self.kind != "classical":
+            return 0
+        n_bits = ansatz.n_qubits
+        if self.windows is not None:
+            n_bits = self.windows.n_window_qubits + self.windows.n_chunk_qubits
+        return self.n_circuits << n_bits
+
+
+class PlannedSize(Record):
+    """One size that a plan could have had within or beside its budget.
+
+    Args:    words: how the size is made, "circuits 4".
+             n_trained: numbers that it trains.
+             loss_difference: how much higher than the chosen size's its loss is expected, in nats a token.
+             is_chosen: it is the size of this layout.
+    """
+
+    words: str
+    n_trained: int
+    loss_difference: float
+    is_chosen: bool
 
 
 def _upgrade_1(content: JsonObject) -> JsonObject:
@@ -140,6 +197,42 @@ def _upgrade_1(content: JsonObject) -> JsonObject:
     return content | {"features": "circuit", "windows": None, "groups": groups}
 
 
+def _upgrade_2(content: JsonObject) -> JsonObject:
+    """Version 2 spread its records over the document, and called the numbers of a control angles."""
+    groups: list[Any] = content["groups"]  # type: ignore[assignment]
+    for group in groups:
+        widths, has_bias = group.pop("decoder_widths"), group.pop("decoder_bias")
+        group["decoder"] = {"kind": "linear", "widths": widths, "has_bias": has_bias}
+    windows: Any = content.pop("windows")
+    if windows is not None:
+        windows = {
+            "n_window_qubits": windows["n_head_qubits"],
+            "n_chunk_qubits": windows["n_layer_qubits"],
+        }
+    features = {
+        "kind": content.pop("features"),
+        "n_circuits": content.pop("n_circuits"),
+        "windows": windows,
+        "has_index_bits": content.pop("index_bits"),
+    }
+    account: Any = content["account"]
+    is_control = features["kind"] in ("classical", "bits")
+    n_angles = account["n_angles"]
+    account = account | {
+        "n_angles": 0 if is_control else n_angles,
+        "n_control": n_angles if is_control else 0,
+    }
+    provenance: Any = content["provenance"]
+    return content | {
+        "features": features,
+        "ansatz": chain_of_schema_1(content.pop("n_layers"), content.pop("n_qubits")),
+        "account": account,
+        "seed": provenance["seed"],
+        "budget": None,
+        "sizes": [],
+    }
+
+
 class WeightLayout(Document):
     """How a generator's outputs become the adapter.
 
@@ -147,29 +240,25 @@ class WeightLayout(Document):
     "column" and one of axis "spectrum", which together fit its rank; decoders take n_features numbers;
     the account adds up.
 
-    Args:    generator: "spectral" (ours: rank-1 vectors shared over windows of layers, and factors of the
-             gradient's singular directions), "aligned" (ours: rank-1 vectors from random circuits) or
-             "paper" (arXiv 2410.09846: flat chunks, one affine mapping model).
-             features: "circuit", or a control of the same size: "classical" (a trained table in place
-             of the circuits), "random" (the circuits' angles stay as drawn), "bits" (the bits of the
-             basis state through one layer of tanh, no circuit).
-             n_circuits: independent circuits ("heads"), each giving one feature per chunk.
-             windows: where a spectral layout's circuits start; None: angles uniform in [-pi, pi).
-             index_bits: the bits of the basis state are features too, most significant first.
+    Args:    generator: a name in `qpa.generators.generator.GENERATORS`.
+             features: what decoders see of each chunk.
+             ansatz: of the circuits whose probabilities are features.
+             seed: of everything the generator and the adapter draw before training.
+             budget: most numbers to train, where the size was chosen by it.
+             sizes: the chosen size and its neighbours, by growing size; () without a budget.
     """
 
     kind: ClassVar[str] = "weight-layout"
-    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1,)
+    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1, _upgrade_2)
 
-    generator: GeneratorKind
-    features: FeatureKind
-    n_circuits: int
-    n_layers: int
-    n_qubits: int
-    windows: Windows | None
-    index_bits: bool
+    generator: str
+    features: Features
+    ansatz: Ansatz
     groups: tuple[ChunkGroup, ...]
     account: ParameterAccount
+    seed: int
+    budget: int | None
+    sizes: tuple[PlannedSize, ...]
 
     @property
     def n_chunks(self) -> int:
@@ -177,9 +266,14 @@ class WeightLayout(Document):
         return sum(group.n_chunks for group in self.groups)
 
     @property
+    def n_circuits(self) -> int:
+        """Return the number of independent circuits, or of a control's columns."""
+        return self.features.n_circuits
+
+    @property
     def n_features(self) -> int:
         """Return how many numbers a decoder sees per chunk."""
-        return self.n_circuits + (self.n_qubits if self.index_bits else 0)
+        return self.n_circuits + (self.ansatz.n_qubits if self.features.has_index_bits else 0)
 
     @property
     def tensors(self) -> tuple[TensorShape, ...]:
@@ -189,19 +283,13 @@ class WeightLayout(Document):
 
     @model_validator(mode="after")
     def _verify(self) -> Self:
-        # First of all, as powers of two follow from these.
-        if min(self.n_circuits, self.n_layers) < 1 or not 1 <= self.n_qubits <= MAX_QUBITS:
-            raise ValueError(f"circuits and layers must be at least 1, qubits within 1 and {MAX_QUBITS}")
-        if self.windows is not None and not self.windows.fit(self.n_qubits):
-            raise ValueError(f"{self.windows} do not fit {self.n_qubits} qubits")
+        windows, n_qubits = self.features.windows, self.ansatz.n_qubits
+        if self.n_circuits < 1:
+            raise ValueError("there is at least 1 circuit")
+        if windows is not None and not windows.fit(n_qubits):
+            raise ValueError(f"{windows} do not fit {n_qubits} qubits")
         self._verify_groups()
-        expected = ParameterAccount(
-            n_angles=n_feature_parameters(
-                self.features, self.n_circuits, self.n_layers, self.n_qubits, self.windows
-            ),
-            n_decoder=sum(group.n_decoder_parameters for group in self.groups),
-            n_adapter=sum(tensor.n_numbers for tensor in self.tensors),
-        )
+        expected = account_of(self.features, self.ansatz, self.groups)
         if self.account != expected:
             raise ValueError(f"the account {self.account} is not {expected}")
         return self
@@ -213,11 +301,12 @@ class WeightLayout(Document):
         if len(set(places)) != len(places):
             raise ValueError("a tensor belongs to one group only")
         states = [state for group in self.groups for state in group.states]
-        if len(set(states)) != len(states) or not all(0 <= s < 2**self.n_qubits for s in states):
-            raise ValueError(f"{len(states)} chunks need as many of the 2**{self.n_qubits} basis states")
+        n_qubits = self.ansatz.n_qubits
+        if len(set(states)) != len(states) or not all(0 <= s < 2**n_qubits for s in states):
+            raise ValueError(f"{len(states)} chunks need as many of the 2**{n_qubits} basis states")
         self._verify_ranks()
         for group in self.groups:
-            if group.decoder_widths[0] != self.n_features:
+            if group.decoder.widths[0] != self.n_features:
                 raise ValueError(f"{group.name}: the decoder must take {self.n_features} features")
 
     def _verify_ranks(self) -> None:
@@ -231,15 +320,12 @@ class WeightLayout(Document):
                     raise ValueError(f"{tensor.path}: {used[tensor.path]} columns do not fit its rank")
 
 
-def n_feature_parameters(
-    features: FeatureKind, n_circuits: int, n_layers: int, n_qubits: int, windows: Windows | None
-) -> int:
-    """Return how many numbers a kind of features trains."""
-    if features == "classical":
-        n_table = n_qubits if windows is None else windows.n_head_qubits + windows.n_layer_qubits
-        return n_circuits << n_table
-    return {
-        "circuit": n_circuits * n_layers * n_qubits,
-        "random": 0,
-        "bits": n_circuits * (n_qubits + 1),
-    }[features]
+def account_of(features: Features, ansatz: Ansatz, groups: Sequence[ChunkGroup]) -> ParameterAccount:
+    """Return the account of a generator with these features and groups."""
+    sizes = {tensor.path: tensor.n_numbers for group in groups for tensor in group.tensors}
+    return ParameterAccount(
+        n_angles=features.n_angles(ansatz),
+        n_control=features.n_control(ansatz),
+        n_decoder=sum(group.decoder.n_parameters for group in groups),
+        n_adapter=sum(sizes.values()),
+    )

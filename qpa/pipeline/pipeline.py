@@ -1,8 +1,8 @@
 """Passes, and how they are composed.
 
 Rules the pipeline enforces:
-1. A pass consumes what the pass before it produces, and requires only documents made earlier. Checked
-   when the pipeline is composed.
+1. A pass consumes, and requires, only documents made earlier; it gets the newest of each type. Checked when
+   the pipeline is composed.
 2. A document is verified again after every pass, by writing and reading it.
 3. Randomness comes only from the context's seed, split by the pass's name.
 """
@@ -27,22 +27,13 @@ class Pipeline:
 
     def __init__(self, *passes: Pass, given: tuple[type[Document], ...] = ()) -> None:
         self.passes = passes
-        source: type = given[-1] if given else type(None)
-        available = set(given)
+        available: set[type] = {type(None), *given}
         for index, step in enumerate(passes):
             before = ", ".join(earlier.name for earlier in passes[:index]) or "nothing"
-            if step.consumes is not source:
-                raise PipelineError(
-                    step.name,
-                    f"a {step.consumes.__name__} from the pass before",
-                    f"{source.__name__} (after {before})",
-                )
-            for needed in step.requires:
+            for needed in (step.consumes, *step.requires):
                 if needed not in available:
-                    raise PipelineError(
-                        step.name, f"a {needed.__name__} made earlier", f"none (after {before})"
-                    )
-            source = step.produces
+                    expected = f"a {needed.__name__} made earlier"
+                    raise PipelineError(step.name, expected, f"none (after {before})")
             available.add(step.produces)
 
     def run(
@@ -50,18 +41,20 @@ class Pipeline:
     ) -> PassContext:
         """Run all passes; return the context with their documents added.
 
-        Args:    source: what the first pass consumes.
+        Args:    source: a document to start from that the context does not have yet; None where it has all.
                  keep: called with every document as soon as it is verified.
         """
+        if source is not None and source not in context.documents:
+            context = replace(context, documents=(*context.documents, source))
         for index, step in enumerate(self.passes):
             context.progress(step.name, index, len(self.passes))
-            document = step.run(source, context)
+            is_first = step.consumes is type(None)
+            document = step.run(None if is_first else context.document(step.consumes), context)
             if not isinstance(document, step.produces):
                 raise PipelineError(step.name, f"a {step.produces.__name__}", type(document).__name__)
             verify(document, step.name)
             keep(document)
             context = replace(context, documents=(*context.documents, document))
-            source = document
         return context
 
 

@@ -2,7 +2,7 @@
 
 runs/bard/
   adapter-spec.json  weight-layout.json  logical-circuit.json  native-circuit.json
-  trained-generator.json  frozen-adapter.json
+  trained-generator.json  measurement.json  frozen-adapter.json
   logical-circuit.qasm  native-circuit.qpy  <sha256>.safetensors
   metrics.jsonl  checkpoints/step-00000100/
 """
@@ -18,37 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from qpa.documents import (
-    AdapterSpec,
-    Attachment,
-    Document,
-    FrozenAdapter,
-    LogicalCircuit,
-    NativeCircuit,
-    TrainedGenerator,
-    WeightLayout,
-)
+from qpa.documents import AdapterSpec, Attachment, Document
 from qpa.errors import DocumentError, OptionError
+from qpa.pipeline.stages import STAGES, Stage, ancestors, descendants, stages_through
 from qpa.store.atomic_files import TEMPORARY_PREFIX, locked_directory, new_directory, sha256_of, write_file
 
 D = TypeVar("D", bound=Document)
-
-STAGES: tuple[type[Document], ...] = (
-    AdapterSpec,
-    WeightLayout,
-    LogicalCircuit,
-    NativeCircuit,
-    TrainedGenerator,
-    FrozenAdapter,
-)
-"""The documents of a run, each the parent of the next."""
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 
 _ARRAYS = r"[0-9a-f]{64}\.safetensors"
 _OWN_FILES = rf"logical-circuit\.qasm|native-circuit\.qpy|metrics\.jsonl|{_ARRAYS}|\.lock|\.incomplete-.*"
-_MADE_BY = {TrainedGenerator: "qpa train", FrozenAdapter: "qpa train"}
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -132,7 +113,7 @@ def _is_own(entry: Path) -> bool:
         return False
     if entry.is_dir():
         return entry.name == CHECKPOINTS or entry.name.startswith(TEMPORARY_PREFIX)
-    stages = {stage.file_name() for stage in STAGES}
+    stages = {stage.document.file_name() for stage in STAGES}
     return entry.name in stages or re.fullmatch(_OWN_FILES, entry.name) is not None
 
 
@@ -171,10 +152,17 @@ class RunDirectory:
         return cls(path)
 
     def write(self, document: Document) -> None:
-        """Write a document and drop the stages after it, which it makes stale."""
+        """Write a document and drop what was made from the one before, which is stale now."""
         write_file(self.path / document.file_name(), document.to_json())
-        for later in STAGES[STAGES.index(type(document)) + 1 :]:
-            (self.path / later.file_name()).unlink(missing_ok=True)
+        self.drop_from(type(document), keep_first=True)
+
+    def drop_from(self, kind: type[Document], *, keep_first: bool = False) -> None:
+        """Remove a document and all that is made from it.
+
+        Args:    keep_first: keep the document itself.
+        """
+        for stale in (*(() if keep_first else (kind,)), *descendants(kind)):
+            (self.path / stale.file_name()).unlink(missing_ok=True)
 
     def has(self, kind: type[Document]) -> bool:
         """Return whether the stage's document is there."""
@@ -190,25 +178,44 @@ class RunDirectory:
         return document
 
     def read_through(self, last: type[Document]) -> tuple[Document, ...]:
-        """Read all stages up to and including `last`, oldest first.
+        """Read a stage and all stages before it that are there, oldest first.
+
+        A run of an older qpa lacks stages that this one has; what it has is checked all the same: every
+        document was made from one that is here.
 
         Raises:  DocumentError: one is missing, edited, newer than this qpa, or stale.
         """
         documents: list[Document] = []
-        parents: set[str | None] = {None}
-        for kind in STAGES[: STAGES.index(last) + 1]:
-            document, digest = self._read_file(kind)
-            if document.provenance.parent not in parents:
-                raise DocumentError(
-                    str(self.path / kind.file_name()),
-                    f"a document made from this {documents[-1].file_name() if documents else 'run'}",
-                    "one made from another",
-                    "it is stale: run the passes again (qpa plan --force, qpa train)",
-                )
+        digests: set[str | None] = {None}
+        missing: Stage | None = None
+        needed = {last, *ancestors(last)}
+        for stage in stages_through(last):
+            if not self.has(stage.document):
+                missing = missing or (stage if stage.document in needed else None)
+                continue
+            document, digest = self._read_file(stage.document)
+            if document.provenance.parent not in digests:
+                if stage.document not in needed:
+                    continue  # it is stale, and nothing here is made from it
+                raise self._missing(missing) if missing else self._stale(stage)
             documents.append(document)
             # A document of an older schema has one digest in its file and another once it is upgraded.
-            parents = {digest, document.digest}
+            digests |= {digest, document.digest}
+        if missing and not self.has(last):
+            raise self._missing(missing)
         return tuple(documents)
+
+    def _missing(self, stage: Stage) -> DocumentError:
+        path = self.path / stage.document.file_name()
+        expected, advice = f"a document made by {stage.made_by}", f"run {stage.made_by} first"
+        return DocumentError(str(path), expected, "nothing", advice)
+
+    def _stale(self, stage: Stage) -> DocumentError:
+        path = self.path / stage.document.file_name()
+        source = "run" if stage.made_from is None else stage.made_from.file_name()
+        expected = f"a document made from this {source}"
+        advice = "it is stale: run the passes again (qpa plan --force, qpa train)"
+        return DocumentError(str(path), expected, "one made from another", advice)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -221,8 +228,5 @@ class RunDirectory:
 
     def _read_file(self, kind: type[D]) -> tuple[D, str]:
         path = self.path / kind.file_name()
-        if not path.is_file():
-            made_by = _MADE_BY.get(kind, "qpa plan")
-            raise DocumentError(str(path), f"a document made by {made_by}", "nothing", f"run {made_by} first")
         content = path.read_bytes()
         return kind.from_json(content, str(path)), str(json.loads(content)["digest"])

@@ -18,7 +18,8 @@ from qpa.adapters.attach import set_adapter
 from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import DivergedError
-from qpa.generators.generator import Bases, basis_shapes
+from qpa.generators.chunks import basis_shapes
+from qpa.generators.generator import Bases
 from qpa.seeds import split_seed
 
 N_CALIBRATION_BATCHES = 8

@@ -105,6 +105,7 @@ def restore_optimizer(path: Path, optimizer: GeneratedAdapterOptimizer, document
     for group in state["param_groups"]:
         group["lr"] = document.lr
     state["generator"] = _with_prefix(tensors, "generator.")
+    state["measured"] = tensors.get("measured")
     state["inner"]["state"] = {
         index: {name: tensors[f"inner.{index}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
         for index in range(len(list(optimizer.generator.parameters())))
@@ -118,6 +119,8 @@ def optimizer_tensors(optimizer: GeneratedAdapterOptimizer) -> dict[str, Tensor]
     """Return all tensors of an optimizer's state on the CPU, by flat names."""
     state = optimizer.state_dict()
     tensors = {f"generator.{name}": tensor for name, tensor in state["generator"].items()}
+    if state["measured"] is not None:
+        tensors["measured"] = state["measured"]
     for index, moments in state["inner"]["state"].items():
         tensors |= {f"inner.{index}.{name}": moments[name] for name in ("step", "exp_avg", "exp_avg_sq")}
     return {name: torch.as_tensor(tensor).cpu().contiguous() for name, tensor in tensors.items()}

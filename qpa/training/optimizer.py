@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.errors import CheckpointError, DivergedError, OptionError, ShapeError
-from qpa.generators.generator import Generator
+from qpa.generators.generator import Generator, ParameterGroup
 
 
 class GeneratedAdapterOptimizer(torch.optim.Optimizer):
@@ -33,9 +33,10 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
     Args:    adapter: float32 parameters, or parts of some, in the order and shapes of
              `generator.layout.tensors`, on one device; they hold the initial adapter.
              generator: moved to the adapter's device.
-             lr: learning rate of the decoders.
-             angle_lr: learning rate of the angles; it follows lr's schedule.
-             betas, eps, weight_decay: of AdamW; weight decay applies to the decoders only.
+             lr: learning rate of the generator's parameter groups that follow "lr", the decoders.
+             angle_lr: learning rate of those that follow "angle_lr", angles or what a control has in their
+             place; it keeps its ratio to lr under a schedule.
+             betas, eps, weight_decay: of AdamW; weight decay applies to the groups that decay, the decoders.
     Raises:  ShapeError: the adapter is not the one the layout was made for.
              OptionError: lr is not above 0.
     """
@@ -55,10 +56,11 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         if not lr > 0:
             raise OptionError("lr", "a number above 0", str(lr))
         self.generator = generator.to(adapter[0].device)
+        self._groups = self.generator.parameter_groups()
         self.inner = torch.optim.AdamW(
             [
-                {"params": list(self.generator.decoders.parameters()), "weight_decay": weight_decay},
-                {"params": [p for p in [self.generator.angles] if p.requires_grad], "weight_decay": 0.0},
+                {"params": list(group.parameters), "weight_decay": weight_decay if group.decays else 0.0}
+                for group in self._groups
             ],
             lr=lr,
             betas=betas,
@@ -69,21 +71,31 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         # lora_B starts at zero: only what is not zero has to be kept.
         self._shifted = [p for p in adapter if bool(p.detach().any())]
         self._initial = [p.detach().clone() for p in self._shifted]
+        self._measured: Tensor | None = None
         self._features = torch.empty(0)
         self.n_steps = 0
         leaves = list(dict.fromkeys(leaf_of(parameter) for parameter in adapter))
         super().__init__(leaves, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.push_forward()
+        self._measure()
 
-    @torch.no_grad()
+    def _measure(self) -> None:
+        """Run the generator's circuits, and set the adapter to what they give."""
+        with self._float32(), torch.enable_grad():
+            self._push(self.generator.run())
+
     def push_forward(self) -> None:
-        """Set adapter <- initial + generator(), keeping the features' graph for the next pull back."""
-        with self._float32():
-            with torch.enable_grad():
-                self._features = self.generator.features()
+        """Set adapter <- initial + generator() by what the circuits gave last; no device runs again."""
+        with self._float32(), torch.enable_grad():
+            self._push(self.generator.connect(self._measured))
+
+    def _push(self, probabilities: Tensor | None) -> None:
+        """Set the adapter, keeping the features' graph for the next pull back."""
+        self._measured = None if probabilities is None else probabilities.detach()
+        self._features = self.generator.features(probabilities)
+        with torch.no_grad():
             torch._foreach_copy_(_numbers(self._adapter), list(self.generator.decode(self._features)))
-        if self._initial:
-            torch._foreach_add_(_numbers(self._shifted), self._initial)
+            if self._initial:
+                torch._foreach_add_(_numbers(self._shifted), self._initial)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move the generator one AdamW step along the adapter's gradient, then the adapter with it.
@@ -101,7 +113,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
         self.n_steps += 1
-        self.push_forward()
+        self._measure()
         return loss
 
     def _pull_back(self) -> None:
@@ -122,7 +134,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
             self.inner.zero_grad(set_to_none=True)
             self.push_forward()
             raise DivergedError(
-                f"step {self.n_steps + 1}", "a finite gradient", "NaN or infinity", "lower --lr or --angle-lr"
+                f"step {self.n_steps + 1}", "a finite gradient", "NaN or infinity", "lower `lr` or `angle_lr`"
             )
 
     def _float32(self) -> torch.autocast:
@@ -131,11 +143,12 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
 
     def _copy_settings(self) -> None:
         outer = self.param_groups[0]
-        decoders, angles = self.inner.param_groups
-        for group in (decoders, angles):
-            group.update(lr=outer["lr"], betas=outer["betas"], eps=outer["eps"])
-        angles["lr"] = outer["lr"] * self.angle_ratio
-        decoders["weight_decay"] = outer["weight_decay"]
+        for group, inner in zip(self._groups, self.inner.param_groups, strict=True):
+            inner.update(lr=outer["lr"] * self._ratio(group), betas=outer["betas"], eps=outer["eps"])
+            inner["weight_decay"] = outer["weight_decay"] if group.decays else 0.0
+
+    def _ratio(self, group: ParameterGroup) -> float:
+        return self.angle_ratio if group.rate == "angle_lr" else 1.0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Accept the adapter's own group only.
@@ -147,28 +160,32 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the outer param_groups, the generator's and the inner optimizer's state."""
+        """Return the param_groups, the generator's and the inner optimizer's state, and what was measured."""
         return {
             **super().state_dict(),
             "generator": self.generator.state_dict(),
             "inner": self.inner.state_dict(),
+            "measured": self._measured,
             "n_steps": self.n_steps,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict()` and set the adapter to what the restored generator gives.
+        """Restore `state_dict()` and set the adapter to what the restored generator gave; nothing is
+        measured.
 
         Raises:  CheckpointError: the state is another optimizer's, or of another generator.
         """
         state = dict(state_dict)
         try:
             generator, inner, n_steps = state.pop("generator"), state.pop("inner"), state.pop("n_steps")
+            measured = state.pop("measured")
             super().load_state_dict(state)
             self.generator.load_state_dict(generator)
             self.inner.load_state_dict(inner)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError("optimizer state", "one of this run's generator", str(error)) from error
         self.n_steps = n_steps
+        self._measured = None if measured is None else measured.to(self._adapter[0].device)
         self.push_forward()
 
 

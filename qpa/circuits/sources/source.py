@@ -1,52 +1,69 @@
-"""The protocol behind which simulators, samplers and devices are interchangeable."""
+"""What a source is: something that runs circuits and gives the probabilities of their basis states."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from qpa.circuits.sources.exact import ExactSimulator
+from qpa.circuits.circuit import Circuit
+from qpa.errors import ShapeError
+from qpa.registry import Registry
 
 
-class ProbabilitySource(Protocol):
-    """Something that can run the circuits and pull gradients back through them.
+class Cost(NamedTuple):
+    """What a call of a source costs.
 
+    Args:    n_circuits: circuits that are run, with angles of their own each.
+             n_executions: runs of a circuit, every shot counted; of an exact source, n_circuits.
+             n_jobs: jobs that they travel in.
+    """
+
+    n_circuits: int
+    n_executions: int
+    n_jobs: int
+
+
+class Source(Protocol):
+    """Simulators, samplers and devices, interchangeable.
+
+    A source is made with a seed, of which everything that is random in it is a function.
+
+    Class attributes: `name` is how a user asks for it; `is_differentiable`: autograd reaches the angles
+    through `probabilities`; `runs_native`: it runs the circuit in the target's own gates, and needs it
+    loaded. `shots` of every circuit is None where the probabilities are exact.
     Source:  ours.
     """
 
-    def probabilities(self, angles: Tensor) -> Tensor:
-        """Return float[n_circuits, 2**n_qubits] for angles float[n_circuits, n_layers, n_qubits]."""
+    name: ClassVar[str]
+    is_differentiable: ClassVar[bool]
+    runs_native: ClassVar[bool]
+    shots: int | None
+
+    def __init__(self, seed: int) -> None: ...
+
+    def probabilities(self, circuit: Circuit, angles: Tensor) -> Tensor:
+        """Run one circuit with many sets of angles, all in one call and so in one job where that is possible.
+
+        Args:    angles: float[n_evaluations, n_angles], radians.
+        Returns: float[n_evaluations, 2**n_qubits], rows sum to 1; qubit 0 is the most significant bit.
+        Raises:  ShapeError: the angles are not the circuit's.
+        """
         ...
 
-    def vjp(self, angles: Tensor, cotangent: Tensor) -> Tensor:
-        """Return dL/dangles for dL/dp float[n_circuits, 2**n_qubits]."""
+    def cost(self, circuit: Circuit, n_evaluations: int) -> Cost:
+        """Return what a call with so many sets of angles costs, before it is made."""
         ...
 
 
-def differentiable_probabilities(source: ProbabilitySource, angles: Tensor) -> Tensor:
-    """Evaluate a source so that autograd reaches the angles through the source's own vjp.
+SOURCES: Registry[type[Source]] = Registry("source", {"exact": "qpa.circuits.sources.exact:ExactSimulator"})
 
-    Args:    angles: float[n_circuits, n_layers, n_qubits], radians.
-    Returns: float[n_circuits, 2**n_qubits].
+
+def check_angles(circuit: Circuit, angles: Tensor) -> None:
+    """Check that angles are a circuit's.
+
+    Raises:  ShapeError: they are not float[n_evaluations, n_angles].
     """
-    if type(source) is ExactSimulator:
-        return source.probabilities(angles)  # saves its states, so the circuits run once, not twice
-    probabilities: Tensor = _ThroughSource.apply(angles, source)  # type: ignore[no-untyped-call]
-    return probabilities
-
-
-class _ThroughSource(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, angles: Tensor, source: ProbabilitySource) -> Tensor:
-        ctx.save_for_backward(angles)
-        ctx.source = source
-        return source.probabilities(angles.detach())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
-        (angles,) = ctx.saved_tensors
-        return ctx.source.vjp(angles, cotangent), None
+    if angles.dim() != 2 or angles.shape[1] != circuit.n_angles or not len(angles):
+        expected = f"[n_evaluations, {circuit.n_angles}], at least one row"
+        raise ShapeError("angles", expected, str(list(angles.shape)))

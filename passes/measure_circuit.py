@@ -1,0 +1,120 @@
+"""measure-circuit: the trained circuits once more, for the numbers that will be decoded.
+
+Rules:
+1. The circuit is that of the documents, with the trained angles; all circuits travel in one call.
+2. The source is the one that trained, unless another is asked for; one that runs the target's own gates gets
+   the native circuit as transpile-circuit left it.
+3. The distance to the exact probabilities is computed and kept.
+4. A control without circuits has nothing to measure; its document says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from qpa.circuits.circuit import NO_DEVICE, Circuit
+from qpa.documents import (
+    Document,
+    LogicalCircuit,
+    Measurement,
+    NativeCircuit,
+    TrainedGenerator,
+    WeightLayout,
+)
+from qpa.errors import DocumentError
+from qpa.pipeline.pass_protocol import PassContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ANGLES = "chunk_features.angles"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MeasureCircuit:
+    """Run the trained circuits on a source.
+
+    Args:    source: a name in `qpa.circuits.sources.source.SOURCES`; None means the one that trained.
+    Source:  ours.
+    """
+
+    name: ClassVar[str] = "measure-circuit"
+    consumes: ClassVar[type] = TrainedGenerator
+    requires: ClassVar[tuple[type[Document], ...]] = (WeightLayout, LogicalCircuit)
+    produces: ClassVar[type[Document]] = Measurement
+
+    source: str | None = None
+
+    def run(self, source: TrainedGenerator, context: PassContext) -> Measurement:
+        """Return the measurement; leave its probabilities in the context's files.
+
+        Raises:  OptionError: there is no such source.
+                 DocumentError: a file is missing or damaged, or the angles are not the circuit's.
+        """
+        name = self.source or source.source
+        if context.document(WeightLayout).features.kind not in ("circuit", "random"):
+            return self._document(context, source, name, {"probabilities": None, "n_executions": 0})
+        return self._measure(source, name, context)
+
+    def _measure(self, trained: TrainedGenerator, name: str, context: PassContext) -> Measurement:
+        from safetensors.torch import save
+
+        from qpa.circuits.sources.source import SOURCES
+
+        runs_on = SOURCES[name](context.seed_for(self.name))
+        circuit = load_circuit(context, native=runs_on.runs_native)
+        angles = _angles(trained, circuit, context)
+        cost = runs_on.cost(circuit, len(angles))
+        context.progress("measuring the circuits", 0, 1)
+        measured = runs_on.probabilities(circuit, angles)
+        exact = circuit.exact_probabilities(angles)
+        facts = {
+            "target": circuit.target,
+            "shots": runs_on.shots,
+            "n_executions": cost.n_executions,
+            "probabilities": context.files.put(
+                "{sha256}.safetensors", save({"probabilities": measured.contiguous()}, {"format": "pt"})
+            ),
+            "distance": min(1.0, float(0.5 * (measured - exact).abs().sum(1).max())),
+        }
+        return self._document(context, trained, name, facts)
+
+    def _document(
+        self, context: PassContext, trained: TrainedGenerator, name: str, facts: dict[str, Any]
+    ) -> Measurement:
+        nothing = {"target": NO_DEVICE, "shots": None, "distance": 0.0}
+        return Measurement(
+            provenance=context.provenance(self, trained), source=name, mitigation="none", **nothing | facts
+        )
+
+
+def load_circuit(context: PassContext, *, native: bool) -> Circuit:
+    """Return the run's circuit.
+
+    Args:    native: with the circuit in the target's own gates.
+    Raises:  PipelineError: there is no native circuit.
+             DocumentError: its file is missing or damaged.
+    """
+    logical = context.document(LogicalCircuit)
+    if not native:
+        return Circuit.of(logical)
+    from qpa.circuits.qiskit_files import load_qpy
+
+    document = context.document(NativeCircuit)
+    path = context.files.get(document.qpy)
+    return Circuit(logical.ansatz, load_qpy(path.read_bytes(), str(path)), document.target)
+
+
+def _angles(trained: TrainedGenerator, circuit: Circuit, context: PassContext) -> Tensor:
+    """Return float32[n_circuits, n_angles], radians."""
+    from safetensors.torch import load_file
+
+    path = context.files.get(trained.arrays)
+    arrays = load_file(path)
+    if ANGLES not in arrays or arrays[ANGLES].shape[1:] != (circuit.n_angles,):
+        found = str(list(arrays[ANGLES].shape)) if ANGLES in arrays else "none"
+        raise DocumentError(str(path), f"{ANGLES} [n_circuits, {circuit.n_angles}]", found, "train again")
+    angles: Tensor = arrays[ANGLES]
+    return angles

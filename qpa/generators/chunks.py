@@ -1,0 +1,162 @@
+"""Groups of chunks: how the kinds of generators lay out the vectors of an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import cast, get_args
+
+from qpa.documents import (
+    MAX_QUBITS,
+    AdapterSpec,
+    AdapterTensor,
+    Ansatz,
+    ChunkedTensor,
+    ChunkGroup,
+    Decoder,
+    FeatureKind,
+    Features,
+    Provenance,
+    WeightLayout,
+    Windows,
+    account_of,
+)
+from qpa.documents.weight_layout import ChunkAxis
+from qpa.errors import OptionError, one_of
+from qpa.generators.layout_options import LayoutOptions
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A group to be: its tensors and chunks, without the places of the chunks among the basis states."""
+
+    name: str
+    axis: ChunkAxis
+    tensors: tuple[ChunkedTensor, ...]
+    n_chunks: int
+    chunk_size: int
+
+    def group(self, states: Iterable[int], n_features: int, hidden: tuple[int, ...] = ()) -> ChunkGroup:
+        """Return the group with its chunks on these basis states, decoded through these hidden widths."""
+        widths = (n_features, *hidden, self.chunk_size)
+        return ChunkGroup(
+            name=self.name,
+            axis=self.axis,
+            tensors=self.tensors,
+            states=tuple(states),
+            chunk_size=self.chunk_size,
+            decoder=Decoder(kind="linear", widths=widths, has_bias=self.axis == "flat"),
+        )
+
+
+def by_kind(
+    tensors: Iterable[AdapterTensor], names: Mapping[str, str] | None = None
+) -> dict[tuple[str, str, int], list[AdapterTensor]]:
+    """Gather tensors by name, role and length of their vectors.
+
+    Args:    names: of tensors, by path, that do not go by the name of their module type.
+    """
+    members: dict[tuple[str, str, int], list[AdapterTensor]] = {}
+    for tensor in tensors:
+        name = (names or {}).get(tensor.path, tensor.module_type)
+        # IA3 scales what some modules get and what others return.
+        role = f"{tensor.role}.inputs" if (tensor.role, tensor.axis) == ("ia3_l", "row") else tensor.role
+        members.setdefault((name, role, tensor.vector_length), []).append(tensor)
+    return members
+
+
+def chunked(tensor: AdapterTensor, chunks: Iterable[int]) -> ChunkedTensor:
+    """Return a tensor that these chunks of its group fill."""
+    return ChunkedTensor(path=tensor.path, shape=tensor.shape, chunks=tuple(chunks))
+
+
+def with_unique_names(drafts: list[Draft]) -> list[Draft]:
+    """Tell groups of one name apart by the size of their chunks."""
+    names = [draft.name for draft in drafts]
+    return [
+        draft if names.count(draft.name) == 1 else replace(draft, name=f"{draft.name}.{draft.chunk_size}")
+        for draft in drafts
+    ]
+
+
+def make_layout(
+    generator: str,
+    options: LayoutOptions,
+    provenance: Provenance,
+    groups: tuple[ChunkGroup, ...],
+    ansatz: Ansatz,
+    n_circuits: int,
+    windows: Windows | None = None,
+    *,
+    has_index_bits: bool = False,
+) -> WeightLayout:
+    """Return the layout of groups, with its account.
+
+    Raises:  OptionError: there are no such features.
+    """
+    kinds = get_args(FeatureKind)
+    if options.features not in kinds:
+        raise OptionError("features", one_of(kinds), options.features)
+    features = Features(
+        kind=cast(FeatureKind, options.features),
+        n_circuits=n_circuits,
+        windows=windows,
+        has_index_bits=has_index_bits,
+    )
+    return WeightLayout(
+        provenance=provenance,
+        generator=generator,
+        features=features,
+        ansatz=ansatz,
+        groups=groups,
+        account=account_of(features, ansatz, groups),
+        seed=provenance.seed,
+        budget=None,
+        sizes=(),
+    )
+
+
+def n_qubits_for(options: LayoutOptions, n_states: int) -> int:
+    """Return the number of qubits that was asked for, or the smallest that has so many basis states.
+
+    Raises:  OptionError: the number that was asked for has fewer, or none that can be simulated has enough.
+    """
+    needed = max(1, (n_states - 1).bit_length())
+    if options.qubits is not None and options.qubits < needed:
+        raise OptionError("qubits", f"at least {needed} for {n_states} chunks", str(options.qubits))
+    chosen = options.qubits or needed
+    if chosen > MAX_QUBITS:
+        advice = "use a larger `chunk_size`"
+        if options.qubits:
+            advice = "simulation needs memory for 2**qubits states"
+        raise OptionError("qubits", f"at most {MAX_QUBITS}", str(chosen), advice)
+    return chosen
+
+
+def check_vectors(spec: AdapterSpec) -> None:
+    """Check that there are basis states for all vectors of an adapter, before a chunk is made of each.
+
+    Raises:  OptionError: there are not.
+    """
+    n_vectors = sum(tensor.n_vectors for tensor in spec.tensors)
+    if n_vectors > 2**MAX_QUBITS:
+        expected = f"at most 2**{MAX_QUBITS} vectors, as many as there are basis states"
+        raise OptionError("rank", expected, f"{n_vectors:,}", "lower it")
+
+
+def basis_shapes(layout: WeightLayout) -> dict[str, tuple[int, int]]:
+    """Return the shapes of the bases of a layout's spectra, by the path of the tensor that holds them."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for group in (group for group in layout.groups if group.axis == "spectrum"):
+        for a, b in zip(group.tensors[::2], group.tensors[1::2], strict=True):
+            n = group.chunk_size * len(b.chunks)
+            shapes |= {a.path: (n, a.shape[1]), b.path: (b.shape[0], n)}
+    return shapes
+
+
+def kept_rows(layout: WeightLayout) -> dict[str, int]:
+    """Return how many rows of a tensor keep their initial values, where a basis takes the others."""
+    with_basis = {t.path for g in layout.groups if g.axis == "spectrum" for t in g.tensors if not t.chunks}
+    rows = dict.fromkeys(sorted(with_basis), 0)
+    rows |= {t.path: len(t.chunks) for g in layout.groups if g.axis == "row" for t in g.tensors}
+    return {path: n for path, n in rows.items() if path in with_basis}

@@ -1,0 +1,232 @@
+"""spectral: vectors shared over windows of neighbouring layers, and factors of the gradient's directions.
+
+Rules:
+1. A chunk is a rank-1 vector, a row of lora_A or a column of lora_B, or the factors of some of the gradient's
+   singular directions (a "spectrum"), which take what the vectors leave of the rank.
+2. Chunks of one kind and length form a group over all layers and share one decoder, a linear map without
+   bias; modules that read the same activations share the rows of their lora_A.
+3. Circuit k starts on the k-th window of neighbouring layers, so with a circuit a layer the vectors are those
+   of LoRA of rank 1. A vector that is no part of a product, such as DoRA's magnitudes, is one chunk a module.
+4. A basis state's bits number its window, the chunk's place within the window, and its group.
+
+From a number of parameters to circuits and vectors, each rule with its measurement in docs/results.md:
+5. Every module keeps its spectrum: a few numbers shared by all layers, and the most that few numbers buy.
+6. Vectors on every module type come before a second circuit.
+7. The more circuits, the better, up to the budget; above one a layer they are taken a layer's worth at a
+   time, since a window is then one row of one layer.
+8. Where not even one circuit fits with all vectors, the longest vectors are left out first.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, final
+
+from qpa.circuits.ansatz import make_ansatz
+from qpa.documents import AdapterSpec, AdapterTensor, Provenance, WeightLayout, Windows
+from qpa.documents.weight_layout import ChunkAxis
+from qpa.errors import OptionError
+from qpa.generators.chunks import (
+    Draft,
+    by_kind,
+    chunked,
+    make_layout,
+    n_qubits_for,
+    with_unique_names,
+)
+from qpa.generators.generator import GeneratorKind, L, refuse_budget
+from qpa.generators.layout_options import ALL, NONE, LayoutOptions
+
+SAME_INPUT = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("query", "key", "value"),
+    ("w1", "w3"),
+)
+"""Module types that, in one parent module, read the same activations."""
+
+N_LAYERS = 1
+
+
+@final
+class SpectralKind(GeneratorKind):
+    """The default generator of adapters that are products of two factors."""
+
+    name: ClassVar[str] = "spectral"
+    words: ClassVar[str] = (
+        "vectors shared by neighbouring layers, and factors of the directions in which the loss falls"
+    )
+
+    def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:
+        """Refuse an adapter that is no product of factors, and a chunk size."""
+        if not spec.pairs:
+            expected = f"another one with `method` {spec.method}, which is no product of two factors"
+            raise OptionError("generator", expected, self.name)
+        if options.chunk_size is not None:
+            expected = f"no chunk size with `generator` {self.name}, whose chunks are rows and columns"
+            advice = "leave it out or use `generator` paper"
+            raise OptionError("chunk_size", expected, str(options.chunk_size), advice)
+
+    def plan(self, options: LayoutOptions, spec: AdapterSpec, provenance: Provenance) -> WeightLayout:
+        """Return the layout: groups of vectors and spectra, on windows."""
+        n_circuits = options.circuits or spec.n_layers
+        drafts = _drafts(options, spec, n_circuits)
+        windows = _windows(drafts, n_circuits)
+        n_used = windows.n_window_qubits + windows.n_chunk_qubits
+        n_qubits = n_qubits_for(options, len(drafts) * 2**n_used)
+        groups = tuple(
+            draft.group(_states(draft, n_circuits, windows, index, n_qubits - n_used), n_circuits)
+            for index, draft in enumerate(drafts)
+        )
+        starts_on_windows = windows if options.windows else None
+        n_layers = options.layers or N_LAYERS
+        ansatz = make_ansatz(options.ansatz, n_qubits, n_layers)
+        return make_layout(self.name, options, provenance, groups, ansatz, n_circuits, starts_on_windows)
+
+    def sizes(self, options: L, spec: AdapterSpec) -> list[L]:
+        """Return the options that rules 5 to 8 consider."""
+        if options.circuits is not None or options.vectors != (ALL,):
+            raise refuse_budget(options)
+        types = _types_by_length(spec)
+        chosen = [
+            tuple(types[:n_types]) or (NONE,) for n_types in range(len(types) if options.spectrum else 0)
+        ]
+        n_layers = spec.n_layers
+        n_circuits = [*range(1, n_layers + 1), *range(2 * n_layers, n_layers * spec.rank, n_layers)]
+        unsized = replace(options, max_params=None)
+        return [replace(unsized, circuits=1, vectors=vectors) for vectors in chosen] + [
+            replace(unsized, circuits=n) for n in n_circuits
+        ]
+
+    def size_words(self, options: LayoutOptions) -> str:
+        """Return "circuits 4", or with vectors on some layers alone "circuits 1, vectors k_proj,v_proj"."""
+        vectors = "" if ALL in options.vectors else f", vectors {','.join(options.vectors)}"
+        return f"circuits {options.circuits}{vectors}"
+
+    def rate(self, spec: AdapterSpec) -> float:
+        """Return the rate the bench found best at every size."""
+        return 2e-2
+
+
+SPECTRAL = SpectralKind()
+
+
+def _drafts(options: LayoutOptions, spec: AdapterSpec, n_circuits: int) -> list[Draft]:
+    """Return the groups to be, each with as many chunks a layer as there are circuits a layer."""
+    n_rows = -(-n_circuits // spec.n_layers)
+    largest = spec.rank - options.spectrum
+    if not largest:
+        advice = "or use `generator` aligned"
+        raise OptionError("rank", "at least 2, for a vector and a spectrum", str(spec.rank), advice)
+    if n_rows > largest:
+        expected = f"at most {largest * spec.n_layers}, {largest} a layer with rank {spec.rank}"
+        raise OptionError("circuits", expected, str(n_circuits), "lower it or raise `rank`")
+    types = {tensor.module_type for tensor in spec.tensors}
+    chosen = types if ALL in options.vectors else set(options.vectors) - {NONE}
+    if chosen - types:
+        unknown = ", ".join(sorted(chosen - types))
+        raise OptionError("vectors", "all, none, or some of " + ", ".join(sorted(types)), unknown)
+    n_left = spec.rank - (n_rows if chosen else 0)
+    spectrum_size = n_left // n_rows * n_rows if options.spectrum else 0
+    if chosen != types and not spectrum_size:
+        advice = "name all layers, lower `circuits` or raise `rank`"
+        raise OptionError("vectors", "vectors or a spectrum on every layer", "neither on some", advice)
+    vectors = _vector_drafts(spec, n_rows, chosen, share_inputs=options.share_inputs)
+    return with_unique_names(vectors + _spectrum_drafts(spec, n_rows, spectrum_size))
+
+
+def _vector_drafts(spec: AdapterSpec, n_rows: int, types: set[str], *, share_inputs: bool) -> list[Draft]:
+    """Return groups of generated rows and columns, and of vectors that are no part of a product.
+
+    Args:    n_rows: generated rows of every lora_A.
+             types: module types that have generated rows and columns.
+             share_inputs: modules that read the same activations share the rows of their lora_A.
+    """
+    factors = [tensor for pair in spec.pairs for tensor in pair]
+    chosen = [tensor for tensor in factors if tensor.module_type in types]
+    in_pairs = {tensor.path for tensor in factors}
+    alone = [tensor for tensor in spec.tensors if tensor.path not in in_pairs]
+    shared = {a.path: _input_name(a.module_type) for a, _ in spec.pairs} if share_inputs else {}
+    drafts = []
+    for (name, role, length), tensors in by_kind([*chosen, *alone], shared).items():
+        n_vectors = min(n_rows, tensors[0].n_vectors)
+        drafts.append(_draft(f"{name}.{role}", tensors[0].axis, tensors, n_vectors, length))
+    return drafts
+
+
+def _input_name(module_type: str) -> str:
+    """Return the names of the module types that read the same activations as this one."""
+    return next(("+".join(names) for names in SAME_INPUT if module_type in names), module_type)
+
+
+def _spectrum_drafts(spec: AdapterSpec, n_rows: int, spectrum_size: int) -> list[Draft]:
+    """Return a group of factors for every module type and its sides.
+
+    Args:    spectrum_size: directions of every spectrum, a multiple of n_rows; 0 for none.
+    """
+    if not spectrum_size:
+        return []
+    drafts, sides = [], _by_sides(spec)
+    names = [name for name, *_ in sides]
+    for (name, n_in, n_out), members in sides.items():
+        suffix = f".{n_in}x{n_out}" if names.count(name) > 1 else ""
+        drafts.append(
+            _draft(f"{name}.spectrum{suffix}", "spectrum", members, n_rows, spectrum_size // n_rows)
+        )
+    return drafts
+
+
+def _draft(name: str, axis: ChunkAxis, members: list[AdapterTensor], n_rows: int, size: int) -> Draft:
+    """Number chunks layer by layer; members of one parent module have the same."""
+    parents = {p: i for i, p in enumerate(dict.fromkeys(_parent(tensor) for tensor in members))}
+    tensors = []
+    for tensor in members:
+        first = parents[_parent(tensor)] * n_rows
+        is_basis = axis == "spectrum" and tensor.axis == "row"
+        tensors.append(chunked(tensor, () if is_basis else range(first, first + n_rows)))
+    return Draft(name, axis, tuple(tensors), len(parents) * n_rows, size)
+
+
+def _parent(tensor: AdapterTensor) -> str:
+    return tensor.module.rpartition(".")[0]
+
+
+def _by_sides(spec: AdapterSpec) -> dict[tuple[str, int, int], list[AdapterTensor]]:
+    """Gather pairs of lora_A and lora_B by module type and both sides."""
+    members: dict[tuple[str, int, int], list[AdapterTensor]] = {}
+    for a, b in spec.pairs:
+        members.setdefault((a.module_type, a.shape[1], b.shape[0]), []).extend((a, b))
+    return members
+
+
+def _windows(drafts: Sequence[Draft], n_circuits: int) -> Windows:
+    """Return how many qubits number the windows, and the chunks of a group within one."""
+    n_inside = max(-(-draft.n_chunks // n_circuits) for draft in drafts)
+    return Windows(n_window_qubits=_n_bits(n_circuits), n_chunk_qubits=_n_bits(n_inside))
+
+
+def _states(
+    draft: Draft, n_circuits: int, windows: Windows, group_index: int, n_group_qubits: int
+) -> list[int]:
+    """Return the basis state of each chunk: bits of its window, of its place there, and of its group."""
+    states = []
+    for chunk in range(draft.n_chunks):
+        window = chunk * n_circuits // draft.n_chunks
+        place = chunk - -(-window * draft.n_chunks // n_circuits)
+        states.append(((window << windows.n_chunk_qubits | place) << n_group_qubits) | group_index)
+    return states
+
+
+def _n_bits(n: int) -> int:
+    return (n - 1).bit_length()
+
+
+def _types_by_length(spec: AdapterSpec) -> list[str]:
+    """Return the module types, those with the fewest numbers a circuit first."""
+    lengths: dict[str, int] = {}
+    for a, b in spec.pairs:
+        lengths[a.module_type] = max(lengths.get(a.module_type, 0), a.shape[1] + b.shape[0])
+    return sorted(lengths, key=lambda name: lengths[name])
