@@ -358,9 +358,10 @@ def freeze_with(run: RunDirectory, path: str, initial: torch.Tensor | None) -> N
     """Freeze a run whose generator has another initial value of a tensor, or none."""
     changed = {name: array for name, array in arrays(run).items() if name != f"initial.{path}"}
     changed |= {} if initial is None else {f"initial.{path}": initial.contiguous()}
-    context = PassContext(0, run.files, (run.read(AdapterSpec), run.read(WeightLayout)))
-    forged = run.files.put("{sha256}.safetensors", save(changed))
-    FreezeAdapter().run(run.read(TrainedGenerator).model_copy(update={"arrays": forged}), context)
+    arrays_file = run.files.put("{sha256}.safetensors", save(changed))
+    forged = run.read(TrainedGenerator).model_copy(update={"arrays": arrays_file})
+    context = PassContext(0, run.files, (run.read(AdapterSpec), run.read(WeightLayout), forged))
+    FreezeAdapter().run(run.read(Measurement), context)
 
 
 @pytest.mark.parametrize("trained", ["dora", "prefix"], indirect=True)

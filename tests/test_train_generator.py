@@ -14,7 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from qpa.adapters.attach import adapter_parameters
-from qpa.documents import AdapterSpec, FrozenAdapter, LogicalCircuit, TrainedGenerator, WeightLayout
+from qpa.documents import (
+    AdapterSpec,
+    FrozenAdapter,
+    LogicalCircuit,
+    Measurement,
+    TrainedGenerator,
+    WeightLayout,
+)
 from qpa.errors import CheckpointError, DataError, DivergedError, DocumentError, ModelError, OptionError
 from qpa.passes import planning_pipeline, training_pipeline
 from qpa.passes import train_generator as module
@@ -424,15 +431,17 @@ def test_freeze_refuses_an_adapter_that_is_not_the_generators(trained: RunDirect
     from qpa.passes.freeze_adapter import FreezeAdapter
 
     run = copied(trained, tmp_path)
-    documents = run.read_through(TrainedGenerator)
-    source = documents[-1]
-    assert isinstance(source, TrainedGenerator)
-    adapter = load_file(run.files.get(source.adapter))
+    *documents, measurement = run.read_through(Measurement)
+    trained_generator = documents[-1]
+    assert isinstance(trained_generator, TrainedGenerator)
+    adapter = load_file(run.files.get(trained_generator.adapter))
     path = next(iter(adapter))
     adapter[path] = adapter[path] + 1e-3
-    forged = source.model_copy(update={"adapter": run.files.put("forged.safetensors", save(adapter))})
+    forged = trained_generator.model_copy(
+        update={"adapter": run.files.put("forged.safetensors", save(adapter))}
+    )
     with pytest.raises(DocumentError, match="what the generator gives"):
-        FreezeAdapter().run(forged, replace(PassContext(0, run.files), documents=documents))
+        FreezeAdapter().run(measurement, PassContext(0, run.files, (*documents, forged)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
