@@ -66,14 +66,14 @@ def train(
     json_: JsonOption = False,
 ) -> None:
     """Train the generator through the base model's loss, then freeze the adapter it generates."""
-    from qpa.documents import FrozenAdapter, LogicalCircuit
+    from qpa.documents import FrozenAdapter, LogicalCircuit, NativeCircuit
     from qpa.passes import training_pipeline
     from qpa.passes.train_generator import TrainGenerator
     from qpa.pipeline.pass_protocol import PassContext
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)
-    documents = directory.read_through(LogicalCircuit)
+    documents = directory.read_through(NativeCircuit if directory.has(NativeCircuit) else LogicalCircuit)
     if not (resume or force):
         _check_untrained(directory)
     step = TrainGenerator(

@@ -13,12 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from qpa.circuits.circuit import NO_DEVICE, Circuit
+from qpa.circuits.circuit import NO_DEVICE, Circuit, load_circuit
 from qpa.documents import (
     Document,
     LogicalCircuit,
     Measurement,
-    NativeCircuit,
     TrainedGenerator,
     WeightLayout,
 )
@@ -88,23 +87,6 @@ class MeasureCircuit:
         return Measurement(
             provenance=context.provenance(self, trained), source=name, mitigation="none", **nothing | facts
         )
-
-
-def load_circuit(context: PassContext, *, native: bool) -> Circuit:
-    """Return the run's circuit.
-
-    Args:    native: with the circuit in the target's own gates.
-    Raises:  PipelineError: there is no native circuit.
-             DocumentError: its file is missing or damaged.
-    """
-    logical = context.document(LogicalCircuit)
-    if not native:
-        return Circuit.of(logical)
-    from qpa.circuits.qiskit_files import load_qpy
-
-    document = context.document(NativeCircuit)
-    path = context.files.get(document.qpy)
-    return Circuit(logical.ansatz, load_qpy(path.read_bytes(), str(path)), document.target)
 
 
 def _angles(trained: TrainedGenerator, circuit: Circuit, context: PassContext) -> Tensor:

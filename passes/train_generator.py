@@ -129,8 +129,9 @@ class _Training:
 
     def __init__(self, options: TrainGenerator, source: LogicalCircuit, context: PassContext) -> None:
         from qpa.adapters.attach import adapter_parameters, attach_adapter
-        from qpa.circuits.circuit import Circuit
+        from qpa.circuits.circuit import load_circuit
         from qpa.circuits.execution import Execution
+        from qpa.circuits.sources.source import SOURCES
         from qpa.generators.chunks import kept_rows
         from qpa.generators.generator import make_generator
         from qpa.models.base_model import load_model, load_tokenizer, torch_device
@@ -156,9 +157,8 @@ class _Training:
             for tensor in spec.tensors
             if tensor.initial == "base"
         }
-        execution = Execution.named(
-            Circuit.of(source), options.source, options.gradient, context.seed_for("circuits")
-        )
+        circuit = load_circuit(context, native=SOURCES[options.source].runs_native)
+        execution = Execution.named(circuit, options.source, options.gradient, context.seed_for("circuits"))
         self.optimizer = GeneratedAdapterOptimizer(
             [self.parameters[tensor.path] for tensor in layout.tensors],
             make_generator(layout, layout.seed, execution=execution),

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qpa.circuits.ansatz import kind_of
-from qpa.documents import Ansatz, LogicalCircuit
+from qpa.documents import Ansatz, LogicalCircuit, NativeCircuit
+from qpa.pipeline.pass_protocol import PassContext
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -51,3 +52,20 @@ class Circuit:
     def exact_probabilities(self, angles: Tensor) -> Tensor:
         """Simulate it exactly, see `AnsatzKind.probabilities`."""
         return kind_of(self.ansatz).probabilities(self.ansatz, angles)
+
+
+def load_circuit(context: PassContext, *, native: bool) -> Circuit:
+    """Return the run's circuit.
+
+    Args:    native: with the circuit in the target's own gates.
+    Raises:  PipelineError: there is no native circuit.
+             DocumentError: its file is missing or damaged.
+    """
+    logical = context.document(LogicalCircuit)
+    if not native:
+        return Circuit.of(logical)
+    from qpa.circuits.qiskit_files import load_qpy
+
+    document = context.document(NativeCircuit)
+    path = context.files.get(document.qpy)
+    return Circuit(logical.ansatz, load_qpy(path.read_bytes(), str(path)), document.target)

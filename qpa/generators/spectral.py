@@ -28,7 +28,7 @@ from typing import ClassVar, final
 from qpa.circuits.ansatz import make_ansatz
 from qpa.documents import AdapterSpec, AdapterTensor, Provenance, WeightLayout, Windows
 from qpa.documents.weight_layout import ChunkAxis
-from qpa.errors import OptionError
+from qpa.errors import OptionError, one_of
 from qpa.generators.chunks import (
     Draft,
     by_kind,
@@ -37,7 +37,7 @@ from qpa.generators.chunks import (
     n_qubits_for,
     with_unique_names,
 )
-from qpa.generators.generator import GeneratorKind, L, refuse_budget
+from qpa.generators.generator import GENERATORS, GeneratorKind, L, refuse_budget
 from qpa.generators.layout_options import ALL, NONE, LayoutOptions
 
 SAME_INPUT = (
@@ -63,7 +63,8 @@ class SpectralKind(GeneratorKind):
     def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:
         """Refuse an adapter that is no product of factors, and a chunk size."""
         if not spec.pairs:
-            expected = f"another one with `method` {spec.method}, which is no product of two factors"
+            others = one_of([name for name in GENERATORS if name != self.name])
+            expected = f"{others} with `method` {spec.method}, which is no product of factors"
             raise OptionError("generator", expected, self.name)
         if options.chunk_size is not None:
             expected = f"no chunk size with `generator` {self.name}, whose chunks are rows and columns"

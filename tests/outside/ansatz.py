@@ -1,0 +1,40 @@
+"""An ansatz from outside: layers of RY, each followed by a ring of CZ."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from qiskit import QuantumCircuit
+
+from qpa.circuits.ansatz import AnsatzKind, parameters
+
+
+class RyCzRing(AnsatzKind):
+    """Every layer turns all qubits and entangles each with the next, the last with the first."""
+
+    name = "ry-cz-ring"
+    entanglement = "ring"
+    feature_mean = math.sqrt(2 / math.pi)
+
+    def n_angles(self, n_qubits, n_layers):
+        return n_layers * n_qubits
+
+    def build(self, ansatz):
+        n_qubits, angles = ansatz.n_qubits, parameters(ansatz)
+        circuit = QuantumCircuit(n_qubits, name=self.name)
+        for layer in range(ansatz.n_layers):
+            for qubit in range(n_qubits):
+                circuit.ry(angles[layer * n_qubits + qubit], qubit)
+            for qubit in range(n_qubits if n_qubits > 2 else n_qubits - 1):
+                circuit.cz(qubit, (qubit + 1) % n_qubits)
+        return circuit
+
+    def window_angles(self, ansatz, bits):
+        angles = bits.new_zeros(len(bits), ansatz.n_layers, ansatz.n_qubits)
+        angles[:, -1, : bits.shape[1]] = math.pi * bits
+        angles[:, -1, bits.shape[1] :] = math.pi / 2
+        return angles.flatten(1)
+
+    def last_layer_permutation(self, ansatz):
+        return torch.arange(2**ansatz.n_qubits)

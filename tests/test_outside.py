@@ -1,0 +1,151 @@
+"""What comes from outside runs through the pipeline, and no file of qpa is edited for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qpa.circuits.ansatz import ANSATZE
+from qpa.circuits.circuit import Circuit
+from qpa.circuits.gradients.adjoint import Adjoint
+from qpa.circuits.gradients.estimator import GRADIENTS
+from qpa.circuits.sources.exact import ExactSimulator
+from qpa.circuits.sources.source import SOURCES
+from qpa.documents import (
+    FrozenAdapter,
+    LogicalCircuit,
+    Manifest,
+    Measurement,
+    NativeCircuit,
+    TrainedGenerator,
+    Verification,
+    WeightLayout,
+)
+from qpa.exporters.registry import exporter_for
+from qpa.generators.generator import GENERATORS, make_generator
+from qpa.passes import planning_pipeline, training_pipeline, verification_pipeline
+from qpa.passes.inspect_model import InspectModel
+from qpa.passes.plan_layout import PlanLayout
+from qpa.passes.train_generator import TrainGenerator
+from qpa.passes.transpile_circuit import TranspileCircuit
+from qpa.passes.verify_adapter import VerifyAdapter
+from qpa.pipeline.pass_protocol import PassContext
+from qpa.registry import Registry
+from qpa.store.run_directory import DirectoryStore, RunDirectory
+from tests.outside.ansatz import RyCzRing
+from tests.outside.generator import TiedKind
+from tests.outside.gradient import CentralDifference
+from tests.outside.source import QiskitSampler
+
+
+@contextmanager
+def added(registry: Registry[Any], name: str, thing: Any) -> Iterator[None]:
+    """Let qpa know a thing for a while."""
+    registry.add(name, thing)
+    try:
+        yield
+    finally:
+        registry.remove(name)
+
+
+def plan(model: Path, out: Path, inspect: dict[str, Any] | None = None, **layout: Any) -> RunDirectory:
+    """Plan an adapter of rank 2 on the tiny model."""
+    out.mkdir(parents=True)
+    run = RunDirectory(out)
+    passes = (InspectModel(str(model), **{"rank": 2, **(inspect or {})}), PlanLayout(**layout))
+    planning_pipeline(*passes, TranspileCircuit()).run(None, PassContext(0, run.files), run.write)
+    return run
+
+
+def train(run: RunDirectory, data: Path, **options: Any) -> FrozenAdapter:
+    """Train the plan for two steps, and freeze it."""
+    step = TrainGenerator(data=str(data), max_steps=2, max_length=32, batch_size=2, device="cpu", **options)
+    context = PassContext(0, run.files, run.read_through(NativeCircuit))
+    return training_pipeline(step).run(None, context, run.write).document(FrozenAdapter)
+
+
+def export_and_verify(run: RunDirectory, out: Path, format_: str = "lora") -> Verification:
+    """Export a frozen adapter, and ask the engines of the format."""
+    documents = run.read_through(FrozenAdapter)
+    exporter = exporter_for(format_, {})
+    manifest = exporter.emit(documents[-1], out, PassContext(0, run.files, documents))
+    assert isinstance(manifest, Manifest)
+    context = PassContext(0, DirectoryStore(out))
+    return verification_pipeline(VerifyAdapter(str(out))).run(manifest, context).document(Verification)
+
+
+# An ansatz
+
+
+def test_an_ansatz_from_outside(llama: Path, text_file: Path, tmp_path: Path, in_process: None) -> None:
+    with added(ANSATZE, RyCzRing.name, RyCzRing()):
+        run = plan(llama, tmp_path / "run", ansatz=RyCzRing.name, layers=2)
+        assert run.read(LogicalCircuit).ansatz.kind == RyCzRing.name
+        assert "cz q[0], q[1];" in (run.path / "logical-circuit.qasm").read_text()
+        before = make_generator(run.read(WeightLayout), 0).chunk_features.angles.detach().clone()
+        train(run, text_file)
+        after = load_file(run.files.get(run.read(TrainedGenerator).arrays))["chunk_features.angles"]
+        assert float((after - before).abs().max()) > 1e-3
+        assert export_and_verify(run, tmp_path / "out").engines
+
+
+# A source
+
+
+def test_a_source_from_outside(llama: Path, text_file: Path, tmp_path: Path, in_process: None) -> None:
+    with added(SOURCES, QiskitSampler.name, QiskitSampler):
+        run = plan(llama, tmp_path / "run", circuits=1)
+        frozen = train(run, text_file, source=QiskitSampler.name, gradient="parameter-shift")
+        measurement = run.read(Measurement)
+        assert (measurement.source, measurement.shots) == (QiskitSampler.name, 512)
+        assert measurement.n_executions == 512 and 0 < measurement.distance < 0.5
+        assert (frozen.source, frozen.shots) == (QiskitSampler.name, 512)
+        # Circuits that are measured once more give other numbers: the frozen adapter is not the live one.
+        assert frozen.arrays != run.read(TrainedGenerator).adapter
+        assert frozen.probe != run.read(TrainedGenerator).probe
+        assert export_and_verify(run, tmp_path / "out").engines
+
+
+# A gradient estimator
+
+
+def test_a_gradient_estimator_from_outside(
+    llama: Path, text_file: Path, tmp_path: Path, in_process: None
+) -> None:
+    with added(GRADIENTS, CentralDifference.name, CentralDifference):
+        run = plan(llama, tmp_path / "run", circuits=1)
+        train(run, text_file, gradient=CentralDifference.name)
+        assert run.read(TrainedGenerator).gradient == CentralDifference.name
+        assert export_and_verify(run, tmp_path / "out").engines
+        circuit = Circuit(run.read(LogicalCircuit).ansatz)
+    angles, cotangent = torch.rand(2, circuit.n_angles).double(), torch.rand(2, circuit.n_states).double()
+    exact = Adjoint().vjp(ExactSimulator(), circuit, angles, cotangent)
+    found = CentralDifference(0).vjp(ExactSimulator(), circuit, angles, cotangent)
+    torch.testing.assert_close(found, exact, atol=1e-3, rtol=1e-2)
+
+
+# A generator
+
+
+def test_a_generator_from_outside(llama: Path, text_file: Path, tmp_path: Path, in_process: None) -> None:
+    with added(GENERATORS, TiedKind.name, TiedKind()):
+        run = plan(llama, tmp_path / "run", generator=TiedKind.name)
+        layout = run.read(WeightLayout)
+        assert layout.generator == TiedKind.name
+        assert layout.account.n_generator < layout.account.n_adapter
+        train(run, text_file)
+        adapter = load_file(run.files.get(run.read(FrozenAdapter).arrays))
+        first, second = (adapter[f"model.layers.{layer}.self_attn.q_proj.lora_B.weight"] for layer in (0, 1))
+        assert bool(first.any()) and torch.equal(first, second)
+        assert export_and_verify(run, tmp_path / "out").engines
+
+
+@pytest.mark.parametrize("registry", [ANSATZE, SOURCES, GRADIENTS, GENERATORS])
+def test_nothing_from_outside_stays(registry: Registry[Any]) -> None:
+    assert not {RyCzRing.name, QiskitSampler.name, CentralDifference.name, TiedKind.name} & {*registry}
