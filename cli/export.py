@@ -96,12 +96,13 @@ def export(
 
 def _next(manifest: Manifest, out: Path, model: str | None) -> str:
     """Return the command that verifies an export; another environment's Python is left to fill in."""
-    from qpa.passes.verify_adapter import ENGINES_OF, PACKAGES
+    from qpa.documents.manifest import FORMATS
+    from qpa.passes.verify_adapter import PACKAGES
 
     words = ["qpa", "verify", str(out), "--model", model or manifest.base.name_or_path]
     if manifest.base.trust_remote_code:
         words.append("--trust-remote-code")
-    command, engines = shlex.join(words), ENGINES_OF[manifest.format]
+    command, engines = shlex.join(words), FORMATS[manifest.format].engines
     if engines == ("llama.cpp",):
         return f"{command} --engine llama.cpp --base-gguf <base.gguf> --python <python with llama_cpp>"
     if engines == ("mlx",):

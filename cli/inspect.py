@@ -31,6 +31,7 @@ def inspect(
 ) -> None:
     """Show what a run or an adapter directory holds, and whether it is whole."""
     from qpa.documents import MANIFEST_PATH, AdapterSpec, read_manifest
+    from qpa.documents.manifest import FORMATS
     from qpa.errors import DocumentError
     from qpa.exporters.contracts.lora import CONFIG_FILE
     from qpa.store.run_directory import RunDirectory
@@ -38,7 +39,7 @@ def inspect(
     manifest = read_manifest(path) if (path / MANIFEST_PATH).is_file() else None
     if (path / AdapterSpec.file_name()).is_file():
         _inspect_run(RunDirectory(path), json_)
-    elif manifest is not None and manifest.format != "lora":
+    elif manifest is not None and not FORMATS[manifest.format].any_origin:
         _inspect_export(path, manifest, json_)
     elif (path / CONFIG_FILE).is_file():
         _inspect_adapter(path, json_)

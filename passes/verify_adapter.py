@@ -1,7 +1,7 @@
 """verify-adapter: is an exported directory the function that was trained, for readers we did not write?
 
 Rules:
-1. The static contract of the format is kept (`qpa.exporters.contracts.export`), the manifest's digests
+1. The static contract of the format is kept (`qpa.exporters.contracts`), the manifest's digests
 included.
 2. The base model's config.json is the one of the manifest, before any code of the model runs, and its
    answers are those of the base that was trained on. The manifest may be anybody's: that it asks for
@@ -38,22 +38,10 @@ from qpa.documents import (
     Verification,
     read_manifest,
 )
+from qpa.documents.manifest import FORMATS
 from qpa.engines import worker
 from qpa.errors import ModelError, OptionError, VerificationError
-from qpa.exporters.contracts.export import check_contract
 from qpa.pipeline.pass_protocol import PassContext
-
-ENGINES_OF: dict[str, tuple[str, ...]] = {
-    "lora": ("peft", "transformers", "vllm"),
-    "peft": ("peft",),
-    "merged": ("transformers", "vllm"),
-    "onnx": ("onnxruntime",),
-    "onnx-adapter": ("onnxruntime",),
-    "genai": ("onnxruntime-genai",),
-    "gguf": ("llama.cpp",),
-    "mlx": ("mlx",),
-}
-"""The engines that can be asked about an export of a format."""
 
 PACKAGES = {
     "onnxruntime-genai": "onnxruntime_genai",
@@ -80,7 +68,7 @@ class VerifyAdapter:
              model: where the base model is now; None for where the manifest says.
              trust_remote_code: the user allows the model's own Python code to run.
              tolerance: largest logit difference, in units of max(1, largest |live logit|).
-             engines: names as in `ENGINES_OF`; None is those that this Python has.
+             engines: names that the export's format lists; None is those that this Python has.
              base_gguf: the base model as GGUF, for llama.cpp.
              python: interpreter of the environment that has the engines; None is this one.
     Source:  ours.
@@ -118,7 +106,7 @@ class VerifyAdapter:
         scale = max(1.0, answer["largest_live_logit"])
         bound = self.tolerance * scale
         self._check_base_answer(base, answer["base_difference"], bound)
-        rounded = scale if source.format == "merged" else answer["largest_adapter_effect"]
+        rounded = scale if FORMATS[source.format].merges else answer["largest_adapter_effect"]
         bound += ROUNDING * ROUNDOFF[source.dtype] * rounded
         for engine in answer["engines"]:
             if engine["max_logit_difference"] is None:
@@ -135,7 +123,7 @@ class VerifyAdapter:
         """Return the engines to ask."""
         if not 0.0 < self.tolerance < math.inf:
             raise OptionError("tolerance", "a finite number above 0", str(self.tolerance))
-        known = ENGINES_OF[source.format]
+        known = FORMATS[source.format].engines
         if self.python is not None and self.engines is None:
             raise OptionError("--engine", "names of engines beside --python", "none")
         engines = tuple(filter(_is_here, known)) if self.engines is None else self.engines
@@ -163,7 +151,7 @@ class VerifyAdapter:
         return here | {"engines": there["engines"]}
 
     def _check_static(self, source: Manifest) -> None:
-        findings = check_contract(Path(self.directory))
+        findings = FORMATS[source.format].findings(Path(self.directory), source)
         if findings:
             first, others = findings[0], len(findings) - 1
             raise VerificationError(

@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 
 from qpa.documents import MANIFEST_PATH
+from qpa.documents.manifest import FORMATS
 from qpa.engines.worker import ENGINE_MODULES
 from qpa.errors import ExportError, ModelError, OptionError
 from qpa.exporters.contracts.export import check_contract
 from qpa.exporters.directory import PROBE_FILE
-from qpa.exporters.registry import FORMATS, exporter_for
-from qpa.passes.verify_adapter import ENGINES_OF
+from qpa.exporters.registry import exporter_for
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_llama
 
 # peft asks transformers by a name that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
-READS_BASE = [name for name in FORMATS if name not in ("lora", "peft")]
+READS_BASE = [name for name in FORMATS if FORMATS[name].reads_base_model]
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,9 @@ def test_a_base_that_is_gone_is_refused(tmp_path, name):
 
 
 def test_every_format_has_its_engines_and_every_engine_its_module():
-    assert ENGINES_OF.keys() == FORMATS.keys()
-    assert set().union(*ENGINES_OF.values()) == ENGINE_MODULES.keys()
+    engines = {name: FORMATS[name].engines for name in FORMATS}
+    assert all(engines.values())
+    assert set().union(*engines.values()) == ENGINE_MODULES.keys()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from qpa.documents import MANIFEST_PATH, read_manifest
 from qpa.errors import ExportError, OptionError, VerificationError
 from qpa.exporters.contracts.export import check_contract
 from qpa.exporters.formats.genai import CONFIG_FILE, ExportGenai, genai_config, genai_name
-from qpa.exporters.formats.onnx_adapter import ADAPTER_FILE
+from qpa.exporters.onnx.files import ADAPTER_FILE
 from qpa.models.base_model import load_model
 from qpa.models.probe import N_NEW
 from qpa.passes.verify_adapter import VerifyAdapter

@@ -20,14 +20,16 @@ from transformers import AutoModelForCausalLM
 
 from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.documents import MANIFEST_PATH, ROLES_OF, AdapterSpec, FrozenAdapter, read_manifest
+from qpa.documents.manifest import FORMATS
 from qpa.errors import DocumentError, ExportError
 from qpa.exporters.contracts.export import check_contract
 from qpa.exporters.contracts.lora import CONFIG_FILE, WEIGHTS_FILE
 from qpa.exporters.directory import FORMATS_FOR
 from qpa.exporters.formats.merged import ExportMerged
-from qpa.exporters.formats.onnx import ExportOnnx, put_adapter
+from qpa.exporters.formats.onnx import ExportOnnx
 from qpa.exporters.formats.peft import ExportPeft
-from qpa.exporters.registry import FORMATS, exporter_for
+from qpa.exporters.onnx.adapted_model import put_adapter
+from qpa.exporters.registry import exporter_for
 from qpa.models.base_model import load_model
 from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.store.atomic_files import sha256_of

@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoTokenizer
 from qpa.documents import MANIFEST_PATH, read_manifest
 from qpa.errors import ExportError, ModelError, OptionError
 from qpa.exporters.directory import PROBE_FILE
-from qpa.exporters.formats import onnx as onnx_merged
 from qpa.exporters.formats.onnx import ExportOnnx
 from qpa.exporters.onnx import graph as onnx_graph
+from qpa.exporters.onnx.adapted_model import put_adapter
 from qpa.exporters.onnx.graph import trace_causal_lm
 from qpa.models.probe import N_NEW, greedy_continuation
 from qpa.passes.verify_adapter import VerifyAdapter
@@ -196,7 +196,7 @@ def once(made: RandomAdapter, tmp_path_factory: pytest.TempPathFactory) -> tuple
         return traced[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_merged, "trace_causal_lm", trace)
+        patch.setattr(onnx_graph, "trace_causal_lm", trace)
         ExportOnnx().emit(made.frozen, out, made.context)
     return traced[0], out
 
@@ -213,7 +213,7 @@ def test_the_same_adapter_gives_the_same_bytes_from_another_place(made, once, gp
 
 def test_large_weights_go_to_a_file_of_their_own(made, once, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 1000)
-    monkeypatch.setattr(onnx_merged, "trace_causal_lm", lambda model, **options: once[0])
+    monkeypatch.setattr(onnx_graph, "trace_causal_lm", lambda model, **options: once[0])
     manifest = ExportOnnx().emit(made.frozen, tmp_path / "out", made.context)
     sizes = {entry.file: entry.n_bytes for entry in manifest.files}
     assert sizes["model.onnx"] < 100_000 < sizes["model.onnx.data"]
@@ -256,7 +256,7 @@ def test_weights_of_another_shape_are_refused(made):
     model = load_model(frozen.base, keep_dtype=False)
     model.get_submodule(frozen.modules[0]).weight = torch.nn.Parameter(torch.zeros(3, 4))
     with pytest.raises(ModelError, match="expected a weight of shape"):
-        onnx_merged.put_adapter(model, FrozenArrays.open(frozen, made.context))
+        put_adapter(model, FrozenArrays.open(frozen, made.context))
 
 
 def test_a_model_without_keys_and_values_is_refused():

@@ -17,17 +17,12 @@ from transformers import AutoTokenizer
 
 from qpa.documents import MANIFEST_PATH, EngineCheck, read_manifest
 from qpa.errors import ExportError, OptionError, VerificationError
-from qpa.exporters.formats import onnx_adapter
-from qpa.exporters.formats.onnx_adapter import (
-    ADAPTER_FILE,
-    SUMS_FILE,
-    ExportOnnxAdapter,
-    base_graph_digest,
-    write_adapter,
-)
+from qpa.exporters.formats.onnx_adapter import ExportOnnxAdapter
+from qpa.exporters.onnx import base_graph, graph
+from qpa.exporters.onnx.base_graph import SUMS_FILE, base_graph_digest
+from qpa.exporters.onnx.files import ADAPTER_FILE, write_adapter
 from qpa.models.base_model import load_model
 from qpa.models.probe import N_NEW
-from qpa.passes import verify_adapter
 from qpa.passes.verify_adapter import VerifyAdapter
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.test_export_onnx import (
@@ -75,7 +70,7 @@ def exported(three: RandomAdapter, store: Path) -> Path:
 def second(eight: RandomAdapter, exported: Path, store: Path) -> Path:
     """Return the export of `eight`, for which tracing is forbidden."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delattr(onnx_adapter, "trace_causal_lm")
+        patch.delattr(graph, "trace_causal_lm")
         ExportOnnxAdapter(base_graph=str(store / "graphs")).emit(eight.frozen, store / "out8", eight.context)
     return store / "out8"
 
@@ -126,7 +121,7 @@ OTHER_PROCESS = """
 import sys
 from pathlib import Path
 import numpy as np
-from qpa.exporters.formats.onnx_adapter import write_adapter
+from qpa.exporters.onnx.files import write_adapter
 names = ["b.lora_A.weight", "a.lora_B.weight", "a.lora_A.weight", "b.lora_B.weight"]
 write_adapter({name: np.full((2, 3), i, np.float32) for i, name in enumerate(names)}, Path(sys.argv[1]))
 """
@@ -182,7 +177,7 @@ def test_other_weights_modules_and_versions_get_a_graph_of_their_own(three, llam
     moved = three.frozen.base.model_copy(update={"name_or_path": str(tiny_llama(tmp_path / "other", seed=1))})
     assert moved.config_digest == three.frozen.base.config_digest
     assert base_graph_digest(three.frozen, load_model(moved, keep_dtype=False)) != digest
-    monkeypatch.setattr(onnx_adapter, "OPSET", 18)
+    monkeypatch.setattr(base_graph, "OPSET", 18)
     assert base_graph_digest(three.frozen, model) != digest
 
 
@@ -232,7 +227,7 @@ def test_verify_asks_onnxruntime_with_the_adapter_active(exported, three, second
     shutil.copy(second / ADAPTER_FILE, swapped)
     with pytest.raises(VerificationError, match=f"L20 {ADAPTER_FILE}"):
         _verify(swapped, three)
-    monkeypatch.setattr(verify_adapter, "check_contract", lambda _: ())
+    monkeypatch.setattr(ExportOnnxAdapter, "findings", lambda *_: ())
     with pytest.raises(VerificationError, match="a difference of"):
         _verify(swapped, three)
     write_adapter({"other.lora_A.weight": np.ones((3, 64), np.float32)}, swapped / ADAPTER_FILE)

@@ -42,8 +42,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from qpa.documents.finding import Finding
 from qpa.errors import DocumentError
-from qpa.exporters.contracts.manifest import Finding, check_files, check_manifest, several, short
+from qpa.exporters.contracts.manifest import check_files, check_manifest, collected, several, short
 from qpa.store.tensor_file import TensorEntry, TensorFile
 
 CONFIG_FILE = "adapter_config.json"
@@ -84,11 +85,8 @@ def check_lora_contract(directory: Path) -> tuple[Finding, ...]:
     Returns: all findings, by rule; () when the directory keeps the contract.
     Source:  ours.
     """
-    try:
-        return tuple(sorted(_check(directory), key=lambda finding: finding.rule))
-    except (OSError, MemoryError) as error:
-        found = short(getattr(error, "strerror", None) or type(error).__name__)
-        return (Finding("L01", short(directory), "a readable directory", found),)
+    findings = collected(_check(directory), "L01", directory)
+    return tuple(sorted(findings, key=lambda finding: finding.rule))
 
 
 def _check(directory: Path) -> Iterator[Finding]:

@@ -8,32 +8,14 @@ L20  The manifest is valid, no file is missing or extra, and every SHA-256 is ri
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from qpa.documents import MANIFEST_PATH, read_manifest
+from qpa.documents.finding import Finding
 from qpa.errors import DocumentError
 from qpa.store.atomic_files import sha256_of
 
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One broken rule.
-
-    Args:    rule: "L01" and following, see `qpa.exporters.contracts.lora`.
-             subject: the file, config field or tensor; the first one where there are several.
-    """
-
-    rule: str
-    subject: str
-    expected: str
-    found: str
-
-    def __str__(self) -> str:
-        """Return the finding as one line."""
-        return f"{self.rule} {self.subject}: expected {self.expected}, found {self.found}"
 
 
 def check_files(directory: Path) -> Iterator[Finding]:
@@ -79,6 +61,18 @@ def check_manifest(directory: Path) -> Iterator[Finding]:
     visible = {name for name in present if not name.startswith(".")}
     for name in sorted(visible - {*listed, MANIFEST_PATH}):
         yield Finding("L20", short(name), "only files the manifest lists", "another file")
+
+
+def collected(findings: Iterable[Finding], rule: str, directory: Path) -> tuple[Finding, ...]:
+    """Return findings as a tuple; a directory that cannot be read is one more, and no exception.
+
+    Args:    rule: the one that such a directory breaks.
+    """
+    try:
+        return tuple(findings)
+    except (OSError, MemoryError) as error:
+        found = short(getattr(error, "strerror", None) or type(error).__name__)
+        return (Finding(rule, short(directory), "a readable directory", found),)
 
 
 def several(names: Iterable[str]) -> str:

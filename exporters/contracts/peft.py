@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from qpa.documents import Method
+from qpa.documents.finding import Finding
 from qpa.errors import DocumentError
 from qpa.exporters.contracts.lora import (
     CONFIG_FILE,
@@ -26,7 +27,7 @@ from qpa.exporters.contracts.lora import (
     read_tensor_file,
     selects,
 )
-from qpa.exporters.contracts.manifest import Finding, several, short
+from qpa.exporters.contracts.manifest import several, short
 from qpa.store.tensor_file import TensorFile
 
 PREFIX_KEY = "prompt_embeddings"

@@ -15,36 +15,28 @@ Source: ours; onnxruntime-genai's documentation of its configuration and of mult
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
-
-import onnx_ir
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from qpa.adapters.frozen_arrays import FrozenArrays
-from qpa.documents import FrozenAdapter
+from qpa.documents import FrozenAdapter, Manifest
+from qpa.documents.finding import Finding
 from qpa.errors import ExportError
 from qpa.exporters.cards.model_card import adapted_modules, base_name, format_card, origin
-from qpa.exporters.contracts.export import SESSION_OPTIONS
-from qpa.exporters.directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.formats.onnx_adapter import ADAPTER_FILE, write_adapter
-from qpa.exporters.onnx.graph import (
-    GRAPH_FILE,
-    OPSET,
-    trace_causal_lm,
-    write_graph,
-    write_model_files,
-)
-from qpa.models.base_model import load_model, load_tokenizer, moved_base
-from qpa.pipeline.pass_protocol import PassContext
+from qpa.exporters.contracts.genai import CONFIG_FILE, SESSION_OPTIONS, check_genai_contract
+from qpa.exporters.directory import ExportDirectory
+from qpa.exporters.onnx.files import ADAPTER_FILE, GRAPH_FILE, OPSET, write_adapter
+from qpa.exporters.onnx.format import OnnxExporter
 
-CONFIG_FILE = "genai_config.json"
+if TYPE_CHECKING:
+    import onnx_ir
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class ExportGenai(BaseModelExporter):
+class ExportGenai(OnnxExporter):
     """Write a base graph, an adapter for it, and onnxruntime-genai's configuration.
 
     Args:    dtype: "float32".
@@ -54,24 +46,33 @@ class ExportGenai(BaseModelExporter):
     """
 
     name: ClassVar[str] = "genai"
-    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    files: ClassVar[tuple[str, ...]] = (CONFIG_FILE, GRAPH_FILE, ADAPTER_FILE)
+    engines: ClassVar[tuple[str, ...]] = ("onnxruntime-genai",)
 
-    def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
-        """Write adapter, graph, configurations, tokenizer and card."""
-        arrays = FrozenArrays.open(frozen, context)
-        tensors = {genai_name(t.path): arrays.read(t.path).T.copy() for t in frozen.tensors}
+    @classmethod
+    def check_content(cls, directory: Path, manifest: Manifest) -> Iterator[Finding]:
+        """Yield what onnxruntime-genai's configuration breaks of its contract."""
+        yield from check_genai_contract(directory)
+
+    def write_adapter(self, arrays: FrozenArrays, directory: ExportDirectory) -> None:
+        """Write the tensors, transposed, by the model builder's names."""
+        paths = [tensor.path for tensor in arrays.frozen.tensors]
+        tensors = {genai_name(path): arrays.read(path).T.copy() for path in paths}
         write_adapter(tensors, directory.path / ADAPTER_FILE)
         directory.take(ADAPTER_FILE)
-        base = moved_base(frozen.base, self.model)
-        model = load_model(base, keep_dtype=False, trust_remote_code=self.trust_remote_code)
-        graph = _graph(frozen, model)
-        directory.write(CONFIG_FILE, _json(genai_config(model, graph.graph.inputs)))
+
+    def write_graph(self, arrays: FrozenArrays, model: Any, directory: ExportDirectory) -> None:
+        """Write the base graph and the configuration that describes it."""
+        from qpa.exporters.onnx.graph import write_graph
+
+        graph = _graph(arrays.frozen, model)
+        directory.write_json(CONFIG_FILE, genai_config(model, graph.graph.inputs))
         for name in write_graph(graph, directory.path / GRAPH_FILE):
             directory.take(name)
-        tokenizer = load_tokenizer(base, trust_remote_code=self.trust_remote_code)
-        write_model_files(model, tokenizer, directory)
-        directory.write(CARD_FILE, _card(frozen).encode())
-        return arrays.rank
+
+    def card(self, frozen: FrozenAdapter, rank: int) -> str:
+        """Return the README.md."""
+        return _card(frozen)
 
 
 def genai_name(path: str) -> str:
@@ -80,6 +81,8 @@ def genai_name(path: str) -> str:
 
 
 def _graph(frozen: FrozenAdapter, model: Any) -> onnx_ir.Model:
+    from qpa.exporters.onnx.graph import trace_causal_lm
+
     shapes = dict(sorted((tensor.path, tensor.shape) for tensor in frozen.tensors))
     graph = trace_causal_lm(model, shapes, transposed=True)
     for value in graph.graph.inputs:
@@ -146,10 +149,6 @@ def _special_tokens(model: Any) -> dict[str, Any]:
 
 def _unfit(model: Any, expected: str, found: str) -> ExportError:
     return ExportError(type(model).__name__, expected, found, "use --format onnx-adapter")
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _card(frozen: FrozenAdapter) -> str:

@@ -15,7 +15,7 @@ Source:  ours; names, keys and shapes as in llama.cpp's src/llama-adapter.cpp, r
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -36,9 +36,8 @@ from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
 from qpa.exporters.cards.model_card import adapted_modules, base_name, format_card, origin
-from qpa.exporters.directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.named_layers import check_layers
-from qpa.models.base_model import check_base, load_config, moved_base
+from qpa.exporters.directory import ExportDirectory
+from qpa.exporters.format import OtherNamesExporter
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import DTYPES, Array
 
@@ -69,7 +68,7 @@ _ROLES = {"lora_A": "lora_a", "lora_B": "lora_b"}
 
 @final
 @dataclass(frozen=True, slots=True)
-class ExportGguf(BaseModelExporter):
+class ExportGguf(OtherNamesExporter):
     """Write a frozen adapter as a GGUF file.
 
     Args:    dtype: of the tensors: "float32", "bfloat16" or "float16".
@@ -79,31 +78,20 @@ class ExportGguf(BaseModelExporter):
     """
 
     name: ClassVar[str] = "gguf"
-
-    def check(self, frozen: FrozenAdapter) -> None:
-        """Refuse Conv1D, an architecture that is not known here, and a tied head.
-
-        Raises:  ExportError: one of them.
-        """
-        check_layers(
-            frozen,
-            ARCHITECTURES,
-            conv1d="whose weight llama.cpp stores the other way round",
-            no_head="llama.cpp has no tensor",
-        )
+    files: ClassVar[tuple[str, ...]] = (WEIGHTS_FILE,)
+    engines: ClassVar[tuple[str, ...]] = ("llama.cpp",)
+    architectures: ClassVar[Collection[str]] = ARCHITECTURES
+    no_conv1d: ClassVar[str] = "whose weight llama.cpp stores the other way round"
+    no_tied_head: ClassVar[str] = "llama.cpp has no tensor"
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
-        """Write the GGUF file and the card.
+        """Write the GGUF file.
 
         Raises:  ModelError: the base is not there, or not the one the adapter was planned for.
                  ExportError: GGUF has no tensor for a module.
         """
         arrays = FrozenArrays.open(frozen, context, dtype=self.dtype)
-        base = moved_base(frozen.base, self.model)
-        check_base(base, trust_remote_code=self.trust_remote_code)
-        config = load_config(
-            base.name_or_path, revision=base.revision, trust_remote_code=base.trust_remote_code
-        )
+        base, config = self.base_and_config(frozen)
         architecture = ARCHITECTURES[base.architecture]
         names = gguf_names(frozen, architecture, config.num_hidden_layers)
         n_heads = rotated_heads(config) if architecture in ROTATES_PAIRS else {}
@@ -112,8 +100,11 @@ class ExportGguf(BaseModelExporter):
             for tensor in frozen.tensors:
                 writer.write_tensor_data(_reordered(arrays.read(tensor.path), tensor.path, n_heads))
         directory.take(WEIGHTS_FILE)
-        directory.write(CARD_FILE, _card(frozen, self.dtype).encode())
         return frozen.rank
+
+    def card(self, frozen: FrozenAdapter, rank: int) -> str:
+        """Return the README.md."""
+        return _card(frozen, self.dtype)
 
 
 def gguf_names(frozen: FrozenAdapter, architecture: MODEL_ARCH, n_layers: int) -> dict[str, str]:

@@ -13,16 +13,18 @@ Source: ours.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, final
 
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
-from qpa.documents import FrozenAdapter
+from qpa.documents import FrozenAdapter, Manifest
+from qpa.documents.finding import Finding
 from qpa.errors import ExportError
 from qpa.exporters.cards.model_card import model_card
-from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
-from qpa.exporters.directory import CARD_FILE, ExportDirectory, Exporter
+from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
+from qpa.exporters.directory import ExportDirectory
+from qpa.exporters.format import Exporter
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import TensorPlan
 
@@ -40,11 +42,19 @@ class ExportLora(Exporter):
     """
 
     name: ClassVar[str] = "lora"
+    files: ClassVar[tuple[str, ...]] = (CONFIG_FILE, WEIGHTS_FILE)
+    engines: ClassVar[tuple[str, ...]] = ("peft", "transformers", "vllm")
+    any_origin: ClassVar[bool] = True
     carries_all: ClassVar[bool] = True
 
     dtype: str = "float32"
     rank_pad: int = 1
     allow_tied_head: bool = False
+
+    @classmethod
+    def findings(cls, directory: Path, manifest: Manifest) -> tuple[Finding, ...]:
+        """Return what the directory breaks of the contract for a LoRA of any origin."""
+        return check_lora_contract(directory)
 
     def check(self, frozen: FrozenAdapter) -> None:
         """Refuse a tied head, or its embedding.
@@ -55,17 +65,19 @@ class ExportLora(Exporter):
             refuse_tied(frozen)
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
-        """Write config, weights and card."""
+        """Write config and weights."""
         arrays = FrozenArrays.open(frozen, context, dtype=self.dtype, rank_pad=self.rank_pad)
         kind = SAFETENSORS_TYPE[self.dtype]
         plans = [TensorPlan(KEY_PREFIX + t.path, kind, arrays.shape(t)) for t in frozen.tensors]
         directory.write_tensors(
             WEIGHTS_FILE, plans, lambda name: arrays.read(name.removeprefix(KEY_PREFIX)), {"format": "pt"}
         )
-        config = json.dumps(adapter_config(frozen, arrays.rank), indent=2, sort_keys=True, ensure_ascii=False)
-        directory.write(CONFIG_FILE, (config + "\n").encode())
-        directory.write(CARD_FILE, model_card(frozen, arrays.rank).encode())
+        directory.write_json(CONFIG_FILE, adapter_config(frozen, arrays.rank))
         return arrays.rank
+
+    def card(self, frozen: FrozenAdapter, rank: int) -> str:
+        """Return the README.md."""
+        return model_card(frozen, rank)
 
 
 def refuse_tied(frozen: FrozenAdapter) -> None:

@@ -15,7 +15,6 @@ Source: ours.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,7 @@ import numpy as np
 from qpa.adapters.experts import expert_layer
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.adapters.weight_change import WeightChange, bias_scale, weight_change
-from qpa.documents import BaseModelReference, FrozenAdapter
+from qpa.documents import FrozenAdapter
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError
 from qpa.exporters.base_checkpoint import (
@@ -46,8 +45,9 @@ from qpa.exporters.cards.model_card import (
     format_card,
     origin,
 )
-from qpa.exporters.directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.models.base_model import build_on_meta, check_base, load_config, moved_base
+from qpa.exporters.directory import ExportDirectory
+from qpa.exporters.format import BaseModelExporter
+from qpa.models.base_model import build_on_meta
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import DTYPES, Array, TensorFile, TensorPlan
 
@@ -69,6 +69,9 @@ class ExportMerged(BaseModelExporter):
     """
 
     name: ClassVar[str] = "merged"
+    files: ClassVar[tuple[str, ...]] = (CONFIG_FILE,)
+    engines: ClassVar[tuple[str, ...]] = ("transformers", "vllm")
+    merges: ClassVar[bool] = True
     carries_all: ClassVar[bool] = True
 
     def check(self, frozen: FrozenAdapter) -> None:
@@ -81,25 +84,28 @@ class ExportMerged(BaseModelExporter):
             raise _tied(f"{place} of {frozen.base.name_or_path}")
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
-        """Write weights, config, the base's tokenizer files and card.
+        """Write weights, config and the base's tokenizer files.
 
         Raises:  ModelError: the base is not there, or not the one the adapter was planned for.
                  ExportError: it is quantised, has no safetensors, or its weights do not fit the adapter.
         """
         arrays = FrozenArrays.open(frozen, context)
-        base = moved_base(frozen.base, self.model)
-        check_base(base, trust_remote_code=self.trust_remote_code)
+        base, model_config = self.base_and_config(frozen)
         folder = base_directory(base)
         config = read_json(folder / CONFIG_FILE)
         _check_not_quantized(config, folder)
         checkpoint = Checkpoint.open(folder)
-        merge = Merge.plan(arrays, checkpoint, _model_without_weights(base), self.dtype)
+        model = build_on_meta(model_config, base.name_or_path, trust_remote_code=base.trust_remote_code)
+        merge = Merge.plan(arrays, checkpoint, model, self.dtype)
         _write_weights(merge, checkpoint, directory)
-        directory.write(CONFIG_FILE, _json(with_dtype(config, self.dtype)))
+        directory.write_json(CONFIG_FILE, with_dtype(config, self.dtype))
         for file in _files_to_copy(folder, with_code=base.trust_remote_code):
             directory.copy(file.name, file)
-        directory.write(CARD_FILE, _card(frozen, self.dtype).encode())
         return frozen.rank
+
+    def card(self, frozen: FrozenAdapter, rank: int) -> str:
+        """Return the README.md."""
+        return _card(frozen, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -228,13 +234,7 @@ def _write_weights(merge: Merge, checkpoint: Checkpoint, directory: ExportDirect
         metadata = checkpoint.index.get("metadata")
         known = metadata if isinstance(metadata, dict) else {}
         index = {"metadata": known | {"total_size": n_bytes}, "weight_map": checkpoint.places()}
-        directory.write(INDEX_FILE, _json(index))
-
-
-def _model_without_weights(base: BaseModelReference) -> Any:
-    name, allowed = base.name_or_path, base.trust_remote_code
-    config = load_config(name, revision=base.revision, trust_remote_code=allowed)
-    return build_on_meta(config, name, trust_remote_code=allowed)
+        directory.write_json(INDEX_FILE, index)
 
 
 def _by_key(names: Iterable[str], checkpoint: Checkpoint, model: Any) -> dict[str, str]:
@@ -303,10 +303,6 @@ def _files_to_copy(folder: Path, *, with_code: bool) -> Iterator[Path]:
     for file in sorted(folder.iterdir()):
         if file.is_file() and any(file.match(pattern) for pattern in patterns):
             yield file
-
-
-def _json(content: Mapping[str, object]) -> bytes:
-    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _card(frozen: FrozenAdapter, dtype: str) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -26,9 +26,8 @@ from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
 from qpa.exporters.cards.model_card import adapted_modules, base_name, format_card, origin, targets_head
-from qpa.exporters.directory import CARD_FILE, BaseModelExporter, ExportDirectory
-from qpa.exporters.named_layers import check_layers
-from qpa.models.base_model import check_base, load_config, moved_base
+from qpa.exporters.directory import ExportDirectory
+from qpa.exporters.format import OtherNamesExporter
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import Array, TensorPlan
 
@@ -57,7 +56,7 @@ _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 @final
 @dataclass(frozen=True, slots=True)
-class ExportMlx(BaseModelExporter):
+class ExportMlx(OtherNamesExporter):
     """Write a frozen adapter as mlx-lm's own trainer does.
 
     Args:    dtype: of the tensors: "float32", "bfloat16" or "float16".
@@ -67,37 +66,29 @@ class ExportMlx(BaseModelExporter):
     """
 
     name: ClassVar[str] = "mlx"
-
-    def check(self, frozen: FrozenAdapter) -> None:
-        """Refuse Conv1D, an architecture that is not known here, and a tied head.
-
-        Raises:  ExportError: one of them.
-        """
-        check_layers(
-            frozen,
-            ARCHITECTURES,
-            conv1d="for which mlx-lm has other modules",
-            no_head="mlx-lm has no module",
-            headless=WITHOUT_HEAD,
-        )
+    files: ClassVar[tuple[str, ...]] = (CONFIG_FILE, WEIGHTS_FILE)
+    engines: ClassVar[tuple[str, ...]] = ("mlx",)
+    architectures: ClassVar[Collection[str]] = ARCHITECTURES
+    headless: ClassVar[Collection[str]] = WITHOUT_HEAD
+    no_conv1d: ClassVar[str] = "for which mlx-lm has other modules"
+    no_tied_head: ClassVar[str] = "mlx-lm has no module"
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
-        """Write weights, config and card.
+        """Write weights and config.
 
         Raises:  ModelError: the base is not there, or not the one the adapter was planned for.
                  ExportError: mlx-lm cannot express which modules are adapted.
         """
         arrays = FrozenArrays.open(frozen, context, dtype=self.dtype)
-        base = moved_base(frozen.base, self.model)
-        check_base(base, trust_remote_code=self.trust_remote_code)
-        n_layers = load_config(
-            base.name_or_path, revision=base.revision, trust_remote_code=base.trust_remote_code
-        ).num_hidden_layers
-        config = json.dumps(adapter_config(frozen, n_layers), indent=2, sort_keys=True, ensure_ascii=False)
+        _, base_config = self.base_and_config(frozen)
+        config = adapter_config(frozen, base_config.num_hidden_layers)
         _write_weights(arrays, directory)
-        directory.write(CONFIG_FILE, (config + "\n").encode())
-        directory.write(CARD_FILE, _card(frozen, self.dtype).encode())
+        directory.write_json(CONFIG_FILE, config)
         return frozen.rank
+
+    def card(self, frozen: FrozenAdapter, rank: int) -> str:
+        """Return the README.md."""
+        return _card(frozen, self.dtype)
 
 
 def adapter_config(frozen: FrozenAdapter, n_layers: int) -> dict[str, object]:

@@ -14,14 +14,16 @@ Source: ours; names as in PEFT 0.21.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
 
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
-from qpa.documents import METHOD_NAMES, FrozenAdapter, module_of
+from qpa.documents import METHOD_NAMES, FrozenAdapter, Manifest, module_of
+from qpa.documents.finding import Finding
 from qpa.exporters.cards.model_card import (
     adapted_modules,
     adapter_words,
@@ -31,8 +33,9 @@ from qpa.exporters.cards.model_card import (
     origin,
 )
 from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, selects
-from qpa.exporters.contracts.peft import PREFIX_KEY
-from qpa.exporters.directory import CARD_FILE, ExportDirectory, Exporter
+from qpa.exporters.contracts.peft import PREFIX_KEY, check_peft_contract
+from qpa.exporters.directory import ExportDirectory
+from qpa.exporters.format import Exporter
 from qpa.exporters.formats.lora import adapter_config, refuse_tied
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import Array, TensorPlan
@@ -49,9 +52,17 @@ class ExportPeft(Exporter):
     """
 
     name: ClassVar[str] = "peft"
+    files: ClassVar[tuple[str, ...]] = (CONFIG_FILE, WEIGHTS_FILE)
+    engines: ClassVar[tuple[str, ...]] = ("peft",)
 
     dtype: str = "float32"
     allow_tied_head: bool = False
+
+    @classmethod
+    def check_content(cls, directory: Path, manifest: Manifest) -> Iterator[Finding]:
+        """Yield what the directory breaks of the contract of its kind of adapter."""
+        if {*cls.files} <= {entry.file for entry in manifest.files}:
+            yield from check_peft_contract(directory, manifest.method)
 
     def check(self, frozen: FrozenAdapter) -> None:
         """Refuse a tied head.
@@ -62,17 +73,19 @@ class ExportPeft(Exporter):
             refuse_tied(frozen)
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
-        """Write config, weights and card."""
+        """Write config and weights."""
         arrays = FrozenArrays.open(frozen, context, dtype=self.dtype)
         kind, shapes = SAFETENSORS_TYPE[self.dtype], _shapes(frozen)
         plans = [TensorPlan(name, kind, shape) for name, shape in shapes.items()]
         directory.write_tensors(
             WEIGHTS_FILE, plans, lambda name: _read(arrays, name).reshape(shapes[name]), {"format": "pt"}
         )
-        config = json.dumps(peft_config(frozen), indent=2, sort_keys=True, ensure_ascii=False)
-        directory.write(CONFIG_FILE, (config + "\n").encode())
-        directory.write(CARD_FILE, _card(frozen).encode())
+        directory.write_json(CONFIG_FILE, peft_config(frozen))
         return frozen.rank
+
+    def card(self, frozen: FrozenAdapter, rank: int) -> str:
+        """Return the README.md."""
+        return _card(frozen)
 
 
 def _shapes(frozen: FrozenAdapter) -> dict[str, tuple[int, ...]]:

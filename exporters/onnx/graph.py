@@ -15,7 +15,6 @@ Source: ours; torch.onnx's exporter traces the graph.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,15 +27,10 @@ import torch
 from torch import Tensor
 
 from qpa.errors import ExportError, ModelError
-from qpa.exporters.directory import ExportDirectory
+from qpa.exporters.onnx.files import OPSET
 
-OPSET = 20
-GRAPH_FILE = "model.onnx"
 EXTERNAL_DATA_BYTES = 1_900_000_000
 """Weights up to here stay in the graph's file, which protobuf limits to 2 GiB."""
-
-_OF_THE_LOADING = ("is_local", "local_files_only")
-"""What transformers writes into tokenizer_config.json about how the tokenizer came to be loaded."""
 
 ROLES = (".lora_A.weight", ".lora_B.weight")
 
@@ -277,25 +271,3 @@ def write_graph(model: onnx_ir.Model, path: Path) -> list[str]:
     data = f"{path.name}.data"
     onnx_ir.save(model, path, external_data=data)
     return [path.name, data]
-
-
-def write_model_files(model: Any, tokenizer: Any, directory: ExportDirectory, folder: str = "") -> None:
-    """Write config.json, generation_config.json and the tokenizer's files, without any path of the base.
-
-    Args:    folder: below the directory; "" or a name ending in "/".
-    """
-    config = {key: value for key, value in model.config.to_diff_dict().items() if key != "_name_or_path"}
-    directory.write(f"{folder}config.json", _json(config))
-    if model.generation_config is not None:
-        directory.write(f"{folder}generation_config.json", _json(model.generation_config.to_diff_dict()))
-    for name in tokenizer.save_pretrained(directory.path / folder):
-        written = Path(name)
-        if written.name == "tokenizer_config.json":
-            config = json.loads(written.read_bytes())
-            written.write_bytes(_json({key: config[key] for key in config if key not in _OF_THE_LOADING}))
-        if written.is_file():
-            directory.take(written.relative_to(directory.path).as_posix())
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

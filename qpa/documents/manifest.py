@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import model_validator
 
 from qpa.documents.account import ParameterAccount, with_control_account
 from qpa.documents.adapter_spec import BaseModelReference, Method
 from qpa.documents.base import Attachment, Document, JsonObject
+from qpa.documents.finding import Finding
 from qpa.documents.trained_generator import TrainingResult
-from qpa.errors import DocumentError
+from qpa.errors import DocumentError, one_of
+from qpa.registry import Registry
 
 MANIFEST_PATH = "qpa/manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
-ExportFormat = Literal["lora", "peft", "merged", "onnx", "onnx-adapter", "genai", "gguf", "mlx"]
 
 
 def _upgrade_1(content: JsonObject) -> JsonObject:
@@ -42,7 +43,7 @@ class Manifest(Document):
     `qpa/manifest.json` inside the directory, out of the way of engines that read every file of the
     top level.
 
-    Args:    format: the exporter's name.
+    Args:    format: a name in `FORMATS`, which is the exporter's.
              method: kind of the adapter.
              dtype: of the adapter's numbers, or of the merged weights.
              rank: as written, padding included; see `AdapterSpec`.
@@ -53,7 +54,7 @@ class Manifest(Document):
     kind: ClassVar[str] = "manifest"
     upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1, _upgrade_2, _upgrade_3)
 
-    format: ExportFormat
+    format: str
     method: Method
     dtype: DtypeName
     base: BaseModelReference
@@ -68,7 +69,49 @@ class Manifest(Document):
         names = [entry.file for entry in self.files]
         if names != sorted(set(names)) or self.probe not in names:
             raise ValueError("files must be sorted, unique, and contain the probe")
+        if self.format not in FORMATS:
+            raise ValueError(f"format must be {one_of(tuple(FORMATS))}")
         return self
+
+
+class ExportFormat(Protocol):
+    """What an export format says of itself by its class alone, before anything is written.
+
+    Class attributes: `name` is the format's, as on the command line and in the manifest; `files` are those
+    an export has at least; `engines` read it, by their names in `qpa.documents.verification.ENGINES`;
+    `merges` says that the adapter is added to the base model's weights, so that an export is a model of its
+    own; `any_origin` says that directories of this format come from other programs too, without a manifest.
+    """
+
+    name: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+    engines: ClassVar[tuple[str, ...]]
+    merges: ClassVar[bool]
+    any_origin: ClassVar[bool]
+
+    @classmethod
+    def findings(cls, directory: Path, manifest: Manifest) -> tuple[Finding, ...]:
+        """Return the broken rules of the format's contract.
+
+        Hostile content gives findings, never an exception.
+        """
+        ...
+
+
+FORMATS: Registry[type[ExportFormat]] = Registry(
+    "--format",
+    {
+        "lora": "qpa.exporters.formats.lora:ExportLora",
+        "peft": "qpa.exporters.formats.peft:ExportPeft",
+        "merged": "qpa.exporters.formats.merged:ExportMerged",
+        "onnx": "qpa.exporters.formats.onnx:ExportOnnx",
+        "onnx-adapter": "qpa.exporters.formats.onnx_adapter:ExportOnnxAdapter",
+        "genai": "qpa.exporters.formats.genai:ExportGenai",
+        "gguf": "qpa.exporters.formats.gguf:ExportGguf",
+        "mlx": "qpa.exporters.formats.mlx:ExportMlx",
+    },
+)
+"""The formats of `qpa export`."""
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -33,11 +33,12 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from qpa.documents import Manifest, Method
+from qpa.documents.manifest import FORMATS
 from qpa.errors import QpaError
 from qpa.exporters.directory import FORMATS_FOR
-from qpa.exporters.registry import FORMATS, exporter_for
+from qpa.exporters.registry import exporter_for
 from qpa.models.probe import greedy_continuation
-from qpa.passes.verify_adapter import ENGINES_OF, VerifyAdapter
+from qpa.passes.verify_adapter import VerifyAdapter
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import ARCHITECTURES
 
@@ -115,7 +116,10 @@ def main() -> int:
     parser.add_argument("--adapters", default=",".join(KINDS))
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
     parser.add_argument("--formats", default=",".join(FORMATS))
-    parser.add_argument("--engines", default=",".join(set().union(*ENGINES_OF.values())))
+    parser.add_argument(
+        "--engines",
+        default=",".join(dict.fromkeys(engine for name in FORMATS for engine in FORMATS[name].engines)),
+    )
     for engine, option in ENVIRONMENTS.items():
         parser.add_argument(f"--{option.replace('_', '-')}", help=f"Python of an environment with {engine}")
     options = parser.parse_args()
@@ -153,7 +157,7 @@ def cells_of(
         options = {"rank": 4, "alpha": alpha, "targets": targets, "scale": kind.scale}
         made = random_adapter(model, store, method=kind.method, **options)
         for name in filter(FORMATS_FOR[kind.method].__contains__, formats):
-            asked = [engine for engine in ENGINES_OF[name] if engine in engines]
+            asked = [engine for engine in FORMATS[name].engines if engine in engines]
             row = (adapter, architecture)
             yield from _cells_of_format(row, name, asked, made, Path(work) / name, pythons)
 

@@ -1,0 +1,236 @@
+"""What all export formats have in common: what a format says of itself, and how an export is made.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from qpa.adapters.experts import has_experts
+from qpa.documents import (
+    MANIFEST_PATH,
+    METHOD_NAMES,
+    Attachment,
+    BaseModelReference,
+    FrozenAdapter,
+    Manifest,
+)
+from qpa.documents.finding import Finding
+from qpa.documents.manifest import DtypeName
+from qpa.errors import ExportError, OptionError, one_of
+from qpa.exporters.cards.model_card import targets_head
+from qpa.exporters.contracts.export import check_export
+from qpa.exporters.contracts.manifest import collected
+from qpa.exporters.directory import CARD_FILE, FORMATS_FOR, PROBE_FILE, ExportDirectory, check_output
+from qpa.models.base_model import check_base, load_config, moved_base
+from qpa.pipeline.pass_protocol import PassContext
+from qpa.store.atomic_files import new_directory
+
+
+class Exporter(ABC):
+    """A frozen dataclass whose fields are its options, of which `dtype` is one.
+
+    Class attributes: those of `qpa.documents.manifest.ExportFormat`; `dtypes` are the types it can write;
+    `reads_base_model` says whether it needs the base model; `carries_all` says that it has a place for a
+    LoRA on experts of a mixture, or on an embedding, too.
+    """
+
+    __slots__ = ()
+
+    name: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+    engines: ClassVar[tuple[str, ...]] = ()
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+    merges: ClassVar[bool] = False
+    any_origin: ClassVar[bool] = False
+    reads_base_model: ClassVar[bool] = False
+    carries_all: ClassVar[bool] = False
+    dtype: str
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def emit(
+        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
+    ) -> Manifest:
+        """Write an export whole or not at all.
+
+        Args:    out: a new or empty directory.
+                 context: its file store holds the adapter's arrays and probe.
+                 force: replace an export of qpa that is already there. A directory that is anything
+                 else, or holds anything else, is never removed.
+        Returns: the manifest, as it stands in the directory.
+        Raises:  OptionError: the format does not have the type.
+                 ExportError: the format cannot carry this adapter or its kind, numbers that are not
+                 finite, arrays that are not the document's, an output that is in the way or cannot be
+                 written.
+                 DocumentError: the arrays or the probe are missing or damaged.
+        """
+        self._check_dtype()
+        self._check_method(frozen)
+        self.check(frozen)
+        check_output(out, force=force)
+        probe = context.files.get(frozen.probe).read_bytes()
+        try:
+            with new_directory(out) as work, _verified(frozen.arrays, context):
+                directory = ExportDirectory(work)
+                rank = self.write(frozen, context, directory)
+                directory.write(CARD_FILE, self.card(frozen, rank).encode())
+                directory.write(PROBE_FILE, probe)
+                manifest = _manifest(self, frozen, rank, directory.files, context)
+                (work / MANIFEST_PATH).write_bytes(manifest.to_json())
+                check_output(out, force=force)  # again: this may have taken minutes
+        except OSError as error:
+            found = error.strerror or type(error).__name__
+            other = error.filename if error.filename and str(out.parent) not in str(error.filename) else None
+            expected = "a file that can be read" if other else "a directory that can be written"
+            raise ExportError(str(other or out), expected, found) from error
+        return manifest
+
+    @classmethod
+    def findings(cls, directory: Path, manifest: Manifest) -> tuple[Finding, ...]:
+        """Return the broken rules of the format's contract.
+
+        Hostile content gives findings, never an exception.
+        """
+        of_all = check_export(directory, manifest, cls.files)
+        return collected(chain(of_all, cls.check_content(directory, manifest)), "L20", directory)
+
+    @classmethod
+    def check_content(cls, directory: Path, manifest: Manifest) -> Iterator[Finding]:
+        """Yield the broken rules that this format has beside those of every export."""
+        yield from ()
+
+    def _check_dtype(self) -> None:
+        if self.dtype not in self.dtypes:
+            format_ = f" with --format {self.name}" if len(self.dtypes) == 1 else ""
+            raise OptionError("--dtype", one_of(self.dtypes) + format_, self.dtype)
+
+    def _check_method(self, frozen: FrozenAdapter) -> None:
+        if self.name not in (formats := FORMATS_FOR[frozen.method]):
+            carried = [METHOD_NAMES[m] for m, names in FORMATS_FOR.items() if self.name in names]
+            found = METHOD_NAMES[frozen.method]
+            raise ExportError(f"--format {self.name}", one_of(carried), found, f"use {one_of(formats)}")
+        others = "experts" if has_experts(frozen.modules) else ", ".join(frozen.embeddings)
+        if others and not self.carries_all:
+            expected, advice = "an adapter on linear layers of their own", "use lora, merged or onnx"
+            raise ExportError(f"--format {self.name}", expected, f"one on {others}", advice)
+
+    def check(self, frozen: FrozenAdapter) -> None:  # noqa: B027 - most formats have nothing to refuse
+        """Refuse, before anything is written, what the format cannot carry or engines serve wrongly.
+
+        Raises:  ExportError: with the reason, and the format that can.
+        """
+
+    @abstractmethod
+    def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
+        """Write the format's own files.
+
+        Returns: the rank that was written.
+        Raises:  ExportError, DocumentError: something is wrong with the arrays or the base model.
+        """
+
+    @abstractmethod
+    def card(self, frozen: FrozenAdapter, rank: int) -> str:
+        """Return the README.md of an adapter that was written with a rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModelExporter(Exporter):
+    """An exporter that reads the base model.
+
+    Args:    dtype: of what is written.
+             model: where the base model is now; None for where the adapter says.
+             trust_remote_code: the user allows the model's own Python code to run, now.
+    """
+
+    reads_base_model: ClassVar[bool] = True
+
+    dtype: str = "float32"
+    model: str | None = field(default=None, metadata={"provenance": False})
+    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
+
+    def base_and_config(self, frozen: FrozenAdapter) -> tuple[BaseModelReference, Any]:
+        """Return where the base model is now, and its config in transformers.
+
+        Raises:  ModelError: the base is not there, or not the one the adapter was planned for.
+        """
+        base = moved_base(frozen.base, self.model)
+        check_base(base, trust_remote_code=self.trust_remote_code)
+        name, allowed = base.name_or_path, base.trust_remote_code
+        return base, load_config(name, revision=base.revision, trust_remote_code=allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class OtherNamesExporter(BaseModelExporter):
+    """An exporter for an engine that gives a model's layers names of its own.
+
+    Class attributes: `architectures` are those whose names are known; `headless` those of them on whose head
+    the engine takes no adapter; `no_conv1d` and `no_tied_head` say why it has no place for these.
+    """
+
+    architectures: ClassVar[Collection[str]]
+    headless: ClassVar[Collection[str]] = ()
+    no_conv1d: ClassVar[str]
+    no_tied_head: ClassVar[str]
+
+    def check(self, frozen: FrozenAdapter) -> None:
+        """Refuse Conv1D, an architecture that is not known, and a tied head.
+
+        Raises:  ExportError: the adapter is on one of them.
+        """
+        base = frozen.base
+        if frozen.fan_in_fan_out:
+            found = f"Conv1D, {self.no_conv1d}"
+            raise ExportError(base.name_or_path, "linear layers", found, "use --format merged")
+        if base.architecture not in self.architectures:
+            expected = f"one of {', '.join(self.architectures)}"
+            raise ExportError(base.name_or_path, expected, base.architecture, "use --format merged")
+        if targets_head(frozen) and (base.ties_lm_head or base.architecture in self.headless):
+            raise ExportError(
+                f"the output head of {base.name_or_path}",
+                "a head with a weight of its own",
+                f"one tied to the input embedding, for which {self.no_tied_head}",
+                "choose targets without the head",
+            )
+
+
+@contextmanager
+def _verified(arrays: Attachment, context: PassContext) -> Iterator[None]:
+    """Check a file's digest in a thread while it is read; what was made of it counts only if that is right.
+
+    Raises:  DocumentError: the file was changed, whatever else went wrong because of it.
+    """
+    beside = ThreadPoolExecutor(1)
+    verified = beside.submit(context.files.get, arrays)
+    try:
+        yield
+    except Exception:
+        verified.result()
+        raise
+    finally:
+        beside.shutdown(wait=False)
+    verified.result()
+
+
+def _manifest(
+    exporter: Exporter, frozen: FrozenAdapter, rank: int, files: list[Attachment], context: PassContext
+) -> Manifest:
+    return Manifest(
+        provenance=context.provenance(exporter, frozen),
+        format=exporter.name,
+        method=frozen.method,
+        dtype=cast(DtypeName, exporter.dtype),
+        base=frozen.base,
+        rank=rank,
+        files=tuple(sorted(files, key=lambda entry: entry.file)),
+        probe=PROBE_FILE,
+        account=frozen.account,
+        result=frozen.result,
+    )

@@ -1,0 +1,54 @@
+"""What the ONNX formats have in common: their numbers, and the order in which their files are made.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from qpa.adapters.frozen_arrays import FrozenArrays
+from qpa.documents import FrozenAdapter
+from qpa.exporters.directory import ExportDirectory
+from qpa.exporters.format import BaseModelExporter
+from qpa.exporters.onnx.files import write_model_files
+from qpa.models.base_model import load_model, load_tokenizer, moved_base
+from qpa.pipeline.pass_protocol import PassContext
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxExporter(BaseModelExporter):
+    """An exporter of a graph, with the model's config and tokenizer beside it.
+
+    Args:    dtype: "float32".
+             model, trust_remote_code: see `BaseModelExporter`.
+
+    Class attributes: `folder` is that of the graph in the export, "" or a name that ends in "/".
+    """
+
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    folder: ClassVar[str] = ""
+
+    def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
+        """Write the adapter, the graph, the model's config and the tokenizer."""
+        arrays = FrozenArrays.open(frozen, context)
+        self.write_adapter(arrays, directory)
+        base = moved_base(frozen.base, self.model)
+        model = load_model(base, keep_dtype=False, trust_remote_code=self.trust_remote_code)
+        self.write_graph(arrays, model, directory)
+        tokenizer = load_tokenizer(base, trust_remote_code=self.trust_remote_code)
+        write_model_files(model, tokenizer, directory, self.folder)
+        return arrays.rank
+
+    @abstractmethod
+    def write_adapter(self, arrays: FrozenArrays, directory: ExportDirectory) -> None:
+        """Write the adapter's own file, where it has one."""
+
+    @abstractmethod
+    def write_graph(self, arrays: FrozenArrays, model: Any, directory: ExportDirectory) -> None:
+        """Write the graph, and what describes it.
+
+        Args:    model: the base model, float32, which may be changed in place.
+        """
