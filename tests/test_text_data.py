@@ -239,5 +239,99 @@ def test_a_jsonl_file_of_unicode_blanks_is_refused(write):
 
 def test_half_a_surrogate_pair_is_refused_with_its_line(write):
     path = write("rows.jsonl", '{"text": "fine"}\n{"text": "half \\ud83d"}\n')
-    with pytest.raises(DataError, match="line 2"):
+    with pytest.raises(DataError, match="line 2") as caught:
         split(path)
+    assert caught.value.found == r'half of a surrogate pair in "text" (\ud83d)'
+    assert "codec" not in str(caught.value)
+
+
+def test_half_a_surrogate_pair_counts_only_where_it_is_read(write):
+    text = '{"text": "a", "id": "\\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n'
+    rows = split(write("rows.jsonl", text))
+    assert sorted(row["text"] for row in rows[0] + rows[1]) == ["a", "whole \U0001f600"]
+
+
+# A byte order mark
+
+
+@pytest.mark.parametrize("name", ["data.txt", "data.jsonl", "data.json", "array.json"])
+def test_a_byte_order_mark_is_no_content(write, name):
+    rows = [{"text": f"row {index}"} for index in range(12)]
+    content = json.dumps(rows) if name == "array.json" else jsonl(rows)
+    plain = split(write(name, content))
+    assert split(write(name, b"\xef\xbb\xbf" + content.encode())) == plain
+
+
+@pytest.mark.parametrize("name", ["data.txt", "data.jsonl", "data.json"])
+def test_a_file_of_nothing_but_a_byte_order_mark_is_empty(write, name):
+    with pytest.raises(DataError, match=rf"{name}: expected text, found an empty file"):
+        split(write(name, b"\xef\xbb\xbf\r\n"))
+
+
+def test_offsets_count_the_byte_order_mark(write):
+    with pytest.raises(DataError, match="found byte 0xe9 at offset 6"):
+        split(write("data.txt", b"\xef\xbb\xbfcaf\xe9 au lait"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["data.txt", "data.jsonl"])
+def test_utf_16_is_called_by_its_name(write, name, encoding):
+    with pytest.raises(DataError, match="expected UTF-8 text, found UTF-16 text; convert it to UTF-8"):
+        split(write(name, "\ufeffas Notepad writes it".encode(encoding)))
+
+
+# A JSON array
+
+
+@pytest.mark.parametrize("name", ["data.json", "DATA.JSON"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_has_the_rows_of_the_same_lines(write, name, indent):
+    rows = [{"prompt": f"row {index}\u2028", "completion": "yes", "id": index} for index in range(40)]
+    array = write(name, "\n " + json.dumps(rows, indent=indent, ensure_ascii=False) + "\n")
+    assert split(array, seed=3) == split(write("data.jsonl", jsonl(rows)), seed=3)
+
+
+def test_an_array_is_read_as_evaluation_data_too(write):
+    train = write("train.jsonl", jsonl([{"text": "a"}, {"text": "b"}]))
+    assert split(train, write("eval.json", '[{"text": "c"}]'))[1] == [{"text": "c"}]
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ("3", "int"),
+        ("[]", "list"),
+        ('{"id": 1}', 'keys "id"'),
+        ('{"text": " "}', '"text" is empty'),
+        ('{"text": "\\udc00"}', r'half of a surrogate pair in "text" (\udc00)'),
+        ('{"prompt": "a", "completion": "b"}', 'keys "completion", "prompt"'),
+    ],
+)
+def test_a_bad_entry_is_refused_with_its_number(write, entry, found):
+    path = write("data.json", f'[{{"text": "a"}},\n\n {{"text": "b"}}, {entry}, {{"text": "c"}}]')
+    with pytest.raises(DataError) as caught:
+        split(path)
+    assert (caught.value.subject, caught.value.found) == (f"{path}, entry 3", found)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "expected text, found an empty array"),
+        ('[{"text": "a"}, {"text": ]', r"expected a JSON array of objects, found broken JSON \(.*column 26"),
+        ('[{"text": "a"}', "expected a JSON array of objects, found broken JSON"),
+        ('[{"text": "a"}]\n[{"text": "b"}]', "expected a JSON array of objects, found broken JSON"),
+        ('[{"text": "a"}]', "expected at least 2 rows"),
+        ("[" * 100_000, "expected a JSON array of objects, found broken JSON"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_broken_or_short_array_is_refused(write, content, message):
+    with pytest.raises(DataError, match=rf"data\.json: {message}") as caught:
+        split(write("data.json", content))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_is_read_from_a_json_file_only(write):
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: expected an object .* found list"):
+        split(write("rows.jsonl", '[{"text": "a"}, {"text": "b"}]'))
