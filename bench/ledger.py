@@ -88,7 +88,7 @@ def read_lines(path: Path) -> list[Line]:
     """
     if not path.is_file():
         raise DataError(str(path), "results of qpa bench", "no such file", "run qpa bench without --report")
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    whole, _, _ = path.read_text(encoding="utf-8-sig").rpartition("\n")
     return [_parse(path, number, line) for number, line in enumerate(whole.split("\n"), 1) if line]
 
 

@@ -105,8 +105,10 @@ def main() -> None:
     ).run(None, PassContext(0, DirectoryStore(Path())))
     spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
     tokenizer = load_tokenizer(spec.base)
-    rows = padded_lines(tokenizer, options.data.read_text(), options.length, 10**9)
-    test = padded_lines(tokenizer, options.test.read_text(), options.length, options.test_lines)
+    rows = padded_lines(tokenizer, options.data.read_text(encoding="utf-8-sig"), options.length, 10**9)
+    test = padded_lines(
+        tokenizer, options.test.read_text(encoding="utf-8-sig"), options.length, options.test_lines
+    )
     share = 1 - float((test[1] != IGNORED).float().mean())
     print(f"{layout.account.n_generator:,} trained for {layout.account.n_adapter:,}; {share:.0%} padding\n")
     print("| model | loss, padding masked | perplexity | loss, padding counted | perplexity |")

@@ -133,6 +133,18 @@ def test_a_hostile_config_is_one_error_or_a_digest(tmp_path, text):
         assert error.subject == str(tmp_path)
 
 
+def test_half_a_surrogate_pair_in_a_config_is_called_by_its_name(llama, tmp_path):
+    with pytest.raises(ModelError, match=r"found half of a surrogate pair in a string$"):
+        changed(llama, tmp_path, note="\ud83d")
+
+
+@pytest.mark.parametrize("read", [config_file_digest, load_config])
+def test_a_byte_order_mark_in_a_config_is_called_by_its_name(llama, tmp_path, read):
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + (llama / "config.json").read_bytes())
+    with pytest.raises(ModelError, match=r"config\.json: .* found a byte order mark; save it as UTF-8"):
+        read(str(tmp_path))
+
+
 # Where it is looked for
 
 

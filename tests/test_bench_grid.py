@@ -201,6 +201,12 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         read_lines(path)
 
 
+def test_a_byte_order_mark_before_the_results_is_no_content(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"kind": "base", "setting": {}}\n')
+    assert read_lines(path) == [{"kind": "base", "setting": {}}]
+
+
 def test_methods_are_found_by_name_and_a_typo_gets_a_hint() -> None:
     assert [method.name for method in find_methods(["vera", "lora", "vera"])] == ["vera", "lora"]
     with pytest.raises(OptionError, match="lora-xs"):

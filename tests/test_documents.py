@@ -450,6 +450,12 @@ def test_half_a_surrogate_pair_is_refused(surrogate):
         AdapterSpec.from_json(text, "file")
 
 
+def test_half_a_surrogate_pair_is_called_by_its_name():
+    expected = "^file: expected a JSON document, found half of a surrogate pair in a string$"
+    with pytest.raises(DocumentError, match=expected):
+        AdapterSpec.from_json(b'{"schema": "\\udc00"}', "file")
+
+
 @pytest.mark.parametrize("file", GOLDEN_FILES, ids=golden_id)
 def test_an_unknown_field_is_refused_by_name(file):
     content = json.loads(file.read_bytes()) | {"surprise": 1}

@@ -168,7 +168,9 @@ def digest_of(content: JsonObject) -> str:
 def _parse(text: bytes, subject: str) -> JsonObject:
     try:
         content = json.loads(text)
-        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair has no UTF-8
+        json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair has no UTF-8
+    except UnicodeEncodeError as error:
+        raise DocumentError(subject, "a JSON document", "half of a surrogate pair in a string") from error
     except (ValueError, RecursionError) as error:
         raise DocumentError(subject, "a JSON document", f"{type(error).__name__}: {error}") from error
     if not isinstance(content, dict):

@@ -6,6 +6,7 @@ runs only when the user says so in the same call; what a document says is no per
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +196,18 @@ def _check_local(name_or_path: str) -> None:
         if looks_local and "/" in name_or_path:
             raise ModelError(name_or_path, "a model directory or Hub id", "no such directory")
         return
-    if not (path / "config.json").is_file():
+    config = path / "config.json"
+    if not config.is_file():
         found = "no config.json in it" if path.is_dir() else "a file"
         raise ModelError(name_or_path, "a model directory with config.json", found)
+    with config.open("rb") as stream:
+        if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:  # transformers would call it no JSON
+            advice = "save it as UTF-8 without one"
+            raise ModelError(str(config), "JSON that transformers reads", "a byte order mark", advice)
 
 
 def _model_error(name: str, expected: str, error: Exception) -> ModelError:
+    if isinstance(error, UnicodeEncodeError):
+        return ModelError(name, expected, "half of a surrogate pair in a string")
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ModelError(name, expected, first_line[:300])
