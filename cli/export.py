@@ -97,14 +97,16 @@ def export(
 def _next(manifest: Manifest, out: Path, model: str | None) -> str:
     """Return the command that verifies an export; another environment's Python is left to fill in."""
     from qpa.documents.manifest import FORMATS
-    from qpa.passes.verify_adapter import PACKAGES
+    from qpa.documents.verification import ENGINES
 
     words = ["qpa", "verify", str(out), "--model", model or manifest.base.name_or_path]
     if manifest.base.trust_remote_code:
         words.append("--trust-remote-code")
-    command, engines = shlex.join(words), FORMATS[manifest.format].engines
-    if engines == ("llama.cpp",):
-        return f"{command} --engine llama.cpp --base-gguf <base.gguf> --python <python with llama_cpp>"
-    if engines == ("mlx",):
-        return f"{command} --engine mlx --python <python with {PACKAGES['mlx']}>"
-    return command
+    engines = [ENGINES[name] for name in FORMATS[manifest.format].engines]
+    if not engines:
+        return shlex.join(["qpa", "verify", str(out), "--static"])
+    if not all(engine.own_environment for engine in engines):
+        return shlex.join(words)
+    words += ["--engine", engines[0].name]
+    files = [f"--{file.option.replace('_', '-')} <{file.example}>" for file in engines[0].needs]
+    return " ".join([shlex.join(words), *files, f"--python <python with {engines[0].package}>"])

@@ -11,7 +11,7 @@ import typer
 from qpa.cli.output import JsonOption, number, print_json, print_table
 
 if TYPE_CHECKING:
-    from qpa.documents import Document, Manifest
+    from qpa.documents import Document, Manifest, Verification
     from qpa.store.run_directory import RunDirectory
 
 EXAMPLES = """
@@ -113,6 +113,7 @@ def _inspect_export(path: Path, manifest: Manifest, as_json: bool) -> None:
         "findings": findings,
         "account": summary.account_json(manifest.account),
         "result": summary.result_json(manifest.result),
+        "verification": _verification_json(path),
     }
     if as_json:
         print_json(content)
@@ -123,7 +124,7 @@ def _inspect_export(path: Path, manifest: Manifest, as_json: bool) -> None:
         *((short(entry.file), f"{number(entry.n_bytes)} bytes") for entry in manifest.files),
         ("contract", _contract(findings)),
     ]
-    print_table(f"{path}: {manifest.format}", rows + _manifest_rows(manifest))
+    print_table(f"{path}: {manifest.format}", rows + _manifest_rows(manifest) + _verification_rows(path))
 
 
 def _contract(findings: list[str]) -> str:
@@ -150,6 +151,7 @@ def _inspect_adapter(path: Path, as_json: bool) -> None:
                 "findings": [str(finding) for finding in findings],
                 "account": summary.account_json(manifest.account) if manifest else None,
                 "result": summary.result_json(manifest.result) if manifest else None,
+                "verification": _verification_json(path) if manifest else None,
             }
         )
         return
@@ -159,7 +161,9 @@ def _inspect_adapter(path: Path, as_json: bool) -> None:
         ("tensors", f"{len(tensors)}, {number(n_numbers)} numbers, {dtypes}"),
         ("contract", _contract([str(finding) for finding in findings])),
     ]
-    print_table(f"{path}: {short(config.get('peft_type', 'adapter'))}", rows + _manifest_rows(manifest))
+    verified = _verification_rows(path) if manifest else []
+    title = f"{path}: {short(config.get('peft_type', 'adapter'))}"
+    print_table(title, rows + _manifest_rows(manifest) + verified)
 
 
 def _config_rows(config: dict[str, object]) -> list[tuple[str, ...]]:
@@ -185,4 +189,43 @@ def _manifest_rows(manifest: Manifest | None) -> list[tuple[str, ...]]:
         ("made by", short(made_by)),
         *summary.account_rows(manifest.account),
         *summary.result_rows(manifest.result),
+    ]
+
+
+def _verification(path: Path) -> Verification | None:
+    """Return what is known of an export's verification; a damaged one is a finding of the contract."""
+    from qpa.documents.verification import read_verification
+    from qpa.errors import DocumentError
+
+    try:
+        return read_verification(path)
+    except DocumentError:
+        return None
+
+
+def _verification_json(path: Path) -> dict[str, Any] | None:
+    from qpa.report.facts import verification_json
+
+    verification = _verification(path)
+    if verification is None:
+        return None
+    return {"stale": not verification.is_of(path), **verification_json(verification)}
+
+
+def _verification_rows(path: Path) -> list[tuple[str, ...]]:
+    from qpa.exporters.contracts.manifest import short
+    from qpa.report.facts import verification_rows
+
+    verification = _verification(path)
+    if verification is None:
+        return [("verified", f"not yet: qpa verify {path}")]
+    if not verification.is_of(path):
+        return [("verified", f"stale, it is of another export: qpa verify {path}")]
+    return [
+        (
+            f"verified in {short(engine)}",
+            f"logits - live {live}, logits - base {base}, greedy tokens {tokens}, "
+            f"missing or unexpected keys {short(keys)}",
+        )
+        for engine, live, base, tokens, keys in verification_rows(verification)
     ]

@@ -95,32 +95,25 @@ def _verify_static(directory: Path, as_json: bool) -> None:
 def _verify_engines(step: VerifyAdapter, directory: Path, as_json: bool) -> None:
     from qpa.cli.output import progress_bar
     from qpa.documents import Verification, read_manifest
+    from qpa.documents.verification import VERIFICATION_PATH
     from qpa.passes import verification_pipeline
     from qpa.pipeline.pass_protocol import PassContext
+    from qpa.report.facts import VERIFICATION_HEADER, verification_json, verification_rows
     from qpa.store.run_directory import DirectoryStore
 
-    manifest = read_manifest(directory)
+    manifest, files = read_manifest(directory), DirectoryStore(directory)
     with progress_bar() as progress:
-        context = PassContext(manifest.provenance.seed, DirectoryStore(directory), (), progress)
+        context = PassContext(manifest.provenance.seed, files, (), progress)
         document = verification_pipeline(step).run(manifest, context).document(Verification)
+    kept, why_not = True, ""
+    try:
+        files.put(VERIFICATION_PATH, document.to_json())
+    except OSError as error:
+        kept, why_not = False, error.strerror or type(error).__name__
     if as_json:
-        print_json(
-            {"adapter": str(directory), **document.model_dump(mode="json", include={"engines", "tolerance"})}
-        )
+        print_json({"adapter": str(directory), "kept": kept, **verification_json(document)})
         return
-    rows = [
-        (
-            check.engine,
-            _difference(check.max_logit_difference),
-            _difference(check.max_base_difference),
-            "equal" if check.greedy_tokens_equal else "differ",
-            "none",
-        )
-        for check in document.engines
-    ]
-    header = ("engine", "logits - live", "logits - base", "greedy tokens", "missing or unexpected keys")
-    print_table(f"{directory}: the same function as the trained model", rows, header)
-
-
-def _difference(value: float | None) -> str:
-    return "no logits" if value is None else f"{value:.1e}"
+    title = f"{directory}: the same function as the trained model"
+    print_table(title, verification_rows(document), VERIFICATION_HEADER)
+    path = directory / VERIFICATION_PATH
+    print_line(f"wrote {path}" if kept else f"{path} could not be written: {why_not}")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from qpa.documents import MANIFEST_PATH, Attachment, Method, read_manifest
+from qpa.documents.verification import VERIFICATION_PATH
 from qpa.errors import DocumentError, ExportError
 from qpa.store.atomic_files import sha256_of
 from qpa.store.tensor_file import Array, TensorPlan, write_tensors
@@ -103,7 +104,7 @@ def check_output(out: Path, *, force: bool) -> None:
         raise ExportError(
             str(out), "a new or empty directory", "a directory that is no qpa export"
         ) from error
-    own = {entry.file for entry in manifest.files} | {MANIFEST_PATH}
+    own = {entry.file for entry in manifest.files} | {MANIFEST_PATH, VERIFICATION_PATH}
     present = {entry.relative_to(out).as_posix() for entry in out.rglob("*") if not entry.is_dir()}
     if foreign := sorted(present - own):
         raise ExportError(str(out), "a directory with nothing but a qpa export", f"{foreign[0]} in it")

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+import qpa
 from qpa.documents import (
     BaseModelReference,
     Document,
@@ -39,24 +40,13 @@ from qpa.documents import (
     read_manifest,
 )
 from qpa.documents.manifest import FORMATS
-from qpa.engines import worker
+from qpa.documents.verification import ENGINES, NeededFile
 from qpa.errors import ModelError, OptionError, VerificationError
 from qpa.pipeline.pass_protocol import PassContext
 
-PACKAGES = {
-    "onnxruntime-genai": "onnxruntime_genai",
-    "vllm": "vllm",
-    "llama.cpp": "llama_cpp",
-    "mlx": "mlx_lm",
-}
-"""Modules of engines that may not be installed."""
-
-WORKER = Path(worker.__file__)
+WORKER = Path(str(qpa.__file__)).parent / "engines" / "worker.py"
 ROUNDOFF = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 ROUNDING = 16.0
-
-ENGINE_TOLERANCE = {"llama.cpp": 2e-3}
-"""Tolerance for engines whose arithmetic is coarser than float32: ggml's GELU is a table in float16."""
 
 
 @final
@@ -79,8 +69,8 @@ class VerifyAdapter:
     requires: ClassVar[tuple[type[Document], ...]] = ()
     produces: ClassVar[type[Document]] = Verification
 
-    directory: str
-    model: str | None = None
+    directory: str = field(metadata={"provenance": False})
+    model: str | None = field(default=None, metadata={"provenance": False})
     tolerance: float = 1e-5
     engines: tuple[str, ...] | None = None
     base_gguf: str | None = field(default=None, metadata={"provenance": False})
@@ -111,7 +101,8 @@ class VerifyAdapter:
         for engine in answer["engines"]:
             if engine["max_logit_difference"] is None:
                 engine["base_tokens_equal"] = engine["greedy_tokens"] == answer["base_tokens"]
-            wider = scale * ENGINE_TOLERANCE.get(engine["engine"], 0.0)
+            wider = scale * ENGINES[engine["engine"]].tolerance
+            engine["bound"] = None if engine["max_logit_difference"] is None else max(bound, wider)
             self._check_engine(engine, max(bound, wider), exact=source.dtype == "float32")
         return Verification(
             provenance=context.provenance(self, source),
@@ -124,6 +115,8 @@ class VerifyAdapter:
         if not 0.0 < self.tolerance < math.inf:
             raise OptionError("tolerance", "a finite number above 0", str(self.tolerance))
         known = FORMATS[source.format].engines
+        if not known:
+            raise OptionError("--engine", f"an engine that reads {source.format}", "none", "use --static")
         if self.python is not None and self.engines is None:
             raise OptionError("--engine", "names of engines beside --python", "none")
         engines = tuple(filter(_is_here, known)) if self.engines is None else self.engines
@@ -135,12 +128,15 @@ class VerifyAdapter:
         if self.python is None and (missing := [engine for engine in engines if not _is_here(engine)]):
             advice = "pass --python, the interpreter of an environment that has it"
             raise OptionError("--engine", "an engine that is installed", missing[0], advice)
-        if "llama.cpp" in engines and not Path(self.base_gguf or "").is_file():
-            advice = "make one with llama.cpp's convert_hf_to_gguf.py, --outtype f32"
-            raise OptionError(
-                "--base-gguf", "a GGUF file of the base model", self.base_gguf or "none", advice
-            )
+        for needed in self._needed(engines):
+            path = getattr(self, needed.option)
+            if not Path(path or "").is_file():
+                option = "--" + needed.option.replace("_", "-")
+                raise OptionError(option, needed.expected, path or "none", needed.advice)
         return engines
+
+    def _needed(self, engines: tuple[str, ...]) -> tuple[NeededFile, ...]:
+        return tuple(needed for engine in engines for needed in ENGINES[engine].needs)
 
     def _ask(self, source: Manifest, base: BaseModelReference, engines: tuple[str, ...]) -> dict[str, Any]:
         """Return the base model's answer from this environment, and the engines' from theirs."""
@@ -182,17 +178,18 @@ class VerifyAdapter:
         *,
         checks_base: bool,
     ) -> dict[str, Any]:
+        asked = [ENGINES[engine] for engine in engines]
         request = {
             "directory": self.directory,
-            "format": source.format,
+            "merges": FORMATS[source.format].merges,
             "checks_base": checks_base,
             "probe": str(Path(self.directory) / source.probe),
             "model": base.name_or_path,
             "revision": base.revision,
             "trust_remote_code": base.trust_remote_code,
-            "engines": engines,
-            "base_gguf": self.base_gguf,
+            "engines": [{"name": r.name, "package": r.package, "file": r.file} for r in asked],
         }
+        request |= {needed.option: getattr(self, needed.option) for needed in self._needed(engines)}
         finished = subprocess.run(
             [python, "-I", str(WORKER)],
             input=json.dumps(request),
@@ -249,4 +246,4 @@ def _engine_check(answer: dict[str, Any]) -> EngineCheck:
 
 
 def _is_here(engine: str) -> bool:
-    return engine not in PACKAGES or importlib.util.find_spec(PACKAGES[engine]) is not None
+    return importlib.util.find_spec(ENGINES[engine].package) is not None

@@ -13,7 +13,7 @@ import pytest
 
 from qpa.documents import MANIFEST_PATH
 from qpa.documents.manifest import FORMATS
-from qpa.engines.worker import ENGINE_MODULES
+from qpa.documents.verification import ENGINES
 from qpa.errors import ExportError, ModelError, OptionError
 from qpa.exporters.contracts.export import check_contract
 from qpa.exporters.directory import PROBE_FILE
@@ -85,10 +85,13 @@ def test_a_base_that_is_gone_is_refused(tmp_path, name):
     assert not (tmp_path / "out").exists()
 
 
-def test_every_format_has_its_engines_and_every_engine_its_module():
+def test_every_format_has_its_engines_and_every_engine_its_file():
     engines = {name: FORMATS[name].engines for name in FORMATS}
     assert all(engines.values())
-    assert set().union(*engines.values()) == ENGINE_MODULES.keys()
+    assert set().union(*engines.values()) == {*ENGINES}
+    for name in ENGINES:
+        assert ENGINES[name].name == name
+        assert "def open_engine(request: Request)" in Path(ENGINES[name].file).read_text()
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ import shlex
 from qpa import __version__
 from qpa.documents import METHOD_NAMES, BaseModelReference, FrozenAdapter
 from qpa.documents.trained_generator import perplexity_text
+from qpa.documents.verification import ENGINES
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-VLLM_DEFAULT_RANK = 16
 VLLM_EMBEDDING_ARCHITECTURES = (
     *("LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM"),
     *("Qwen3MoeForCausalLM", "GraniteForCausalLM"),
@@ -103,7 +102,7 @@ def adapter_words(frozen: FrozenAdapter) -> str:
 
 def vllm_rank_option(rank: int) -> int | None:
     """Return the smallest `--max-lora-rank` that vLLM accepts for a rank, None when there is none."""
-    return next((choice for choice in VLLM_RANKS if choice >= max(rank, VLLM_DEFAULT_RANK)), None)
+    return next((choice for choice in ENGINES["vllm"].ranks if choice >= rank), None)
 
 
 def targets_head(frozen: FrozenAdapter) -> bool:
@@ -198,7 +197,7 @@ def _loading_in_vllm(frozen: FrozenAdapter, rank: int) -> str:
             "vLLM: it has no LoRA for models built from Conv1D layers such as GPT-2; merge the adapter first."
         )
     if option is None:
-        return f"vLLM: it serves ranks up to {VLLM_RANKS[-1]}; merge the adapter first."
+        return f"vLLM: it serves ranks up to {ENGINES['vllm'].ranks[-1]}; merge the adapter first."
     if frozen.base.architecture not in VLLM_EMBEDDING_ARCHITECTURES and (
         targets_head(frozen) or frozen.embeddings
     ):
@@ -210,6 +209,6 @@ def _loading_in_vllm(frozen: FrozenAdapter, rank: int) -> str:
         command += f" --revision {shlex.quote(base.revision)}"
     if base.trust_remote_code:
         command += " --trust-remote-code"
-    if option > VLLM_DEFAULT_RANK:
+    if option > ENGINES["vllm"].ranks[0]:
         command += f" --max-lora-rank {option}"
     return f"vLLM:\n\n```sh\n{command} --lora-modules adapter=path/to/this/directory\n```"

@@ -28,7 +28,8 @@ L16  Every tensor is 2-D and of a floating-point type.
 L17  Every number is finite.
 L18  One rank: every lora_A is [r, in] and every lora_B is [out, r] with the config's r.
 L19  target_modules selects exactly the modules that have tensors, as PEFT matches names.
-L20  With a qpa/manifest.json: it is valid, no file is missing or extra, and every SHA-256 is right.
+L20  With a qpa/manifest.json: it is valid, no file is missing or extra but qpa/verification.json, and every
+     SHA-256 is right.
 
 Source: ours; each rule was seen to matter in PEFT, transformers, vLLM, SGLang or the GGUF converter.
 """

@@ -2,7 +2,8 @@
 
 L02  Every file is readable by everyone (safetensors writes mode 0600 whatever the umask).
 L03  No pickle file.
-L20  The manifest is valid, no file is missing or extra, and every SHA-256 is right.
+L20  The manifest is valid, no file is missing or extra, and every SHA-256 is right. What `qpa verify` found
+     is the one file that the manifest does not list: it has a digest of its own, which is right.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from qpa.documents import MANIFEST_PATH, read_manifest
 from qpa.documents.finding import Finding
+from qpa.documents.verification import VERIFICATION_PATH, read_verification
 from qpa.errors import DocumentError
 from qpa.store.atomic_files import sha256_of
 
@@ -59,8 +61,12 @@ def check_manifest(directory: Path) -> Iterator[Finding]:
             yield Finding("L20", short(name), f"SHA-256 {entry.sha256[:16]}..", f"{sha256[:16]}..")
     # The Hub and its client add hidden files (.gitattributes, .cache), which no engine reads.
     visible = {name for name in present if not name.startswith(".")}
-    for name in sorted(visible - {*listed, MANIFEST_PATH}):
+    for name in sorted(visible - {*listed, MANIFEST_PATH, VERIFICATION_PATH}):
         yield Finding("L20", short(name), "only files the manifest lists", "another file")
+    try:
+        read_verification(directory)
+    except DocumentError as error:
+        yield Finding("L20", VERIFICATION_PATH, short(error.expected), short(error.found))
 
 
 def collected(findings: Iterable[Finding], rule: str, directory: Path) -> tuple[Finding, ...]:

@@ -159,6 +159,11 @@ class Document(Record):
         return content
 
 
+def unchanged(content: JsonObject) -> JsonObject:
+    """Return content as it is: the upgrade to a version whose new fields have values for older documents."""
+    return content
+
+
 def digest_of(content: JsonObject) -> str:
     """Return the digest of a JSON object: SHA-256 of its compact canonical form."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

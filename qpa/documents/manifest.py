@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from pydantic import model_validator
 
@@ -16,7 +16,9 @@ from qpa.errors import DocumentError, one_of
 from qpa.registry import Registry
 
 MANIFEST_PATH = "qpa/manifest.json"
-MAX_MANIFEST_BYTES = 16 << 20
+MAX_DOCUMENT_BYTES = 16 << 20
+
+D = TypeVar("D", bound=Document)
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -119,17 +121,26 @@ def read_manifest(directory: Path) -> Manifest:
 
     Raises:  DocumentError: there is none, it is damaged, or longer than any manifest.
     """
-    path = directory / MANIFEST_PATH
+    advice = "a directory of another origin can be checked with qpa verify --static"
+    return read_in_export(directory, MANIFEST_PATH, Manifest, advice)
+
+
+def read_in_export(directory: Path, name: str, kind: type[D], advice: str) -> D:
+    """Return a document that lies in an exported directory, which may be anybody's.
+
+    Args:    advice: what to do where it cannot be read.
+    Raises:  DocumentError: there is none, it is damaged, or longer than `MAX_DOCUMENT_BYTES`.
+    """
+    path = directory / name
     try:
         n_bytes = path.stat().st_size
-        content = path.read_bytes() if n_bytes <= MAX_MANIFEST_BYTES else b""
+        content = path.read_bytes() if n_bytes <= MAX_DOCUMENT_BYTES else b""
     except OSError as error:
         found = error.strerror or type(error).__name__
-        advice = "a directory of another origin can be checked with qpa verify --static"
-        raise DocumentError(str(path), "the manifest of an export", found, advice) from error
-    if n_bytes > MAX_MANIFEST_BYTES:
-        raise DocumentError(str(path), f"at most {MAX_MANIFEST_BYTES} bytes", f"{n_bytes} bytes")
+        raise DocumentError(str(path), f"the {kind.kind} of an export", found, advice) from error
+    if n_bytes > MAX_DOCUMENT_BYTES:
+        raise DocumentError(str(path), f"at most {MAX_DOCUMENT_BYTES} bytes", f"{n_bytes} bytes")
     try:
-        return Manifest.from_json(content, str(path))
+        return kind.from_json(content, str(path))
     except (ValueError, RecursionError) as error:
-        raise DocumentError(str(path), "a manifest", f"{type(error).__name__}: {error}") from error
+        raise DocumentError(str(path), f"a {kind.kind}", f"{type(error).__name__}: {error}") from error

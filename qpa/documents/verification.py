@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
-from qpa.documents.base import Document, JsonObject, Record
+from qpa.documents.base import Document, Record, unchanged
+from qpa.documents.manifest import MANIFEST_PATH, read_in_export, read_manifest
+from qpa.registry import Registry
+
+VERIFICATION_PATH = "qpa/verification.json"
+
+
+class NeededFile(Protocol):
+    """A file that an engine needs besides an export, see `qpa.engines.engine.NeededFile`."""
+
+    option: str
+    expected: str
+    example: str
+    advice: str
+
+
+class EngineRecord(Protocol):
+    """What is known of an engine without starting it, see `qpa.engines.engine.EngineRecord`."""
+
+    name: str
+    package: str
+    file: str
+    own_environment: bool
+    tolerance: float
+    needs: tuple[NeededFile, ...]
+    ranks: tuple[int, ...]
+
+
+ENGINES: Registry[EngineRecord] = Registry(
+    "--engine",
+    {
+        "peft": "qpa.engines.peft_engine:ENGINE",
+        "transformers": "qpa.engines.transformers_engine:ENGINE",
+        "vllm": "qpa.engines.vllm_engine:ENGINE",
+        "onnxruntime": "qpa.engines.onnx_engine:ENGINE",
+        "onnxruntime-genai": "qpa.engines.genai_engine:ENGINE",
+        "llama.cpp": "qpa.engines.llama_cpp_engine:ENGINE",
+        "mlx": "qpa.engines.mlx_engine:ENGINE",
+    },
+)
+"""The engines that verify-adapter can ask."""
 
 
 class EngineCheck(Record):
     """One engine's answer to the probe.
 
     Args:    engine: as on the command line: "peft", "onnxruntime", "vllm" ..
+             version: of the engine's package; None where it does not say.
+             bound: the largest difference from the live model's logits that would have passed.
              max_logit_difference: largest |engine - live| over the probe's logits, float32; None where the
              engine gives no logits.
              max_base_difference: largest |engine - base model| over the same logits.
@@ -20,6 +64,8 @@ class EngineCheck(Record):
     """
 
     engine: str
+    version: str | None = None
+    bound: float | None = None
     max_logit_difference: float | None
     max_base_difference: float | None
     greedy_tokens: tuple[int, ...]
@@ -29,16 +75,37 @@ class EngineCheck(Record):
     unexpected_keys: tuple[str, ...]
 
 
-def _upgrade_1(content: JsonObject) -> JsonObject:
-    """Version 1 knew engines with logits only."""
-    return content
-
-
 class Verification(Document):
-    """The result of verify-adapter; it exists only when every check passed."""
+    """The result of verify-adapter; it exists only when every check passed.
+
+    It lives at `qpa/verification.json` inside the export, beside the manifest, which is its parent and does
+    not list it. Version 1 knew engines with logits only; version 2 knew neither their versions nor bounds.
+
+    Args:    tolerance: see `qpa.passes.verify_adapter.VerifyAdapter`.
+    """
 
     kind: ClassVar[str] = "verification"
-    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1,)
+    upgrades: ClassVar[tuple[Any, ...]] = (unchanged, unchanged)
 
     engines: tuple[EngineCheck, ...]
     tolerance: float
+
+    def is_of(self, directory: Path) -> bool:
+        """Return whether this is about the export in a directory, and not about one that was there before.
+
+        Raises:  DocumentError: the directory has no manifest.
+        """
+        upgraded = read_manifest(directory).digest
+        # A manifest of an older schema has one digest in its file and another once it is upgraded.
+        written = json.loads((directory / MANIFEST_PATH).read_bytes())["digest"]
+        return self.provenance.parent in (upgraded, written)
+
+
+def read_verification(directory: Path) -> Verification | None:
+    """Return the verification that is kept in an export; None where there is none.
+
+    Raises:  DocumentError: it is damaged, longer than any verification, or newer than this qpa.
+    """
+    if not (directory / VERIFICATION_PATH).exists():
+        return None
+    return read_in_export(directory, VERIFICATION_PATH, Verification, "remove it and run qpa verify again")

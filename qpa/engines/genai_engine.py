@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .engine import EngineRecord, Request
+
+ENGINE = EngineRecord("onnxruntime-genai", package="onnxruntime_genai", file=__file__)
+
 
 class GenaiEngine:
     """A model of onnxruntime-genai and the adapter on it; tokens are chosen here, from its logits."""
@@ -46,7 +50,7 @@ class GenaiEngine:
         return generator
 
 
-def open_engine(name: str, request: dict[str, Any]) -> GenaiEngine:
+def open_engine(request: Request) -> GenaiEngine:
     """Load the directory of a request."""
     import onnxruntime_genai
 

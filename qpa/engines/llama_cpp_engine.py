@@ -8,6 +8,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .engine import EngineRecord, NeededFile, Request
+
+ENGINE = EngineRecord(
+    "llama.cpp",
+    package="llama_cpp",
+    file=__file__,
+    own_environment=True,
+    tolerance=2e-3,  # ggml's GELU is a table in float16
+    needs=(
+        NeededFile(
+            option="base_gguf",
+            expected="a GGUF file of the base model",
+            example="base.gguf",
+            advice="make one with llama.cpp's convert_hf_to_gguf.py, --outtype f32",
+        ),
+    ),
+)
+
 
 class LlamaCppEngine:
     """A model of llama.cpp with the adapter; it refuses an adapter with a tensor it does not know."""
@@ -32,14 +50,19 @@ class LlamaCppEngine:
         return tokens
 
 
-def open_engine(name: str, request: dict[str, Any]) -> LlamaCppEngine:
+def open_engine(request: Request) -> LlamaCppEngine:
     """Load the base of a request and the adapter of its directory."""
+    return load(request["base_gguf"], str(Path(request["directory"]) / "adapter.gguf"))
+
+
+def load(base: str, adapter: str | None) -> LlamaCppEngine:
+    """Load a GGUF file, with an adapter or without."""
     import llama_cpp
 
     return LlamaCppEngine(
         llama_cpp.Llama(
-            request["base_gguf"],
-            lora_path=str(Path(request["directory"]) / "adapter.gguf"),
+            base,
+            lora_path=adapter,
             n_ctx=128,
             n_threads=1,
             logits_all=True,

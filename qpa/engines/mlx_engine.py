@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .engine import EngineRecord, Request
+
+ENGINE = EngineRecord("mlx", package="mlx_lm", file=__file__, own_environment=True)
+
 
 class MlxEngine:
     """A model of mlx-lm with the adapter, in float32, without a cache.
@@ -34,7 +38,7 @@ class MlxEngine:
         return tokens[len(prompt) :]
 
 
-def open_engine(name: str, request: dict[str, Any]) -> MlxEngine:
+def open_engine(request: Request) -> MlxEngine:
     """Load the base model of a request and the adapter of its directory."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
@@ -49,7 +53,7 @@ def open_engine(name: str, request: dict[str, Any]) -> MlxEngine:
     return MlxEngine(model, sorted(wanted - given), sorted(given - wanted))
 
 
-def _base_directory(request: dict[str, Any]) -> Path:
+def _base_directory(request: Request) -> Path:
     if Path(request["model"]).is_dir():
         return Path(request["model"])
     from huggingface_hub import snapshot_download

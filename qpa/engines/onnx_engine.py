@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .engine import EngineRecord, Request
+
+ENGINE = EngineRecord("onnxruntime", package="onnxruntime", file=__file__)
+
 Array = npt.NDArray[Any]
 
 
@@ -63,12 +67,12 @@ class OnnxEngine:
         return caches
 
 
-def open_engine(name: str, request: dict[str, Any]) -> OnnxEngine:
+def open_engine(request: Request) -> OnnxEngine:
     """Load the graph of a request, and its adapter."""
     import onnxruntime
 
     directory, options = Path(request["directory"]), onnxruntime.RunOptions()
-    if request["format"] == "onnx":
+    if request["merges"]:
         session = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
         return OnnxEngine(session, options, None, [], [])
     graph, adapter_file = directory / "base" / "model.onnx", str(directory / "adapter.onnx_adapter")

@@ -10,8 +10,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .engine import EngineRecord, Request
+
+ENGINE = EngineRecord(
+    "vllm",
+    package="vllm",
+    file=__file__,
+    own_environment=True,
+    ranks=(16, 32, 64, 128, 256, 320, 512),
+)
 ADAPTER_ID = 1
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -50,7 +58,7 @@ class VllmEngine:
         return list(outputs[0].outputs[0].token_ids)
 
 
-def open_engine(name: str, request: dict[str, Any]) -> VllmEngine:
+def open_engine(request: Request) -> VllmEngine:
     """Start vLLM on the directory of a request, in float32."""
     os.environ.update(ENVIRONMENT)
     from vllm import LLM
@@ -64,11 +72,11 @@ def open_engine(name: str, request: dict[str, Any]) -> VllmEngine:
         "disable_log_stats": True,
         "trust_remote_code": request["trust_remote_code"],
     }
-    if request["format"] == "merged":
+    if request["merges"]:
         return VllmEngine(LLM(request["directory"], **options), None, set())
     read = _record_modules()
     rank = json.loads((Path(request["directory"]) / "adapter_config.json").read_bytes())["r"]
-    served = next(choice for choice in RANKS if choice >= max(rank, 16))
+    served = next(choice for choice in ENGINE.ranks if choice >= rank)
     options |= {"revision": request["revision"], "enable_lora": True, "max_lora_rank": served}
     llm = LLM(request["model"], **options)
     return VllmEngine(llm, LoRARequest("adapter", ADAPTER_ID, request["directory"]), read)

@@ -7,10 +7,11 @@ Rules:
 4. Only numpy, safetensors and the engines' own packages are needed, so that the Python of another
    environment can run this file.
 
-Request:  {"directory", "format", "probe", "model", "revision", "trust_remote_code", "checks_base",
-          "base_gguf", "engines": [..]}
+Request:  {"directory", "merges", "probe", "model", "revision", "trust_remote_code", "checks_base",
+          "engines": [{"name", "package", "file"}]}, and the files that engines need by the names of their
+          options; merges says that the directory is a model of its own
 Answer:   {"largest_live_logit", "largest_adapter_effect", "base_difference", "base_tokens", "engines":
-          [{"engine", "max_logit_difference", "max_base_difference", "greedy_tokens",
+          [{"engine", "version", "max_logit_difference", "max_base_difference", "greedy_tokens",
           "greedy_tokens_equal", "missing_keys", "unexpected_keys"}]}; differences are null where an engine
           gives no logits; base_difference and base_tokens are null unless checks_base
 
@@ -20,49 +21,26 @@ Source: ours.
 from __future__ import annotations
 
 import importlib.abc
+import importlib.util
 import json
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from .engine import Engine
+
+FOLDER = Path(__file__).parent
 BLOCKED = ("qpa", "qiskit", "pennylane", "cirq", "passes", "exporters")
 
-ENGINE_MODULES = {
-    "peft": "torch_engine",
-    "transformers": "torch_engine",
-    "onnxruntime": "onnx_engine",
-    "onnxruntime-genai": "genai_engine",
-    "vllm": "vllm_engine",
-    "llama.cpp": "llama_cpp_engine",
-    "mlx": "mlx_engine",
-}
-
 Probe = dict[str, npt.NDArray[Any]]
-
-
-class Engine(Protocol):
-    """A model with the adapter, in an engine that serves it.
-
-    Args:    missing_keys, unexpected_keys: what the engine wanted and did not find, and found and did not
-             want; known at the latest after `greedy`.
-    """
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-
-    def logits(self, tokens: list[int]) -> npt.NDArray[np.float32] | None:
-        """Return float32[n_tokens, n_vocabulary], or None where the engine does not give them."""
-        ...
-
-    def greedy(self, prompt: list[int], n_new: int) -> list[int]:
-        """Return the greedy continuation of a prompt."""
-        ...
 
 
 class ImportBlocker(importlib.abc.MetaPathFinder):
@@ -83,7 +61,6 @@ def main() -> None:
     answer_stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     request = json.load(sys.stdin)
-    sys.path.insert(0, str(Path(__file__).parent))
     sys.meta_path.insert(0, ImportBlocker())
     answer = answer_probe(request)
     with answer_stream:
@@ -108,26 +85,45 @@ def answer_probe(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ask_base(request: dict[str, Any], probe: Probe) -> dict[str, Any]:
-    torch_engine = _engine_module("torch_engine")
-    base: Engine = torch_engine.TorchEngine(torch_engine.load_base(request), [], [])
+    torch_model = load_module(FOLDER / "torch_model.py")
+    base: Engine = torch_model.TorchEngine(torch_model.load_base(request), [], [])
     return {
         "base_difference": _largest_difference(_probe_logits(base, probe), probe["base_logits"]),
         "base_tokens": base.greedy(probe["input_ids"].tolist(), len(probe["greedy"])),
     }
 
 
-def _engine_module(name: str) -> Any:
-    package = f"{__package__}." if __package__ else ""
-    return import_module(f"{package}{name}")
+def load_module(file: Path) -> ModuleType:
+    """Import the Python file of an engine; those beside this file can import each other."""
+    if file.parent == FOLDER:
+        return import_module(f"{_package()}.{file.stem}")
+    return _import_file("outside_engine", file)
 
 
-def _check_engine(name: str, request: dict[str, Any], probe: Probe) -> dict[str, Any]:
-    engine: Engine = _engine_module(ENGINE_MODULES[name]).open_engine(name, request)
+def _package() -> str:
+    """Return the name of the package that this file is in; where it runs as a script, make it one."""
+    if not __package__ and "engines" not in sys.modules:
+        _import_file("engines", FOLDER / "__init__.py")
+    return __package__ or "engines"
+
+
+def _import_file(name: str, file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no Python file", name=name)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check_engine(asked: dict[str, str], request: dict[str, Any], probe: Probe) -> dict[str, Any]:
+    engine: Engine = load_module(Path(asked["file"])).open_engine(request)
     prompt, expected = probe["input_ids"].tolist(), probe["greedy"].tolist()
     logits = _probe_logits(engine, probe)
     greedy = engine.greedy(prompt, len(expected))
     return {
-        "engine": name,
+        "engine": asked["name"],
+        "version": getattr(sys.modules.get(asked["package"]), "__version__", None),
         "max_logit_difference": _largest_difference(logits, probe["logits"]),
         "max_base_difference": _largest_difference(logits, probe["base_logits"]),
         "greedy_tokens": greedy,

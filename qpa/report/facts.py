@@ -12,11 +12,17 @@ from qpa.documents import (
     NativeCircuit,
     ParameterAccount,
     TrainingResult,
+    Verification,
     WeightLayout,
 )
 from qpa.documents.trained_generator import perplexity, perplexity_text
 
 Rows = list[tuple[str, ...]]
+
+VERIFICATION_HEADER = (
+    *("engine", "logits - live", "logits - base", "greedy tokens"),
+    "missing or unexpected keys",
+)
 
 
 def adapter_words(method: Method, rank: int, targets: Iterable[str] = ()) -> str:
@@ -85,6 +91,29 @@ def result_rows(result: TrainingResult) -> Rows:
         ("base loss, perplexity", loss_text(result.base_loss)),
         ("adapted loss, perplexity", loss_text(result.eval_loss)),
     ]
+
+
+def verification_rows(verification: Verification) -> Rows:
+    """Return what each engine made of the probe, under the words of `VERIFICATION_HEADER`."""
+    return [
+        (
+            f"{check.engine} {check.version or ''}".rstrip(),
+            _difference(check.max_logit_difference),
+            _difference(check.max_base_difference),
+            "equal" if check.greedy_tokens_equal else "differ",
+            ", ".join((*check.missing_keys, *check.unexpected_keys)) or "none",
+        )
+        for check in verification.engines
+    ]
+
+
+def verification_json(verification: Verification) -> dict[str, Any]:
+    """Return the same by name."""
+    return verification.model_dump(mode="json", include={"engines", "tolerance"})
+
+
+def _difference(value: float | None) -> str:
+    return "no logits" if value is None else f"{value:.1e}"
 
 
 def result_json(result: TrainingResult) -> dict[str, Any]:
