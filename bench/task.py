@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qpa.adapters.module_kind import ALL_LINEAR
 from qpa.bench.method import BenchBase
 from qpa.documents import AdapterSpec
 from qpa.errors import DataError, OptionError
 from qpa.generators.size_search import REFERENCE_RANK
 from qpa.models.base_model import load_model, load_tokenizer
-from qpa.passes.inspect_model import ALL_LINEAR, InspectModel
+from qpa.passes.inspect_model import InspectModel
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.pipeline.pipeline import Pipeline
 from qpa.store.atomic_files import sha256_of

@@ -34,7 +34,7 @@ from qpa.documents import (
     FrozenAdapter,
     ParameterAccount,
     Provenance,
-    TensorShape,
+    TensorRef,
     TrainingResult,
 )
 from qpa.exporters.contracts.lora import WEIGHTS_FILE
@@ -73,11 +73,12 @@ def main() -> None:
 def write_adapter(folder: Path, n_modules: int) -> None:
     """Write the arrays and the document of a frozen adapter of random numbers."""
     random = np.random.default_rng(0)
-    shapes = {
-        f"model.layers.{index}.self_attn.o_proj.lora_{role}.weight": shape
+    tensors = tuple(
+        TensorRef(module=f"model.layers.{index}.self_attn.o_proj", role=role, shape=shape)
         for index in range(n_modules)
-        for role, shape in (("A", (RANK, HIDDEN_SIZE)), ("B", (HIDDEN_SIZE, RANK)))
-    }
+        for role, shape in (("lora_A", (RANK, HIDDEN_SIZE)), ("lora_B", (HIDDEN_SIZE, RANK)))
+    )
+    shapes = {tensor.path: tensor.shape for tensor in tensors}
     plans = [TensorPlan(name, "F32", shape) for name, shape in shapes.items()]
 
     def normal(name: str) -> Array:
@@ -102,7 +103,7 @@ def write_adapter(folder: Path, n_modules: int) -> None:
         alpha=2.0 * RANK,
         target_modules=("o_proj",),
         fan_in_fan_out=False,
-        tensors=tuple(TensorShape(path=name, shape=shape) for name, shape in shapes.items()),
+        tensors=tensors,
         arrays=arrays,
         probe=probe,
         source="exact",

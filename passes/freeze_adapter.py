@@ -19,7 +19,6 @@ from qpa.documents import (
     Document,
     FrozenAdapter,
     Measurement,
-    TensorShape,
     TrainedGenerator,
     WeightLayout,
 )
@@ -77,7 +76,7 @@ class FreezeAdapter:
             alpha=spec.alpha,
             target_modules=spec.target_modules,
             fan_in_fan_out=spec.fan_in_fan_out,
-            tensors=tuple(TensorShape(path=tensor.path, shape=tensor.shape) for tensor in spec.tensors),
+            tensors=tuple(tensor.ref for tensor in spec.tensors),
             arrays=tensors[0],
             probe=tensors[1],
             source=source.source,

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
-from qpa.documents import FrozenAdapter, ParameterAccount, TensorShape, TrainingResult
+from qpa.documents import FrozenAdapter, ParameterAccount, TrainingResult
 from qpa.models.base_model import load_model
 from qpa.models.probe import record_probe
 from qpa.passes.inspect_model import InspectModel
@@ -66,7 +66,7 @@ def random_adapter(
         alpha=spec.alpha,
         target_modules=spec.target_modules,
         fan_in_fan_out=spec.fan_in_fan_out,
-        tensors=tuple(TensorShape(path=tensor.path, shape=tensor.shape) for tensor in spec.tensors),
+        tensors=tuple(tensor.ref for tensor in spec.tensors),
         arrays=context.files.put("{sha256}.safetensors", save(values)),
         probe=context.files.put(
             "{sha256}.safetensors", save(record_probe(live, torch.arange(16) * 5 % 97 + 33))

@@ -209,8 +209,8 @@ def test_other_embeddings_and_other_adapters_of_one_are_refused(name, target, me
     with pytest.raises(OptionError) as caught:
         _inspect(model_of(name), "all-linear", target, method=method)
     assert str(caught.value).startswith(
-        f"--targets: expected names of linear layers, found {target}, which is none but an embedding; LoRA "
-        "alone adapts one, that of the tokens; "
+        f"--targets: expected names of linear layers, found {target}, which is an embedding; LoRA "
+        "alone adapts an embedding, that of the tokens; "
     )
     assert "\n" not in str(caught.value)
 

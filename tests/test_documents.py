@@ -26,7 +26,6 @@ from qpa.documents import (
     NativeCircuit,
     PassOption,
     Provenance,
-    TensorShape,
     TrainedGenerator,
     TrainingResult,
     Verification,
@@ -231,7 +230,7 @@ def native_circuits(draw):
 @st.composite
 def frozen_adapters(draw):
     layout, spec = draw(weight_layouts()), draw(adapter_specs())
-    tensors = tuple(TensorShape(path=tensor.path, shape=tensor.shape) for tensor in spec.tensors)
+    tensors = tuple(tensor.ref for tensor in spec.tensors)
     return FrozenAdapter(
         provenance=draw(PROVENANCE),
         base=spec.base,

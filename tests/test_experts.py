@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
-from qpa.adapters.experts import expert_layer, expert_sides
+from qpa.adapters.experts import expert_layer, expert_layers
 from qpa.errors import ExportError, OptionError
 from qpa.exporters.contracts.lora import CONFIG_FILE, WEIGHTS_FILE, check_lora_contract
 from qpa.exporters.registry import exporter_for
@@ -187,5 +187,5 @@ def test_dense_layers_beside_experts_are_refused_and_not_left_out(tmp_path):
 
 def test_a_model_without_fused_experts_has_no_expert_layers(llama):
     spec = inspected(llama)
-    assert not expert_sides(load_model(spec.base, keep_dtype=False))
+    assert not expert_layers(load_model(spec.base, keep_dtype=False))
     assert expert_layer("model.layers.0.mlp.experts.gate_up_proj") is None

@@ -8,7 +8,7 @@ import torch
 
 from qpa.adapters.initial_values import initial_value
 from qpa.circuits.ry_cnot_chain import RyCnotChain
-from qpa.documents import AdapterSpec, FeatureKind, TensorShape, WeightLayout
+from qpa.documents import AdapterSpec, FeatureKind, WeightLayout
 from qpa.errors import ShapeError
 from qpa.generators.chunks import basis_shapes
 from qpa.generators.features import FEATURE_EPSILON, WINDOW_NOISE
@@ -457,17 +457,16 @@ def test_the_bits_of_the_state_decide_the_control_of_that_name():
 
 
 def test_lora_b_starts_at_zero_and_lora_a_within_its_bound():
-    tensor = TensorShape(path="q_proj.lora_A.weight", shape=(8, 400))
-    value = initial_value(tensor, "kaiming_uniform", 0)
+    path, shape = "q_proj.lora_A.weight", (8, 400)
+    value = initial_value(path, shape, "kaiming_uniform", 0)
     assert 0.95 / 20 < float(value.abs().max()) <= 1 / 20
-    assert torch.equal(initial_value(tensor, "zeros", 0), torch.zeros(8, 400))
+    assert torch.equal(initial_value(path, shape, "zeros", 0), torch.zeros(8, 400))
     assert value.dtype == torch.float32
 
 
 def test_an_initial_value_depends_on_seed_and_path_only():
-    q, k = (TensorShape(path=path, shape=(2, 4)) for path in ("q", "k"))
-    value = initial_value(q, "kaiming_uniform", 3)
+    value = initial_value("q", (2, 4), "kaiming_uniform", 3)
     torch.manual_seed(9)
-    assert torch.equal(initial_value(q, "kaiming_uniform", 3), value)
-    assert not torch.equal(initial_value(k, "kaiming_uniform", 3), value)
-    assert not torch.equal(initial_value(q, "kaiming_uniform", 4), value)
+    assert torch.equal(initial_value("q", (2, 4), "kaiming_uniform", 3), value)
+    assert not torch.equal(initial_value("k", (2, 4), "kaiming_uniform", 3), value)
+    assert not torch.equal(initial_value("q", (2, 4), "kaiming_uniform", 4), value)

@@ -11,7 +11,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from qpa.adapters.experts import expert_layer
-from qpa.adapters.feed_forward import FeedForwardModel
+from qpa.adapters.feed_forward_model import FeedForwardModel
 from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.adapters.weight_change import bias_scale, weight_change
 from qpa.errors import ModelError

@@ -20,13 +20,16 @@ Source: ours; the layouts are those of PEFT 0.21 and transformers 5.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qpa.documents import AdapterTensor, module_of
-from qpa.errors import ModelError
+from qpa.compat.peft_ import FUSED_GATE_UP_B, module_parameter, parameter_inside
+from qpa.documents import AdapterSpec, AdapterTensor
+from qpa.errors import ModelError, OptionError
+from qpa.models.linear_layers import Layer, last_component, linear_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
 
     from qpa.adapters.parameter_view import ParameterView
 
-_GATE_UP_B = ".experts.base_layer.lora_B.default.weight"
 EXPERT_LAYERS = ("gate_proj", "up_proj", "down_proj")
 
 _EXPERT = re.compile(
@@ -94,17 +96,75 @@ def needs_down(module: str) -> str | None:
     return None if expert is None or expert.is_down else f"{expert.block}.{expert.index}.down_proj"
 
 
-def expert_sides(model: Any) -> dict[str, tuple[int, int]]:
-    """Return in_features and out_features of every layer of every fused expert, by path."""
-    sides: dict[str, tuple[int, int]] = {}
+def expert_layers(model: Any) -> dict[str, Layer]:
+    """Return every layer of every fused expert that PEFT can adapt, by path."""
+    layers: dict[str, Layer] = {}
     for path, block in model.named_modules():
         if not path.endswith(".experts") or not _is_fused(block):
             continue
         n_experts, hidden, width = block.down_proj.shape
         for index in range(n_experts):
-            sides |= {f"{path}.{index}.{layer}": (hidden, width) for layer in EXPERT_LAYERS[:2]}
-            sides[f"{path}.{index}.down_proj"] = (width, hidden)
-    return sides
+            layers |= {f"{path}.{index}.{layer}": Layer(hidden, width) for layer in EXPERT_LAYERS[:2]}
+            layers[f"{path}.{index}.down_proj"] = Layer(width, hidden)
+    return layers
+
+
+def fused_parameters(model: Any) -> list[str]:
+    """Return the 3-D parameters [n_experts, out, in] that mixtures of experts hold instead of modules."""
+    return [path for path, value in model.named_parameters() if value.ndim == 3 and "expert" in path]
+
+
+def refuse_left_out(model: Any, candidates: Collection[str], head: str | None) -> None:
+    """Refuse to adapt all linear layers where that would leave fused experts out in silence.
+
+    Args:    candidates: the modules that can be adapted.
+    Raises:  OptionError: the model has fused experts that are not among them.
+    """
+    fused = fused_parameters(model)
+    if not fused or has_experts(candidates):
+        return
+    names = sorted({last_component(path) for path in candidates if path != head})
+    raise OptionError(
+        "--targets all-linear",
+        "a model whose layers are all linear modules",
+        f"fused experts such as {fused[0]}, which would stay as they are",
+        "if that is meant, name the layers to adapt, of " + ", ".join(names[:12]),
+    )
+
+
+def check_beside_experts(model: Any, spec: AdapterSpec) -> None:
+    """Check that PEFT adapts the modules of a spec on a model whose experts are fused.
+
+    PEFT takes some names for the experts, whatever else has them. It reads gate_proj and up_proj of experts
+    only beside down_proj.
+
+    Args:    model: on torch's meta device, and not used any more afterwards.
+    Raises:  OptionError: PEFT does not make exactly the tensors of the spec.
+    """
+    import torch
+
+    from qpa.adapters.attach import adapter_parameters, wrap_model
+
+    modules, refused = {tensor.module for tensor in spec.tensors}, _refused(model, spec)
+    if not {needs_down(module) for module in modules} <= {None, *modules}:
+        raise refused
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapter_parameters(wrap_model(model, spec), spec)
+    except (ModelError, ValueError) as error:
+        raise refused from error
+
+
+def _refused(model: Any, spec: AdapterSpec) -> OptionError:
+    names = {last_component(path) for path in linear_layers(model) if path != spec.base.head}
+    outside = ", ".join(sorted(names - {*EXPERT_LAYERS}))
+    return OptionError(
+        "--targets",
+        "layers that PEFT adapts one by one, or all layers of all experts where it can",
+        ", ".join(spec.target_modules) + ", of which some are of fused experts",
+        f"name all of {', '.join(EXPERT_LAYERS)}, or only layers outside the experts: {outside}",
+    )
 
 
 def _is_fused(block: Any) -> bool:
@@ -117,38 +177,39 @@ def _is_fused(block: Any) -> bool:
     return tuple(gate_up.shape) == (n_experts, 2 * width, hidden)
 
 
-def parameter_name(tensor: AdapterTensor, adapted: Collection[str]) -> str | None:
-    """Return PEFT's path, inside the base model, of the wrapper that holds an expert's tensor.
+def parameter_name(tensor: AdapterTensor, expert: ExpertLayer, adapted: Collection[str]) -> str:
+    """Return the name of the parameter of a model in PEFT that holds an expert's tensor.
 
     Args:    adapted: all modules of the adapter: where both parameters of a block are, one wraps the other.
-    Returns: "model.layers.0.mlp.experts.lora_A"; None for a tensor of no expert.
     """
-    expert = expert_layer(tensor.module)
-    if expert is None:
-        return None
     is_inner = needs_down(tensor.module) in adapted
-    return f"{expert.block}{'.base_layer' if is_inner else ''}.{tensor.role}"
+    return module_parameter(parameter_inside(expert.block) if is_inner else expert.block, tensor.role)
 
 
-def parameter_part(parameter: Parameter, tensor: AdapterTensor, rank: int) -> ParameterView:
+def parameter_part(parameter: Parameter, role: str, expert: ExpertLayer, rank: int) -> ParameterView:
     """Return an expert's lora_A or lora_B in PEFT's parameter for all experts."""
     from qpa.adapters.parameter_view import ParameterView
 
-    expert = expert_layer(module_of(tensor.path))
-    assert expert is not None
     n_layers = 1 if expert.is_down else 2
     place = 1 if expert.layer == "up_proj" else 0
-    if tensor.role == "lora_A":
+    if role == "lora_A":
         return ParameterView(parameter, partial(_rows, expert.index * n_layers + place, rank))
     return ParameterView(parameter, partial(_columns, expert.index, n_layers, place, rank))
 
 
-def trained_part(name: str, rank: int) -> Callable[[Tensor], Tensor] | None:
-    """Return what keeps a parameter's gradient to the parts that are trained; None where that is all of it.
+def is_partly_trained(tensor: AdapterTensor) -> bool:
+    """Return whether the parameter that holds a tensor has parts that are no tensors and stay zero."""
+    return tensor.role == "lora_B" and expert_layer(tensor.module) is not None
 
-    Whoever looks at the gradient of gate_up_proj's lora_B, to clip it, is not to see what mixes its layers.
+
+def keep_unmixed(wrapped: Any, rank: int) -> None:
+    """Keep the gradient of every gate_up_proj's lora_B to the parts that are trained.
+
+    Otherwise whoever looks at the whole gradient, to clip it, would see the quarters that mix two layers.
     """
-    return partial(_unmixed, rank) if name.endswith(_GATE_UP_B) else None
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad and name.endswith(FUSED_GATE_UP_B):
+            parameter.register_hook(partial(_unmixed, rank))
 
 
 def _unmixed(rank: int, gradient: Tensor) -> Tensor:

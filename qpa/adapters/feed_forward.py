@@ -1,82 +1,91 @@
-"""The feed-forward adapter: a bottleneck behind a block of the base model, h + up(gelu(down(h))).
+"""The feed-forward adapter: h + up(gelu(down(h))) behind a block of the base model that returns h.
 
-PEFT has none. `up` starts at zero, so the model starts as the base.
+The QPA paper names this kind and does not give its form. PEFT has none, so the model is ours
+(`qpa.adapters.feed_forward_model`). ffa_up starts at zero, so the model starts as the base.
 
-Source: arXiv 1902.00751; the place behind the feed-forward block alone is that of arXiv 2005.00247. Without
-biases or a normalisation of its own: ours.
+Source: arXiv 1902.00751; the place behind the feed-forward block alone is that of arXiv 2005.00247.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from torch import Tensor, nn
+from qpa.adapters.kind import Rates
+from qpa.adapters.module_kind import ModuleKind
+from qpa.documents import AdapterSpec, AdapterTensor, TensorRules
+from qpa.documents.tensors import Role
+from qpa.models.linear_layers import Layer, blocks
 
-from qpa.documents import TensorShape, module_of
-from qpa.errors import ModelError
+if TYPE_CHECKING:
+    from qpa.adapters.frozen_arrays import FrozenArrays
+
+DOWN = Role("ffa_down", "row", "kaiming_uniform", is_weight=True)
+UP = Role("ffa_up", "column", is_weight=True)
 
 
-class FeedForwardModel(nn.Module):
-    """A causal language model with feed-forward adapters; where qpa meets a model in PEFT, this does as well.
+def _check(shapes: Sequence[tuple[int, int]], rank: int) -> None:
+    (_, n_in), (n_out, _) = shapes
+    if n_in != n_out:
+        raise ValueError(f"shapes {[*shapes]} are of several modules")
 
-    Args:    model: of transformers; changed in place: its own parameters are frozen.
-             tensors: paths `<module>.ffa_down.weight` [width, hidden] and `<module>.ffa_up.weight`
-             [hidden, width].
-    Raises:  ModelError: the model has no such module.
-    """
 
-    def __init__(self, model: Any, tensors: Iterable[TensorShape]) -> None:
-        super().__init__()
-        self.model = model.requires_grad_(False)
-        self.is_enabled = True
-        device = next(model.parameters()).device
-        for tensor in tensors:
-            path, role = module_of(tensor.path), tensor.path.removesuffix(".weight").rpartition(".")[2]
-            try:
-                block = model.get_submodule(path)
-            except AttributeError as error:
-                advice = "the base model is not the one the adapter was planned for"
-                raise ModelError(path, "a module of the base model", "none", advice) from error
-            if isinstance(block, (nn.Sequential, nn.ModuleList)) or hasattr(block, role):
-                expected = f"a block that takes a {role} of its own"
-                raise ModelError(path, expected, f"{type(block).__name__}, which does not")
-            n_out, n_in = tensor.shape
-            block.add_module(role, nn.Linear(n_in, n_out, bias=False, device=device))
-            if role == "ffa_up":
-                block.register_forward_hook(self._add)
+RULES = TensorRules(roles=(DOWN, UP), check=_check)
 
-    @property
-    def config(self) -> Any:
-        """Return the base model's config."""
-        return self.model.config
 
-    def get_base_model(self) -> Any:
-        """Return the model of transformers, with the adapters in it."""
-        return self.model
+@final
+class FeedForward(ModuleKind):
+    """The feed-forward adapter: ffa_down [width, hidden] and ffa_up [hidden, width] behind every block."""
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Return what the model returns."""
-        return self.model(*inputs, **named)
+    name: ClassVar[str] = "ffa"
+    title: ClassVar[str] = "feed-forward adapter"
+    rules: ClassVar[TensorRules] = RULES
+    default_rank: ClassVar[int] = 16
+    default_targets: ClassVar[tuple[str, ...]] = ("mlp", "feed_forward", "ffn", "fc2")
+    has_one_default: ClassVar[bool] = True
+    takes_all: ClassVar[bool] = False
+    candidate_words: ClassVar[str] = "blocks with linear layers in the layers"
+    formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    rate: ClassVar[float] = 3e-2
+    direct_rates: ClassVar[Rates] = (1e-2, 3e-2, 1e-1)
+    generated_rates: ClassVar[Rates] = (3e-3, 1e-2, 3e-2)
 
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Be the base model for a while."""
-        self.is_enabled = False
-        try:
-            yield
-        finally:
-            self.is_enabled = True
+    def words(self, rank: int) -> str:
+        """Return "feed-forward adapter of width 16"."""
+        return f"{self.title} of width {rank}"
 
-    def _add(self, block: Any, inputs: Any, output: Any) -> Any:
-        if not self.is_enabled:
-            return output
-        if isinstance(output, tuple):
-            return (self._added(block, output[0]), *output[1:])
-        return self._added(block, output)
+    def phrase(self, rank: int) -> str:
+        """Return "a feed-forward adapter of width 16 behind every block"."""
+        return f"a {self.title} of width {rank} behind every block"
 
-    def _added(self, block: Any, hidden: Tensor) -> Tensor:
-        inner = hidden.to(block.ffa_down.weight.dtype)
-        added: Tensor = block.ffa_up(nn.functional.gelu(block.ffa_down(inner)))
-        return hidden + added.to(hidden.dtype)
+    def candidates(self, model: Any) -> dict[str, Layer]:
+        """Return the blocks of the layers."""
+        return blocks(model)
+
+    def shapes(self, path: str, layer: Layer, rank: int) -> Sequence[tuple[int, int]]:
+        """Return the shapes of ffa_down and ffa_up, which both meet what the block returns."""
+        return (rank, layer.n_out), (layer.n_out, rank)
+
+    def wrap(self, model: Any, spec: AdapterSpec) -> Any:
+        """Return a `FeedForwardModel`."""
+        from qpa.adapters.feed_forward_model import FeedForwardModel
+
+        return FeedForwardModel(model, spec.tensors)
+
+    def parameter_name(self, tensor: AdapterTensor, modules: Collection[str]) -> str:
+        """Return the name in a `FeedForwardModel`."""
+        return f"model.{tensor.path}"
+
+    def put_into(self, model: Any, arrays: FrozenArrays) -> None:
+        """Hang the adapter behind its blocks."""
+        import torch
+
+        from qpa.adapters.feed_forward_model import FeedForwardModel
+
+        FeedForwardModel(model, arrays.frozen.tensors)
+        with torch.no_grad():
+            for tensor in arrays.frozen.tensors:
+                model.get_parameter(tensor.path).copy_(torch.from_numpy(arrays.read(tensor.path)))
+
+
+KIND = FeedForward()

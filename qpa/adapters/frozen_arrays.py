@@ -1,8 +1,8 @@
 """A frozen adapter's numbers as exporters want them: scaling folded in, padded, cast, and finite.
 
 Rules:
-1. LoRA's scaling alpha / rank is multiplied into lora_B in float32, so that no format has to carry it. A
-   scaling of 1 leaves the bits alone.
+1. The scaling alpha / rank of a product is multiplied into lora_B in float32, so that no format has to carry
+   it. A scaling of 1 leaves the bits alone.
 2. Padding adds rows of zeros to lora_A and columns of zeros to lora_B.
 3. A cast rounds to nearest even, last of all; what does not fit the type is refused, never infinite.
 
@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from qpa.documents import EMBEDDING_ROLES, FrozenAdapter, TensorShape
+from qpa.documents import TENSOR_RULES, FrozenAdapter, TensorRef
 from qpa.errors import DocumentError, ExportError, OptionError
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import DTYPES, Array, TensorFile
@@ -58,29 +58,27 @@ class FrozenArrays:
         _check_names(frozen, file)
         return cls(frozen, file, dtype, -(-frozen.rank // rank_pad) * rank_pad)
 
-    def shape(self, tensor: TensorShape) -> tuple[int, int]:
+    def of_module(self, module: str) -> tuple[TensorRef, ...]:
+        """Return the tensors of an adapted module, in the order of the kind's roles."""
+        return self._by_module[module]
+
+    def shape(self, tensor: TensorRef) -> tuple[int, int]:
         """Return a tensor's shape with the padding."""
         n_rows, n_columns = tensor.shape
-        if _is_a(tensor.path):
-            return (self.rank, n_columns)
-        return (n_rows, self.rank) if _is_b(tensor.path) else tensor.shape
+        if not TENSOR_RULES.role(tensor.role).has_rank:
+            return tensor.shape
+        return (self.rank, n_columns) if tensor.axis == "row" else (n_rows, self.rank)
 
     def sides(self, module: str) -> tuple[int | None, int | None]:
         """Return out_features and in_features of an adapted module; None is one the adapter does not tell."""
-        if self.frozen.method == "ia3":
-            n_out, n_in = self._shapes[f"{module}.ia3_l"]
-            return (None, n_in) if n_out == 1 else (n_out, None)
-        a, b = self._pair(module)
-        return self._shapes[b][0], self._shapes[a][1]
+        from qpa.adapters.weight_change import weight_kind
+
+        return weight_kind(self.frozen).sides(self, module)
 
     def factors(self, module: str) -> tuple[Array, Array]:
         """Return lora_A [rank, in] and lora_B [out, rank] of a module, as `read` gives them."""
-        a, b = self._pair(module)
-        return self.read(a), self.read(b)
-
-    def _pair(self, module: str) -> tuple[str, str]:
-        names = EMBEDDING_ROLES if module in self.embeddings else ("lora_A.weight", "lora_B.weight")
-        return f"{module}.{names[0]}", f"{module}.{names[1]}"
+        a, b, *_ = self.of_module(module)
+        return self.read(a.path), self.read(b.path)
 
     @cached_property
     def embeddings(self) -> frozenset[str]:
@@ -88,21 +86,29 @@ class FrozenArrays:
         return frozenset(self.frozen.embeddings)
 
     @cached_property
-    def _shapes(self) -> dict[str, tuple[int, int]]:
-        return {tensor.path: tensor.shape for tensor in self.frozen.tensors}
+    def _by_path(self) -> dict[str, TensorRef]:
+        return {tensor.path: tensor for tensor in self.frozen.tensors}
+
+    @cached_property
+    def _by_module(self) -> dict[str, tuple[TensorRef, ...]]:
+        members: dict[str, tuple[TensorRef, ...]] = {}
+        for tensor in self.frozen.tensors:
+            members[tensor.module] = (*members.get(tensor.module, ()), tensor)
+        return members
 
     def read(self, path: str) -> Array:
         """Return one tensor, of the type that was asked for.
 
         Raises:  ExportError: a number is, or becomes, NaN or infinity.
         """
-        array = self.file.read(path)
-        if _is_b(path) and (scaling := np.float32(self.frozen.alpha / self.frozen.rank)) != 1:
+        tensor, array = self._by_path[path], self.file.read(path)
+        scaling = np.float32(self.frozen.alpha / self.frozen.rank)
+        if TENSOR_RULES.role(tensor.role).is_scaled and scaling != 1:
             with np.errstate(over="ignore", invalid="ignore"):
                 array *= scaling
-        n_missing = self.rank - self.frozen.rank
-        if n_missing and (_is_a(path) or _is_b(path)):
-            array = np.pad(array, ((0, n_missing), (0, 0)) if _is_a(path) else ((0, 0), (0, n_missing)))
+        missing = [(0, padded - n) for padded, n in zip(self.shape(tensor), tensor.shape, strict=True)]
+        if any(n for _, n in missing):
+            array = np.pad(array, missing)
         with np.errstate(over="ignore", invalid="ignore"):
             cast = array.astype(DTYPES[SAFETENSORS_TYPE[self.dtype]], copy=False)
         if not np.all(np.isfinite(cast)):
@@ -112,14 +118,6 @@ class FrozenArrays:
                 found, advice = "NaN or infinity", "train again with a smaller step"
             raise ExportError(path, f"finite {self.dtype} numbers", found, advice)
         return cast
-
-
-def _is_a(path: str) -> bool:
-    return path.endswith((".lora_A.weight", f".{EMBEDDING_ROLES[0]}"))
-
-
-def _is_b(path: str) -> bool:
-    return path.endswith((".lora_B.weight", f".{EMBEDDING_ROLES[1]}"))
 
 
 def _check_names(frozen: FrozenAdapter, file: TensorFile) -> None:

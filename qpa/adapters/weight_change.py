@@ -1,13 +1,9 @@
 """What an adapter makes of a weight of the base model: row_scale (W + left right) column_scale.
 
-Rules:
-1. LoRA: W + B A, with alpha / rank in B already (`qpa.adapters.frozen_arrays`).
-2. DoRA: each output's row of W + B A is brought to the length lora_magnitude_vector (arXiv 2402.09353).
-3. IA3: W times ia3_l of its outputs, and so the bias, or of its inputs (arXiv 2205.05638).
-4. A Conv1D stores W as [in, out], and so does an embedding, of whose input one number is 1: the same,
-   transposed.
+A Conv1D and an embedding store W as [in, out]: the same, transposed. Which change it is, each kind says in
+its own file; the factor alpha / rank is in the left factor already (`qpa.adapters.frozen_arrays`).
 
-Source: the papers; ours.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -18,6 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qpa.adapters.frozen_arrays import FrozenArrays
+from qpa.adapters.registry import KINDS
+from qpa.adapters.weight_kind import WeightKind
+from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
 from qpa.store.tensor_file import Array
 
@@ -65,45 +64,24 @@ class WeightChange:
 def weight_change(arrays: FrozenArrays, module: str, blocks: Blocks, *, transposed: bool) -> WeightChange:
     """Return what the adapter makes of a module's weight.
 
-    Args:    blocks: of the base's weight; DoRA reads them once.
-             transposed: it is stored as [in, out].
-    Raises:  ExportError: the arrays are not finite.
+    Args:    blocks: of the base's weight, for a change that depends on it.
+             transposed: the weight is stored as [in, out].
+    Raises:  ExportError: the arrays are not finite, or the kind of adapter is no change of weights.
     """
-    if arrays.frozen.method == "ia3":
-        scale = arrays.read(f"{module}.ia3_l")
-        if _scales_input(scale) == transposed:
-            return WeightChange(row_scale=scale.reshape(-1, 1))
-        return WeightChange(column_scale=scale.reshape(1, -1))
-    a, b = arrays.factors(module)
-    change = WeightChange(a.T, b.T) if transposed else WeightChange(b, a)
-    if arrays.frozen.method != "dora":
-        return change
-    magnitude = arrays.read(f"{module}.lora_magnitude_vector")
-    lengths = _lengths(change, blocks, transposed=transposed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = (magnitude.ravel() / lengths).astype(np.float32)
-    if transposed:
-        return WeightChange(change.left, change.right, column_scale=scale[None])
-    return WeightChange(change.left, change.right, row_scale=scale[:, None])
+    return weight_kind(arrays.frozen).weight_change(arrays, module, blocks, transposed=transposed)
 
 
 def bias_scale(arrays: FrozenArrays, module: str) -> Array | None:
     """Return float32[out], what the adapter multiplies a module's bias with, or None where it leaves it."""
-    if arrays.frozen.method != "ia3":
-        return None
-    scale = arrays.read(f"{module}.ia3_l")
-    return None if _scales_input(scale) else scale.ravel()
+    return weight_kind(arrays.frozen).bias_scale(arrays, module)
 
 
-def _scales_input(scale: Array) -> bool:
-    return len(scale) == 1
+def weight_kind(frozen: FrozenAdapter) -> WeightKind:
+    """Return the kind of an adapter that is a change of weights.
 
-
-def _lengths(change: WeightChange, blocks: Blocks, *, transposed: bool) -> Array:
-    """Return float64[out], the length of every output's row of the sum."""
-    squares = []
-    for rows, numbers in blocks():
-        changed = change.summed(rows, numbers).astype(np.float64)
-        squares.append(np.sum(changed * changed, axis=0 if transposed else 1))
-    lengths: Array = np.sqrt(np.sum(squares, axis=0) if transposed else np.concatenate(squares))
-    return lengths
+    Raises:  ExportError: it is of another kind.
+    """
+    kind = KINDS[frozen.method]
+    if not isinstance(kind, WeightKind):
+        raise ExportError(kind.title, "an adapter that is a change of weights", "one that is not")
+    return kind

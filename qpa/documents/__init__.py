@@ -4,11 +4,9 @@ from qpa.documents.account import ParameterAccount
 from qpa.documents.adapter_spec import (
     EMBEDDING_ROLES,
     METHOD_NAMES,
-    ROLES_OF,
     AdapterSpec,
     AdapterTensor,
     BaseModelReference,
-    Method,
     module_of,
 )
 from qpa.documents.ansatz import MAX_QUBITS, Ansatz
@@ -19,7 +17,7 @@ from qpa.documents.logical_circuit import LogicalCircuit
 from qpa.documents.manifest import MANIFEST_PATH, Manifest, read_manifest
 from qpa.documents.measurement import Measurement
 from qpa.documents.native_circuit import GateCount, NativeCircuit
-from qpa.documents.tensors import TensorShape
+from qpa.documents.tensors import TENSOR_RULES, Method, Role, TensorRef, TensorRules, TensorShape
 from qpa.documents.trained_generator import TrainedGenerator, TrainingResult
 from qpa.documents.verification import EngineCheck, Verification
 from qpa.documents.weight_layout import (
@@ -39,7 +37,7 @@ __all__ = [
     "MANIFEST_PATH",
     "MAX_QUBITS",
     "METHOD_NAMES",
-    "ROLES_OF",
+    "TENSOR_RULES",
     "AdapterSpec",
     "AdapterTensor",
     "Ansatz",
@@ -65,6 +63,9 @@ __all__ = [
     "PlannedSize",
     "Provenance",
     "Record",
+    "Role",
+    "TensorRef",
+    "TensorRules",
     "TensorShape",
     "TrainedGenerator",
     "TrainingResult",

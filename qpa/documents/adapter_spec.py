@@ -2,52 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, Self
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 from pydantic import model_validator
 
 from qpa.documents.base import Document, JsonObject, Record
+from qpa.documents.tensors import (
+    TENSOR_RULES,
+    InitialValue,
+    Method,
+    RoleName,
+    TensorRef,
+    check_tensors,
+)
 
-Method = Literal["lora", "dora", "ia3", "prefix", "ffa"]
-Role = Literal[
-    "lora_A",
-    "lora_B",
-    "lora_embedding_A",
-    "lora_embedding_B",
-    "lora_magnitude_vector",
-    "ia3_l",
-    "prefix_key",
-    "prefix_value",
-    "ffa_down",
-    "ffa_up",
-]
-InitialValue = Literal["kaiming_uniform", "uniform", "zeros", "ones", "base"]
-Axis = Literal["row", "column"]
-
-METHOD_NAMES: dict[Method, str] = {
+METHOD_NAMES = {
     "lora": "LoRA",
     "dora": "DoRA",
     "ia3": "IA3",
     "prefix": "prefix tuning",
     "ffa": "feed-forward adapter",
 }
-"""What people call the kinds of adapters."""
+EMBEDDING_ROLES = ("lora_embedding_A", "lora_embedding_B")
 
-ROLES_OF: dict[Method, tuple[Role, ...]] = {
-    "lora": ("lora_A", "lora_B"),
-    "dora": ("lora_A", "lora_B", "lora_magnitude_vector"),
-    "ia3": ("ia3_l",),
-    "prefix": ("prefix_key", "prefix_value"),
-    "ffa": ("ffa_down", "ffa_up"),
-}
-"""The tensors of one module, in order."""
 
-EMBEDDING_ROLES: tuple[Role, ...] = ("lora_embedding_A", "lora_embedding_B")
-"""Those of LoRA on an embedding, instead."""
-
-_IN_ROWS: tuple[Role, ...] = ("lora_A", "lora_embedding_A", "ffa_down", "prefix_key", "prefix_value")
-_WITH_WEIGHT: tuple[Role, ...] = ("lora_A", "lora_B", "ffa_down", "ffa_up")
+def module_of(path: str) -> str:
+    """Return the module of an `AdapterTensor.path`."""
+    return path.removesuffix(".weight").rpartition(".")[0]
 
 
 class BaseModelReference(Record):
@@ -75,50 +57,22 @@ class BaseModelReference(Record):
     trust_remote_code: bool
 
 
-class AdapterTensor(Record):
+class AdapterTensor(TensorRef):
     """One tensor of the adapter.
 
-    Args:    module: path of the adapted module in the base model; of a prefix "layers.<n>".
-             module_type: last component of that path, "q_proj"; of a prefix "layers".
-             role: lora_A or ffa_down [rank, in_features]; lora_B or ffa_up [out_features, rank];
-             lora_embedding_A [rank, n_vocabulary] and lora_embedding_B [hidden, rank];
-             lora_magnitude_vector [out_features, 1]; ia3_l [out_features, 1] that scales what a module
-             returns, or [1, in_features] that scales what it gets; prefix_key or prefix_value
-             [n_virtual_tokens, n_key_value_heads * head_size].
-             initial: rule for its value before training; "base": read from the base model, see
+    Args:    module_type: last component of the module's path, "q_proj"; of a prefix "layers".
+             initial: rule for the tensor's value before training; "base": read from the base model, see
              `qpa.adapters.attach`.
     """
 
-    module: str
     module_type: str
-    role: Role
-    shape: tuple[int, int]
+    role: RoleName
     initial: InitialValue
 
     @property
-    def path(self) -> str:
-        """Return the tensor's name inside the base model, "model.layers.0.mlp.up_proj.lora_A.weight"."""
-        return f"{self.module}.{self.role}" + (".weight" if self.role in _WITH_WEIGHT else "")
-
-    @property
-    def axis(self) -> Axis:
-        """Return whether the vectors it consists of are its rows or its columns."""
-        return "row" if _is_in_rows(self.role, self.shape) else "column"
-
-    @property
-    def n_vectors(self) -> int:
-        """Return how many vectors it consists of."""
-        return self.shape[0 if self.axis == "row" else 1]
-
-    @property
-    def vector_length(self) -> int:
-        """Return how many numbers each of them has."""
-        return self.shape[1 if self.axis == "row" else 0]
-
-    @property
-    def n_numbers(self) -> int:
-        """Return how many numbers the tensor has."""
-        return self.shape[0] * self.shape[1]
+    def ref(self) -> TensorRef:
+        """Return what a FrozenAdapter keeps of the tensor."""
+        return TensorRef(module=self.module, role=self.role, shape=self.shape)
 
 
 def _layer(module: str) -> str:
@@ -126,11 +80,6 @@ def _layer(module: str) -> str:
     parts = module.split(".")
     first = next((place for place, part in enumerate(parts) if part.isdecimal()), len(parts))
     return ".".join(parts[: first + 1])
-
-
-def module_of(path: str) -> str:
-    """Return the module of an `AdapterTensor.path`."""
-    return path.removesuffix(".weight").rpartition(".")[0]
 
 
 def _upgrade_1(content: JsonObject) -> JsonObject:
@@ -141,10 +90,11 @@ def _upgrade_1(content: JsonObject) -> JsonObject:
 class AdapterSpec(Document):
     """What an adapter consists of.
 
-    Invariants: every module has the tensors of its method, in order, and of one rank, or of LoRA those of
-    an embedding; no module occurs twice; LoRA's rank is at most min(in, out).
+    Invariants: every module has the tensors of the adapter's kind, in order and of one rank; no module
+    occurs twice; the shapes keep the rules of the kind (`qpa.documents.tensors`).
 
-    Args:    rank: of LoRA and DoRA; hidden width of a feed-forward adapter; virtual tokens of a prefix;
+    Args:    method: the kind of adapter, by its name in `qpa.adapters.registry`.
+             rank: of LoRA and DoRA; hidden width of a feed-forward adapter; virtual tokens of a prefix;
              1 for IA3.
              alpha: delta W is alpha / rank times B A; equal to rank where there is no such product.
              target_modules: shortest list of names that selects exactly the adapted modules in PEFT; none
@@ -170,10 +120,11 @@ class AdapterSpec(Document):
 
     @property
     def pairs(self) -> tuple[tuple[AdapterTensor, AdapterTensor], ...]:
-        """Return (lora_A, lora_B) of every module; none where the method has no such product."""
-        if self.method not in ("lora", "dora"):
+        """Return both factors, lora_A and lora_B, of every module; () where the kind has no such product."""
+        rules = TENSOR_RULES[self.method]
+        if not rules.is_product:
             return ()
-        n_roles = len(ROLES_OF[self.method])
+        n_roles = len(rules.roles)
         return tuple(zip(self.tensors[::n_roles], self.tensors[1::n_roles], strict=True))
 
     @property
@@ -186,48 +137,5 @@ class AdapterSpec(Document):
 
     @model_validator(mode="after")
     def _verify(self) -> Self:
-        check_tensors(self.method, self.rank, [(t.module, t.role, t.shape) for t in self.tensors])
+        check_tensors(self.method, self.rank, self.tensors)
         return self
-
-
-def check_tensors(method: Method, rank: int, tensors: Sequence[tuple[str, str, tuple[int, int]]]) -> None:
-    """Check that tensors, given as (module, role, shape), are those of an adapter.
-
-    Raises:  ValueError: a role is missing, in another place, or there twice; or a shape is not of this rank.
-    """
-    n_roles = len(ROLES_OF[method])
-    if not tensors or len(tensors) % n_roles:
-        raise ValueError(f"tensors must be {' and '.join(ROLES_OF[method])} of each module")
-    if len({(module, role) for module, role, _ in tensors}) != len(tensors):
-        raise ValueError("tensor paths must be unique")
-    for first in range(0, len(tensors), n_roles):
-        _check_module(method, rank, tensors[first : first + n_roles])
-
-
-def _check_module(method: Method, rank: int, tensors: Sequence[tuple[str, str, tuple[int, int]]]) -> None:
-    module, found = tensors[0][0], tuple(role for _, role, _ in tensors)
-    roles_fit = found == ROLES_OF[method] or (method == "lora" and found == EMBEDDING_ROLES)
-    if not roles_fit or any(name != module for name, _, _ in tensors):
-        order = " must be followed by ".join(ROLES_OF[method])
-        raise ValueError(f"{module}: {order} of the same module")
-    shapes = {role: shape for _, role, shape in tensors}
-    for role, shape in shapes.items():
-        n_vectors = 1 if role == "lora_magnitude_vector" else rank
-        if _n_vectors(role, shape) != n_vectors or min(shape) < 1:
-            raise ValueError(f"{module}.{role}: shape {shape} does not have rank {n_vectors}")
-    n_outputs = {shape[0] for role, shape in shapes.items() if role in ("lora_B", "lora_magnitude_vector")}
-    widths = {shape[1 if role == "ffa_down" else 0] for role, shape in shapes.items() if method == "ffa"}
-    prefixes = {shape[1] for shape in shapes.values() if method == "prefix"}
-    if max(len(n_outputs), len(widths), len(prefixes)) > 1:
-        raise ValueError(f"{module}: shapes {[*shapes.values()]} are of several modules")
-    sides = [shape[1 if _is_in_rows(role) else 0] for role, shape in shapes.items()]
-    if method in ("lora", "dora") and rank > min(sides):
-        raise ValueError(f"{module}: rank {rank} is not within 1 and min(in, out)")
-
-
-def _is_in_rows(role: str, shape: tuple[int, int] = (0, 0)) -> bool:
-    return role in _IN_ROWS or (role == "ia3_l" and shape[0] == 1)
-
-
-def _n_vectors(role: str, shape: tuple[int, int]) -> int:
-    return shape[0 if _is_in_rows(role, shape) else 1]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
 from qpa.documents.account import ParameterAccount, with_control_account
-from qpa.documents.adapter_spec import EMBEDDING_ROLES, BaseModelReference, Method, check_tensors, module_of
+from qpa.documents.adapter_spec import BaseModelReference
 from qpa.documents.base import Attachment, Document, JsonObject
-from qpa.documents.tensors import TensorShape
+from qpa.documents.tensors import TENSOR_RULES, Method, TensorRef, check_tensors
 from qpa.documents.trained_generator import TrainingResult
 
 
@@ -24,10 +24,20 @@ def _upgrade_2(content: JsonObject) -> JsonObject:
     return with_control_account(content) | {"shots": None}
 
 
+def _upgrade_3(content: JsonObject) -> JsonObject:
+    """Version 3 named a tensor by its path: the module's, the role, and ".weight" behind some roles."""
+    old: list[Any] = content["tensors"]  # type: ignore[assignment]
+    tensors = []
+    for tensor in old:
+        module, _, role = tensor.pop("path").removesuffix(".weight").rpartition(".")
+        tensors.append(tensor | {"module": module, "role": role})
+    return content | {"tensors": tensors}
+
+
 class FrozenAdapter(Document):
     """Everything an exporter needs, and nothing else of the run.
 
-    Args:    tensors: names as in the AdapterSpec, and shapes.
+    Args:    tensors: those of the AdapterSpec.
              arrays: safetensors with exactly these tensors, float32, equal to the live model's bits.
              probe: what the live model answered to a fixed prompt, see `qpa.models.probe`.
              source: what measured the circuits, see `Measurement`; "exact" is the noiseless simulator.
@@ -35,7 +45,11 @@ class FrozenAdapter(Document):
     """
 
     kind: ClassVar[str] = "frozen-adapter"
-    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1, _upgrade_2)
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (
+        _upgrade_1,
+        _upgrade_2,
+        _upgrade_3,
+    )
 
     base: BaseModelReference
     method: Method
@@ -43,7 +57,7 @@ class FrozenAdapter(Document):
     alpha: float
     target_modules: tuple[str, ...]
     fan_in_fan_out: bool
-    tensors: tuple[TensorShape, ...]
+    tensors: tuple[TensorRef, ...]
     arrays: Attachment
     probe: Attachment
     source: str
@@ -54,13 +68,13 @@ class FrozenAdapter(Document):
     @property
     def modules(self) -> tuple[str, ...]:
         """Return the paths of the adapted modules, sorted."""
-        return tuple(sorted({module_of(tensor.path) for tensor in self.tensors}))
+        return tuple(sorted({tensor.module for tensor in self.tensors}))
 
     @property
     def embeddings(self) -> tuple[str, ...]:
         """Return the paths of the adapted modules that are embeddings, sorted."""
-        paths = [t.path for t in self.tensors if t.path.endswith(f".{EMBEDDING_ROLES[0]}")]
-        return tuple(sorted(map(module_of, paths)))
+        found = {t.module for t in self.tensors if TENSOR_RULES.role(t.role).of_embedding}
+        return tuple(sorted(found))
 
     @model_validator(mode="after")
     def _verify(self) -> Self:
@@ -68,11 +82,7 @@ class FrozenAdapter(Document):
             raise ValueError("the tensors do not have the account's number of weights")
         if self.rank < 1:
             raise ValueError("the rank must be at least 1")
-        roles = [tensor.path.removesuffix(".weight").rpartition(".") for tensor in self.tensors]
-        shapes = [tensor.shape for tensor in self.tensors]
-        check_tensors(
-            self.method, self.rank, [(r[0], r[2], shape) for r, shape in zip(roles, shapes, strict=True)]
-        )
+        check_tensors(self.method, self.rank, self.tensors)
         return self
 
     @property

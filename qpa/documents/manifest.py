@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 from pydantic import model_validator
 
 from qpa.documents.account import ParameterAccount, with_control_account
-from qpa.documents.adapter_spec import BaseModelReference, Method
+from qpa.documents.adapter_spec import BaseModelReference
 from qpa.documents.base import Attachment, Document, JsonObject
 from qpa.documents.finding import Finding
+from qpa.documents.tensors import Method
 from qpa.documents.trained_generator import TrainingResult
 from qpa.errors import DocumentError, one_of
 from qpa.registry import Registry

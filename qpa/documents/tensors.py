@@ -1,17 +1,219 @@
-"""How documents name the tensors of an adapter."""
+"""How documents name the tensors of an adapter, and the rules that each kind of adapter has for its own.
+
+The rules are data that a kind defines beside everything else that is known of it (`qpa.adapters`). Documents
+look them up by the kind's name, so that a kind from outside brings its rules with it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
+
 from qpa.documents.base import Record
+from qpa.errors import OptionError, one_of
+from qpa.registry import Registry
+
+Axis = Literal["row", "column"]
+InitialValue = Literal["kaiming_uniform", "uniform", "zeros", "ones", "base"]
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a tensor is in the module that it belongs to.
+
+    Args:    name: "lora_A".
+             axis: whether the vectors that the tensor consists of are its rows or its columns; None: the
+             tensor is a single vector, a row or a column as its shape says.
+             initial: rule for the value before training; "base": it is read from the base model.
+             is_weight: the tensor is the weight of a module of this name, so that its path ends in ".weight".
+             has_rank: the tensor has as many vectors as the adapter has ranks, and not one.
+             is_scaled: the factor alpha / rank of a product belongs to this tensor.
+             of_embedding: the module is an embedding.
+    """
+
+    name: str
+    axis: Axis | None
+    initial: InitialValue = "zeros"
+    is_weight: bool = False
+    has_rank: bool = True
+    is_scaled: bool = False
+    of_embedding: bool = False
+
+    def axis_of(self, shape: Shape) -> Axis:
+        """Return whether the vectors of a tensor of a shape are its rows or its columns."""
+        return self.axis or ("row" if shape[0] == 1 else "column")
+
+
+@dataclass(frozen=True)
+class TensorRules:
+    """Which tensors an adapter of one kind has in each module, and what must be true of their shapes.
+
+    Args:    roles: of a module's tensors, in order.
+             roles_of_embedding: of an embedding's tensors, as many; () for a kind that adapts none.
+             check: raises a ValueError where the shapes of one module's tensors, in order, do not fit each
+             other or the adapter's rank.
+             is_product: what is added to a weight is alpha / rank times the product of a module's second
+             tensor with its first.
+    """
+
+    roles: tuple[Role, ...]
+    check: Callable[[Sequence[Shape], int], None]
+    roles_of_embedding: tuple[Role, ...] = ()
+    is_product: bool = False
+
+
+class RulesRegistry(Registry[TensorRules]):
+    """Find rules by the name of their kind, and roles by names that mean the same in every kind."""
+
+    def __init__(self, option: str, built_in: Mapping[str, str]) -> None:
+        super().__init__(option, built_in)
+        self._roles: dict[str, Role] = {}
+
+    def role(self, name: str) -> Role:
+        """Return the role of a name.
+
+        Raises:  ValueError: no kind has such a role.
+        """
+        if name not in self._roles:
+            self._roles = {role.name: role for kind in self for role in _all_roles(self[kind])}
+        if name not in self._roles:
+            raise ValueError(f"{name[:80]} is not the role of any tensor")
+        return self._roles[name]
+
+    def add(self, name: str, thing: TensorRules) -> None:
+        """Add the rules of a kind from outside.
+
+        Raises:  OptionError: the kind's name is taken, or a role's name with another meaning.
+        """
+        known = {role.name: role for kind in self for role in _all_roles(self[kind])}
+        for role in _all_roles(thing):
+            if known.get(role.name, role) != role:
+                raise OptionError("role", "a name that is free", role.name, "choose another name")
+        super().add(name, thing)
+
+    def remove(self, name: str) -> None:
+        """Remove the rules of a kind that `add` added."""
+        super().remove(name)
+        self._roles = {}
+
+
+def _all_roles(rules: TensorRules) -> tuple[Role, ...]:
+    return rules.roles + rules.roles_of_embedding
+
+
+TENSOR_RULES = RulesRegistry(
+    "method",
+    {
+        "lora": "qpa.adapters.lora:RULES",
+        "dora": "qpa.adapters.dora:RULES",
+        "ia3": "qpa.adapters.ia3:RULES",
+        "prefix": "qpa.adapters.prefix:RULES",
+        "ffa": "qpa.adapters.feed_forward:RULES",
+    },
+)
+
+
+def _known(method: str) -> str:
+    if method not in TENSOR_RULES:
+        raise ValueError(f"{method[:80]} is not {one_of(tuple(TENSOR_RULES))}")
+    return method
+
+
+Method = Annotated[str, AfterValidator(_known)]
+"""The name of a kind of adapter that is known."""
+
+
+def _known_role(name: str) -> str:
+    return TENSOR_RULES.role(name).name
+
+
+RoleName = Annotated[str, AfterValidator(_known_role)]
+"""The name of a role that a kind of adapter has."""
 
 
 class TensorShape(Record):
     """An adapter tensor by its path in the AdapterSpec, and its shape."""
 
     path: str
-    shape: tuple[int, int]
+    shape: Shape
 
     @property
     def n_numbers(self) -> int:
         """Return how many numbers the tensor has."""
         return self.shape[0] * self.shape[1]
+
+
+class TensorRef(Record):
+    """An adapter tensor by the module that it belongs to and what it is there, and its shape.
+
+    Args:    module: path of the adapted module in the base model; of a prefix "layers.<n>".
+             role: name of a `Role`, "lora_A".
+    """
+
+    module: str
+    role: str
+    shape: Shape
+
+    @property
+    def path(self) -> str:
+        """Return the tensor's name inside the base model, "model.layers.0.mlp.up_proj.lora_A.weight"."""
+        suffix = ".weight" if TENSOR_RULES.role(self.role).is_weight else ""
+        return f"{self.module}.{self.role}{suffix}"
+
+    @property
+    def axis(self) -> Axis:
+        """Return whether the vectors that the tensor consists of are its rows or its columns."""
+        return TENSOR_RULES.role(self.role).axis_of(self.shape)
+
+    @property
+    def n_vectors(self) -> int:
+        """Return how many vectors the tensor consists of."""
+        return self.shape[0 if self.axis == "row" else 1]
+
+    @property
+    def vector_length(self) -> int:
+        """Return how many numbers each of the vectors has."""
+        return self.shape[1 if self.axis == "row" else 0]
+
+    @property
+    def n_numbers(self) -> int:
+        """Return how many numbers the tensor has."""
+        return self.shape[0] * self.shape[1]
+
+
+def check_tensors(method: str, rank: int, tensors: Sequence[TensorRef]) -> None:
+    """Check that tensors are those of an adapter of a kind and of a rank.
+
+    Raises:  ValueError: a role is missing, in another place, or there twice; or a shape does not fit.
+    """
+    rules = TENSOR_RULES[method]
+    n_roles = len(rules.roles)
+    if not tensors or len(tensors) % n_roles:
+        raise ValueError(f"tensors must be {' and '.join(_names(rules.roles))} of each module")
+    if len({(tensor.module, tensor.role) for tensor in tensors}) != len(tensors):
+        raise ValueError("tensor paths must be unique")
+    for first in range(0, len(tensors), n_roles):
+        _check_module(rules, rank, tensors[first : first + n_roles])
+
+
+def _check_module(rules: TensorRules, rank: int, tensors: Sequence[TensorRef]) -> None:
+    module, found = tensors[0].module, tuple(tensor.role for tensor in tensors)
+    roles = rules.roles_of_embedding if found == _names(rules.roles_of_embedding) else rules.roles
+    if found != _names(roles) or any(tensor.module != module for tensor in tensors):
+        raise ValueError(f"{module}: {' must be followed by '.join(_names(rules.roles))} of the same module")
+    for role, tensor in zip(roles, tensors, strict=True):
+        n_vectors = rank if role.has_rank else 1
+        if tensor.n_vectors != n_vectors or min(tensor.shape) < 1:
+            raise ValueError(f"{module}.{role.name}: shape {tensor.shape} does not have rank {n_vectors}")
+    try:
+        rules.check([tensor.shape for tensor in tensors], rank)
+    except ValueError as error:
+        raise ValueError(f"{module}: {error}") from error
+
+
+def _names(roles: Iterable[Role]) -> tuple[str, ...]:
+    return tuple(role.name for role in roles)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from qpa.adapters.attach import ADAPTER_NAME
+from qpa.compat.peft_ import ADAPTER_NAME
 from qpa.documents import Checkpoint, Provenance
 from qpa.errors import CheckpointError, DocumentError
 from qpa.store.atomic_files import TEMPORARY_PREFIX, new_directory

@@ -1,0 +1,127 @@
+"""DoRA: each row of W + (alpha / rank) B A is brought to a length that is trained.
+
+The lengths are lora_magnitude_vector [out, 1], which start as the lengths of the base's rows.
+
+Source: arXiv 2402.09353; names and shapes as in PEFT, which keeps the lengths as [out].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from qpa.adapters.kind import Rates
+from qpa.adapters.low_rank import LORA_A, LORA_B, LowRankKind, check_factors, product
+from qpa.compat.peft_ import dequantized_weight, module_parameter
+from qpa.documents import AdapterSpec, AdapterTensor, TensorRules
+from qpa.documents.tensors import Role
+from qpa.models.linear_layers import Layer, linear_layers, stores_transpose
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+    from qpa.adapters.frozen_arrays import FrozenArrays
+    from qpa.adapters.parameter_view import AdapterParameter
+    from qpa.adapters.weight_change import Blocks, WeightChange
+    from qpa.store.tensor_file import Array
+
+MAGNITUDES = Role("lora_magnitude_vector", "column", "base", has_rank=False)
+
+
+def _check(shapes: Sequence[tuple[int, int]], rank: int) -> None:
+    _, (n_out, _), (n_magnitudes, _) = shapes
+    if n_out != n_magnitudes:
+        raise ValueError(f"shapes {[*shapes]} are of several modules")
+    check_factors(shapes, rank)
+
+
+RULES = TensorRules(roles=(LORA_A, LORA_B, MAGNITUDES), check=_check, is_product=True)
+
+
+@final
+class Dora(LowRankKind):
+    """DoRA: LoRA's factors, and lora_magnitude_vector [out, 1], in every module."""
+
+    name: ClassVar[str] = "dora"
+    title: ClassVar[str] = "DoRA"
+    rules: ClassVar[TensorRules] = RULES
+    formats: ClassVar[tuple[str, ...]] = ("peft", "merged", "onnx")
+    direct_rates: ClassVar[Rates] = (3e-3, 1e-2, 3e-2)
+    uses_dora: ClassVar[bool] = True
+
+    def candidates(self, model: Any) -> dict[str, Layer]:
+        """Return the linear layers."""
+        return linear_layers(model)
+
+    def shapes(self, path: str, layer: Layer, rank: int) -> Sequence[tuple[int, int]]:
+        """Return the shapes of lora_A, lora_B and the magnitudes."""
+        return (rank, layer.n_in), (layer.n_out, rank), (layer.n_out, 1)
+
+    def parameter_name(self, tensor: AdapterTensor, modules: Collection[str]) -> str:
+        """Return PEFT's name."""
+        return module_parameter(tensor.module, tensor.role)
+
+    def part(self, parameter: Parameter, tensor: AdapterTensor, spec: AdapterSpec) -> AdapterParameter:
+        """Return PEFT's magnitudes [out] as [out, 1], or all of another parameter."""
+        import torch
+
+        from qpa.adapters.parameter_view import ParameterView
+
+        if tensor.role == MAGNITUDES.name:
+            return ParameterView(parameter, partial(torch.unsqueeze, dim=1))
+        return parameter
+
+    def values_of_base(self, wrapped: Any, spec: AdapterSpec) -> dict[str, Tensor]:
+        """Return float32[out, 1], the lengths of the rows of every weight; PEFT rounds them to its type."""
+        base = wrapped.get_base_model()
+        return {
+            tensor.path: _row_lengths(base.get_submodule(tensor.module).get_base_layer())
+            for tensor in spec.tensors
+            if tensor.role == MAGNITUDES.name
+        }
+
+    def weight_change(
+        self, arrays: FrozenArrays, module: str, blocks: Blocks, *, transposed: bool
+    ) -> WeightChange:
+        """Return W + B A with the rows, of a transposed weight the columns, brought to their lengths.
+
+        The blocks are read once, for the lengths that the rows have.
+        """
+        import numpy as np
+
+        from qpa.adapters.weight_change import WeightChange
+
+        change = product(arrays, module, transposed=transposed)
+        magnitudes = arrays.read(arrays.of_module(module)[-1].path)
+        lengths = _lengths(change, blocks, transposed=transposed)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scale = (magnitudes.ravel() / lengths).astype(np.float32)
+        if transposed:
+            return WeightChange(change.left, change.right, column_scale=scale[None])
+        return WeightChange(change.left, change.right, row_scale=scale[:, None])
+
+
+KIND = Dora()
+
+
+def _row_lengths(layer: Any) -> Tensor:
+    import torch
+
+    with torch.no_grad():
+        weight = dequantized_weight(layer).float()
+        lengths: Tensor = torch.linalg.norm(weight, dim=0 if stores_transpose(layer) else 1)
+        return lengths[:, None]
+
+
+def _lengths(change: WeightChange, blocks: Blocks, *, transposed: bool) -> Array:
+    """Return float64[out], the length of every output's row of the sum."""
+    import numpy as np
+
+    squares = []
+    for rows, numbers in blocks():
+        changed = change.summed(rows, numbers).astype(np.float64)
+        squares.append(np.sum(changed * changed, axis=0 if transposed else 1))
+    lengths: Array = np.sqrt(np.sum(squares, axis=0) if transposed else np.concatenate(squares))
+    return lengths

@@ -1,0 +1,125 @@
+"""IA3: ia3_l scales what a module returns, or, of the second layer of a feed-forward block, what it gets.
+
+ia3_l is [out, 1] where it scales outputs, and so the bias, and [1, in] where it scales inputs. It starts
+at one.
+
+Source: arXiv 2205.05638; names and shapes as in PEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from qpa.adapters.kind import Rates
+from qpa.adapters.weight_kind import WeightKind
+from qpa.compat.peft_ import module_parameter
+from qpa.documents import AdapterSpec, AdapterTensor, TensorRules
+from qpa.documents.tensors import Role
+from qpa.models.linear_layers import Layer, is_selected, linear_layers, shortest_names
+
+if TYPE_CHECKING:
+    from qpa.adapters.frozen_arrays import FrozenArrays
+    from qpa.adapters.weight_change import Blocks, WeightChange
+    from qpa.store.tensor_file import Array
+
+FEED_FORWARD_OUTPUTS = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj", "w2", "fc_out")
+"""The second layers of feed-forward blocks, of which IA3 scales the input."""
+
+SCALES = Role("ia3_l", None, "ones", has_rank=False)
+
+
+def _any_shape(shapes: Sequence[tuple[int, int]], rank: int) -> None:
+    """Accept a single vector of any length."""
+
+
+RULES = TensorRules(roles=(SCALES,), check=_any_shape)
+
+
+@final
+class Ia3(WeightKind):
+    """IA3: one vector of scales in every module."""
+
+    name: ClassVar[str] = "ia3"
+    title: ClassVar[str] = "IA3"
+    rules: ClassVar[TensorRules] = RULES
+    default_rank: ClassVar[int] = 1
+    has_rank: ClassVar[bool] = False
+    default_targets: ClassVar[tuple[str, ...]] = (
+        *("k_proj", "v_proj", "key", "value", "c_attn", "query_key_value", "qkv_proj"),
+        *FEED_FORWARD_OUTPUTS,
+    )
+    formats: ClassVar[tuple[str, ...]] = ("peft", "merged", "onnx")
+    rate: ClassVar[float] = 1e-1
+    direct_rates: ClassVar[Rates] = (3e-2, 1e-1, 3e-1)
+    generated_rates: ClassVar[Rates] = (1e-2, 3e-2, 1e-1)
+
+    def words(self, rank: int) -> str:
+        """Return "IA3", which comes in one size."""
+        return self.title
+
+    def phrase(self, rank: int) -> str:
+        """Return "an IA3"."""
+        return f"an {self.title}"
+
+    def candidates(self, model: Any) -> dict[str, Layer]:
+        """Return the linear layers."""
+        return linear_layers(model)
+
+    def shapes(self, path: str, layer: Layer, rank: int) -> Sequence[tuple[int, int]]:
+        """Return [1, in] for scales of inputs, [out, 1] for scales of outputs."""
+        return ((1, layer.n_in) if is_selected(path, FEED_FORWARD_OUTPUTS) else (layer.n_out, 1),)
+
+    def names_of(self, chosen: Sequence[str], paths: Sequence[str]) -> tuple[str, ...]:
+        """Return names that tell modules whose outputs are scaled from those whose inputs are."""
+        inputs = [path for path in chosen if is_selected(path, FEED_FORWARD_OUTPUTS)]
+        outputs = [path for path in chosen if path not in inputs]
+        return shortest_names(outputs, paths) + shortest_names(inputs, paths)
+
+    def peft_config(self, spec: AdapterSpec) -> Any:
+        """Return a `peft.IA3Config`."""
+        from peft import IA3Config
+
+        inputs = [tensor.module for tensor in spec.tensors if tensor.axis == "row"]
+        return IA3Config(
+            target_modules=list(spec.target_modules),
+            feedforward_modules=names_of_inputs(spec.target_modules, inputs),
+            fan_in_fan_out=spec.fan_in_fan_out,
+            task_type="CAUSAL_LM",
+        )
+
+    def parameter_name(self, tensor: AdapterTensor, modules: Collection[str]) -> str:
+        """Return PEFT's name."""
+        return module_parameter(tensor.module, tensor.role, is_module=False)
+
+    def sides(self, arrays: FrozenArrays, module: str) -> tuple[int | None, int | None]:
+        """Return the side of a module that is scaled, and None for the other."""
+        (scales,) = arrays.of_module(module)
+        n_out, n_in = scales.shape
+        return (None, n_in) if scales.axis == "row" else (n_out, None)
+
+    def weight_change(
+        self, arrays: FrozenArrays, module: str, blocks: Blocks, *, transposed: bool
+    ) -> WeightChange:
+        """Return W with the rows of its outputs, or the columns of its inputs, scaled."""
+        from qpa.adapters.weight_change import WeightChange
+
+        (tensor,) = arrays.of_module(module)
+        scale = arrays.read(tensor.path)
+        if (tensor.axis == "row") == transposed:
+            return WeightChange(row_scale=scale.reshape(-1, 1))
+        return WeightChange(column_scale=scale.reshape(1, -1))
+
+    def bias_scale(self, arrays: FrozenArrays, module: str) -> Array | None:
+        """Return the scales of a module's outputs, which are the bias's too; None where inputs are scaled."""
+        (tensor,) = arrays.of_module(module)
+        scale: Array = arrays.read(tensor.path)
+        return None if tensor.axis == "row" else scale.ravel()
+
+
+KIND = Ia3()
+
+
+def names_of_inputs(names: Collection[str], modules: Collection[str]) -> list[str]:
+    """Return those of some names that select a module whose inputs are scaled."""
+    return [name for name in names if any(is_selected(module, (name,)) for module in modules)]

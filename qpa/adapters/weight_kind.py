@@ -1,0 +1,58 @@
+"""Kinds of adapters that PEFT has on linear layers and that are a change of each layer's weight."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from qpa.adapters.experts import check_beside_experts, fused_parameters
+from qpa.adapters.module_kind import ModuleKind
+from qpa.adapters.peft_model import wrap_in_peft
+from qpa.documents import AdapterSpec
+
+if TYPE_CHECKING:
+    from qpa.adapters.frozen_arrays import FrozenArrays
+    from qpa.adapters.weight_change import Blocks, WeightChange
+    from qpa.store.tensor_file import Array
+
+
+class WeightKind(ModuleKind):
+    """A kind of adapter that can be merged into the weights of a checkpoint."""
+
+    @abstractmethod
+    def peft_config(self, spec: AdapterSpec) -> Any:
+        """Return PEFT's config of an adapter that is to be trained."""
+
+    @abstractmethod
+    def sides(self, arrays: FrozenArrays, module: str) -> tuple[int | None, int | None]:
+        """Return out_features and in_features of an adapted module; None is one the adapter does not tell."""
+
+    @abstractmethod
+    def weight_change(
+        self, arrays: FrozenArrays, module: str, blocks: Blocks, *, transposed: bool
+    ) -> WeightChange:
+        """Return what the adapter makes of a module's weight.
+
+        Args:    blocks: of the base's weight, for a change that depends on it.
+                 transposed: the weight is stored as [in, out].
+        Raises:  ExportError: the arrays are not finite.
+        """
+
+    def bias_scale(self, arrays: FrozenArrays, module: str) -> Array | None:
+        """Return float32[out], what the adapter multiplies a module's bias with; None where it leaves it."""
+        return None
+
+    def check(self, model: Any, spec: AdapterSpec) -> None:
+        """Check that PEFT makes exactly the tensors of the spec, where a model has fused experts."""
+        if fused_parameters(model):
+            check_beside_experts(model, spec)
+
+    def wrap(self, model: Any, spec: AdapterSpec) -> Any:
+        """Return a `peft.PeftModel`."""
+        return wrap_in_peft(model, self.peft_config(spec), self.title)
+
+    def put_into(self, model: Any, arrays: FrozenArrays) -> None:
+        """Change the weights of the adapted modules, see `AdapterKind.put_into`."""
+        from qpa.adapters.merge_into_model import change_weights
+
+        change_weights(model, arrays, self)

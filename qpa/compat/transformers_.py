@@ -1,0 +1,24 @@
+"""What qpa uses of transformers beyond its documented interface, as seen in transformers 5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def tied_parameters(model: Any) -> Mapping[str, str]:
+    """Return the names of parameters that share the numbers of another one, and that one's."""
+    return getattr(model, "all_tied_weights_keys", None) or {}
+
+
+def is_conv1d(module: Any) -> bool:
+    """Return whether a module is a linear layer that stores its weight as [in, out], as GPT-2's do."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def cached_states(cache: Any) -> list[tuple[Any, Any]]:
+    """Return the keys and values of every layer of a cache, None where a layer keeps something else."""
+    layers = getattr(cache, "layers", ())
+    return [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
