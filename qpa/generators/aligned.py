@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, final
 
+from qpa.adapters.registry import KINDS
 from qpa.circuits.ansatz import make_ansatz
 from qpa.documents import AdapterSpec, Provenance, WeightLayout
 from qpa.errors import OptionError
@@ -31,8 +32,8 @@ from qpa.generators.layout_options import LayoutOptions
 N_CIRCUITS = 8
 N_LAYERS = 8
 
-RATES = {"ia3": 1e-1, "prefix": 1e-1, "ffa": 3e-2}
-"""Learning rates of adapters that fare best with another than LoRA."""
+RATE = 3e-3
+"""Learning rate of adapters that do not say that another suits them."""
 
 
 @final
@@ -70,7 +71,8 @@ class AlignedKind(GeneratorKind):
 
     def rate(self, spec: AdapterSpec) -> float:
         """Return the rate the bench found best at the default number of circuits."""
-        return RATES.get(spec.method, 3e-3)
+        rate = KINDS[spec.method].rate
+        return RATE if rate is None else rate
 
 
 ALIGNED = AlignedKind()

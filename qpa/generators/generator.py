@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
+from qpa.adapters.registry import KINDS
 from qpa.documents import AdapterSpec, Provenance, WeightLayout
 from qpa.errors import OptionError
 from qpa.generators.layout_options import LayoutOptions
@@ -180,7 +181,7 @@ def kind_for(options: LayoutOptions, spec: AdapterSpec) -> GeneratorKind:
 
 def default_generator(spec: AdapterSpec) -> str:
     """Return the name of the generator that suits an adapter."""
-    return "spectral" if spec.pairs else "aligned"
+    return KINDS[spec.method].default_generator
 
 
 def layout_of(options: LayoutOptions, spec: AdapterSpec, provenance: Provenance) -> WeightLayout:
