@@ -1,0 +1,66 @@
+"""What the documents say, where a test can tell."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from demo.picture import draw, read_layer
+from qpa.store.run_directory import RunDirectory
+from tests.test_train_generator import plan, train
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_the_readme_is_short_and_defines_eight_words() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 1500
+    glossary = text.partition("### Glossary")[2].partition(
+        "\n\n",
+    )[2]
+    words = re.findall(r"^\| (\w+) \|", glossary.partition("\n\n")[0], flags=re.M)
+    assert words == [
+        *("word", "circuit", "window", "direction", "chunk"),
+        *("generator", "adapter", "measurement", "account"),
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_documents_imports_what_is_there(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("qpa"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_picture_is_drawn_from_a_real_run(llama: Path, text_file: Path, tmp_path: Path) -> None:
+    run = plan(llama, tmp_path / "run", inspect={"rank": 4}, circuits=None, layers=None)
+    train(run, text_file)
+    layer = read_layer(RunDirectory.open(run.path), "model.layers.1.self_attn.o_proj")
+    picture = draw(layer)
+    assert draw(layer) == picture
+    texts = [text.text for text in ElementTree.fromstring(picture).iter(f"{SVG}text")]
+    assert "circuit 2 of 2" in texts
+    assert f"{len(layer.probabilities)} probabilities" in texts
+    assert f"lora_A [4, {layer.a.shape[1]}]" in texts
+    bits = f"{layer.groups[0][0].states[layer.groups[0][1]]:0{layer.layout.ansatz.n_qubits}b}"
+    assert any(text.startswith(f"|{bits}>") for text in texts)
+
+
+def test_the_committed_picture_is_one() -> None:
+    root = ElementTree.parse(ROOT / "docs" / "one-layer.svg").getroot()
+    assert root.tag == f"{SVG}svg" and "o_proj" in root.find(f"{SVG}title").text
