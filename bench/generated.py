@@ -131,7 +131,7 @@ def _paper_plans(plan: LayoutOptions, spec: AdapterSpec, budget: int) -> list[La
 
 def with_seed(spec: AdapterSpec, seed: int) -> AdapterSpec:
     """Return a spec with another seed."""
-    return spec.model_copy(update={"provenance": spec.provenance.model_copy(update={"seed": seed})})
+    return spec.model_copy(update={"seed": seed})
 
 
 def save_adapter(parameters: Mapping[str, AdapterParameter], folder: Path) -> None:

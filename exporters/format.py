@@ -20,6 +20,7 @@ from qpa.documents import (
     METHOD_NAMES,
     Attachment,
     BaseModelReference,
+    Document,
     FrozenAdapter,
     Manifest,
 )
@@ -46,6 +47,7 @@ class Exporter(ABC):
     __slots__ = ()
 
     name: ClassVar[str]
+    requires: ClassVar[tuple[type[Document], ...]] = ()
     files: ClassVar[tuple[str, ...]]
     engines: ClassVar[tuple[str, ...]] = ()
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")

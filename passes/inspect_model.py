@@ -78,6 +78,7 @@ class InspectModel:
             target_modules=planned.target_modules,
             fan_in_fan_out=planned.fan_in_fan_out,
             tensors=planned.tensors,
+            seed=context.seed,
         )
         kind.check(model, spec)
         return spec

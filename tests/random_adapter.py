@@ -59,7 +59,9 @@ def random_adapter(
             values[path] += scale * torch.randn(values[path].shape, generator=generator)
     set_adapter(parameters, values)
     frozen = FrozenAdapter(
-        provenance=spec.provenance.model_copy(update={"pass_name": "freeze-adapter", "parent": spec.digest}),
+        provenance=spec.provenance.model_copy(
+            update={"pass_name": "freeze-adapter", "parents": (spec.digest,)}
+        ),
         base=spec.base,
         method=spec.method,
         rank=spec.rank,

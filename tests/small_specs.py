@@ -32,7 +32,7 @@ def small_spec(
 def spec_of(modules: list[tuple[str, int, int]], rank: int, seed: int = 0) -> AdapterSpec:
     """Return the spec of modules given as (path, in_features, out_features)."""
     return AdapterSpec(
-        provenance=Provenance(pass_name="test", options=(), seed=seed, qpa_version="0", parent=None),
+        provenance=Provenance(pass_name="test", options=(), seed=seed, qpa_version="0", parents=()),
         base=BaseModelReference(
             name_or_path="model",
             revision=None,
@@ -48,6 +48,7 @@ def spec_of(modules: list[tuple[str, int, int]], rank: int, seed: int = 0) -> Ad
         target_modules=tuple(path for path, _, _ in modules),
         fan_in_fan_out=False,
         tensors=tuple(tensor for module in modules for tensor in tensor_pair(*module, rank)),
+        seed=seed,
     )
 
 

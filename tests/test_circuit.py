@@ -74,7 +74,7 @@ def test_angle_index_is_layer_times_qubits_plus_qubit():
 
 def test_to_qiskit_reads_the_document():
     document = LogicalCircuit(
-        provenance=Provenance(pass_name="test", options=(), seed=0, qpa_version="0", parent=None),
+        provenance=Provenance(pass_name="test", options=(), seed=0, qpa_version="0", parents=()),
         ansatz=chain(3, 4),
         n_circuits=2,
         qubit_order="qubit 0 is the most significant bit",

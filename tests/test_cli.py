@@ -291,7 +291,7 @@ def test_documents_edited_by_hand_are_refused(cli: Cli, run: Path, text_file: Pa
 
 def test_documents_of_a_newer_schema_are_refused(cli: Cli, run: Path, text_file: Path) -> None:
     spec = run / "adapter-spec.json"
-    spec.write_text(spec.read_text().replace("qpa.adapter-spec/2", "qpa.adapter-spec/9"))
+    spec.write_text(spec.read_text().replace("qpa.adapter-spec/3", "qpa.adapter-spec/9"))
     assert "newer qpa" in cli.refuses("train", run, "--data", text_file)
 
 

@@ -134,7 +134,7 @@ PROVENANCE = st.builds(
     options=st.lists(st.builds(PassOption, name=NAME, value=OPTION_VALUE), max_size=4).map(tuple),
     seed=st.integers(),
     qpa_version=TEXT,
-    parent=st.none() | DIGEST,
+    parents=st.lists(DIGEST, max_size=3).map(tuple),
 )
 BASE = st.builds(
     BaseModelReference,
@@ -189,6 +189,7 @@ def adapter_specs(draw, min_rank=1):
         target_modules=tuple(modules),
         fan_in_fan_out=draw(st.booleans()),
         tensors=tuple(t for name in modules for t in tensor_pair(name, rank, draw(side), draw(side))),
+        seed=draw(st.integers()),
     )
 
 
@@ -564,7 +565,7 @@ class Ticket(Document):
 
 
 def test_every_older_schema_is_upgraded_and_the_newest_is_written():
-    provenance = golden("adapter-spec-1/llama")[1]["provenance"]
+    provenance = golden("adapter-spec-3/llama")[1]["provenance"]
     old = {
         1: {"seats": 2},
         2: {"n_seats": 2},
@@ -580,7 +581,7 @@ def test_every_older_schema_is_upgraded_and_the_newest_is_written():
 
 
 def test_an_upgrade_applies_to_its_own_version_only():
-    provenance = golden("adapter-spec-1/llama")[1]["provenance"]
+    provenance = golden("adapter-spec-3/llama")[1]["provenance"]
     text = seal({"schema": "qpa.ticket/3", "provenance": provenance, "seats": 2, "is_return": True})
     with pytest.raises(DocumentError, match="ticket document"):
         Ticket.from_json(text, "file")

@@ -117,11 +117,12 @@ def test_the_manifest_of_an_older_schema_keeps_its_verification(cli, out):
     verified(cli, out)
     kept = json.loads((out / VERIFICATION_PATH).read_bytes())
     manifest = {key: value for key, value in content.items() if key != "method"}
+    (manifest["provenance"]["parent"],) = manifest["provenance"].pop("parents")
     older = json.loads(seal(manifest | {"schema": "qpa.manifest/2"}))
     assert n_upgrades > 2
     (out / MANIFEST_PATH).write_text(json.dumps(older))
     for parent in (read_manifest(out).digest, older["digest"]):
-        kept["provenance"]["parent"] = parent
+        kept["provenance"]["parents"] = [parent]
         (out / VERIFICATION_PATH).write_bytes(seal(kept))
         assert read_verification(out).is_of(out)
 

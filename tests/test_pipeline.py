@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import ClassVar
@@ -66,6 +66,7 @@ class Everything:
     """A pass with an option of every kind."""
 
     name: ClassVar[str] = "everything"
+    requires: ClassVar[tuple] = ()
 
     whole: int = 3
     number: float = 0.5
@@ -186,8 +187,21 @@ def test_provenance_says_pass_options_seed_version_and_parent(context):
     assert context.provenance(Everything(), None).parent is None
 
 
+def read(kind, name):
+    return kind.from_json((GOLDEN / f"{kind.kind}-1/{name}.json").read_bytes(), name)
+
+
+def test_provenance_names_all_documents_that_a_pass_reads(context):
+    layout, source = read(WeightLayout, "aligned"), read(LogicalCircuit, "three-qubits")
+    context = replace(context, documents=(SPEC, layout, source))
+    found = context.provenance(TrainGenerator(data="text.txt"), source)
+    assert found.parents == (source.digest, SPEC.digest, layout.digest)
+    assert found.parent == source.digest
+
+
 def test_options_that_cannot_change_the_result_are_not_in_provenance(context):
-    source = NativeCircuit.from_json((GOLDEN / "native-circuit-1/generic.json").read_bytes(), "generic.json")
+    source = read(LogicalCircuit, "three-qubits")
+    context = replace(context, documents=(SPEC, read(WeightLayout, "aligned"), source))
     first = TrainGenerator(data="text.txt", save_steps=10)
     resumed = TrainGenerator(data="text.txt", save_steps=20, resume=True)
     assert context.provenance(first, source) == context.provenance(resumed, source)

@@ -28,13 +28,13 @@ FILES = [GOLDEN / f"{kind.kind}-1" / f"{name}.json" for kind, name in zip(KINDS,
 
 def stage_documents():
     """Return the golden run as today's qpa would have written it, each document with its parent."""
-    documents, digests = [], {None: None}
+    documents, digests = [], {None: ()}
     for stage, file in zip(STAGES, FILES, strict=True):
         document = stage.document.from_json(file.read_bytes(), file.name)
-        parent = {"parent": digests[stage.made_from]}
+        parent = {"parents": digests[stage.made_from]}
         provenance = document.provenance.model_copy(update=parent)
         documents.append(document.model_copy(update={"provenance": provenance}))
-        digests[stage.document] = documents[-1].digest
+        digests[stage.document] = (documents[-1].digest,)
     return documents
 
 
@@ -165,7 +165,7 @@ def test_a_stage_whose_parent_changed_is_stale(run, index):
 
 
 def test_a_stage_is_stale_when_any_stage_before_it_is(run):
-    put_stale(run, replanned(parent="sha256:" + "0" * 64))
+    put_stale(run, replanned(parents=("sha256:" + "0" * 64,)))
     with pytest.raises(DocumentError, match=r"weight-layout\.json: .* made from this adapter-spec\.json"):
         run.read(FrozenAdapter)
     assert run.read(AdapterSpec) == DOCUMENTS[0]
@@ -194,7 +194,7 @@ def test_writing_a_stage_drops_what_is_made_from_it(run, index):
 
 def test_a_native_circuit_that_is_missing_or_stale_keeps_nobody_from_what_was_trained(run):
     native = DOCUMENTS[KINDS.index(NativeCircuit)]
-    provenance = native.provenance.model_copy(update={"parent": "sha256:" + "0" * 64})
+    provenance = native.provenance.model_copy(update={"parents": ("sha256:" + "0" * 64,)})
     put_stale(run, native.model_copy(update={"provenance": provenance}))
     others = tuple(document for document in DOCUMENTS if document != native)
     assert run.read_through(FrozenAdapter) == others
@@ -259,4 +259,4 @@ def test_an_empty_file_is_a_file(store):
 
 def test_documents_are_readable_json(run):
     content = json.loads((run.path / "adapter-spec.json").read_bytes())
-    assert content["schema"] == "qpa.adapter-spec/2"
+    assert content["schema"] == "qpa.adapter-spec/3"

@@ -32,7 +32,7 @@ def layout(n_circuits, n_layers, n_qubits):
         decoder=Decoder(kind="linear", widths=(n_circuits, 32), has_bias=False),
     )
     return WeightLayout(
-        provenance=Provenance(pass_name="test", options=(), seed=0, qpa_version="0", parent=None),
+        provenance=Provenance(pass_name="test", options=(), seed=0, qpa_version="0", parents=()),
         generator="paper",
         features=Features(kind="circuit", n_circuits=n_circuits, windows=None, has_index_bits=False),
         ansatz=chain(n_layers, n_qubits),
@@ -83,6 +83,6 @@ def test_the_same_layout_gives_the_same_bytes(tmp_path):
 def test_it_composes_with_the_passes_around_it(tmp_path):
     pipeline = Pipeline(SynthesizeCircuit(), TranspileCircuit(), given=(WeightLayout,))
     context = pipeline.run(layout(2, 3, 4), PassContext(5, DirectoryStore(tmp_path)))
-    logical, native = context.documents
+    _, logical, native = context.documents
     assert isinstance(logical, LogicalCircuit)
     assert native.provenance.parent == logical.digest

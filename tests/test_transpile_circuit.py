@@ -24,7 +24,7 @@ from tests.chains import chain, ry_cnot_chain
 
 def logical_circuit(n_layers, n_qubits):
     return LogicalCircuit(
-        provenance=Provenance(pass_name="test", options=(), seed=0, qpa_version="0", parent=None),
+        provenance=Provenance(pass_name="test", options=(), seed=0, qpa_version="0", parents=()),
         ansatz=chain(n_layers, n_qubits),
         n_circuits=2,
         qubit_order="qubit 0 is the most significant bit",

@@ -88,7 +88,7 @@ def initial_adapter(
     values = dict(from_base or {})
     for tensor in spec.tensors:
         if tensor.initial != "base":
-            seed = spec.provenance.seed
+            seed = spec.seed
             values[tensor.path] = initial_value(tensor.path, tensor.shape, tensor.initial, seed)
     for path, n_rows in n_kept_rows.items():
         values[path][n_rows:] = 0

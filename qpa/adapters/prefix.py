@@ -159,7 +159,7 @@ def _states_of_random_tokens(model: Any, spec: AdapterSpec) -> list[Tensor]:
     """Return float[1, n_heads, n_tokens, head_size], keys and values of each layer in turn."""
     import torch
 
-    random = torch.Generator().manual_seed(split_seed(spec.provenance.seed, "prefix"))
+    random = torch.Generator().manual_seed(split_seed(spec.seed, "prefix"))
     n_vocabulary = int(model.config.get_text_config().vocab_size)
     tokens = torch.randint(n_vocabulary, (1, spec.rank), generator=random)
     was_training = model.training

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
-from qpa.documents.base import Document, JsonObject, Record
+from qpa.documents.base import Document, JsonObject, Record, with_parents
 from qpa.documents.tensors import (
     TENSOR_RULES,
     InitialValue,
@@ -87,6 +87,12 @@ def _upgrade_1(content: JsonObject) -> JsonObject:
     return content
 
 
+def _upgrade_2(content: JsonObject) -> JsonObject:
+    """Version 2 had its seed in the provenance alone."""
+    provenance: Any = content["provenance"]
+    return with_parents(content) | {"seed": provenance["seed"]}
+
+
 class AdapterSpec(Document):
     """What an adapter consists of.
 
@@ -100,10 +106,11 @@ class AdapterSpec(Document):
              target_modules: shortest list of names that selects exactly the adapted modules in PEFT; none
              for a prefix.
              fan_in_fan_out: the adapted modules are transformers' Conv1D (weight [in, out]).
+             seed: of everything that is drawn before training.
     """
 
     kind: ClassVar[str] = "adapter-spec"
-    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1,)
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1, _upgrade_2)
 
     base: BaseModelReference
     method: Method
@@ -112,6 +119,7 @@ class AdapterSpec(Document):
     target_modules: tuple[str, ...]
     fan_in_fan_out: bool
     tensors: tuple[AdapterTensor, ...]
+    seed: int
 
     @property
     def n_numbers(self) -> int:

@@ -65,14 +65,29 @@ class Provenance(Record):
              options: the pass's fields in the order they are declared.
              seed: the seed the whole pipeline ran with.
              qpa_version: version of the package that wrote the document.
-             parent: digest of the document the pass consumed; None for the first pass.
+             parents: digests of the documents it was made from, that of the consumed one first; () for the
+             first pass.
     """
 
     pass_name: str
     options: tuple[PassOption, ...]
     seed: int
     qpa_version: str
-    parent: str | None
+    parents: tuple[str, ...]
+
+    @property
+    def parent(self) -> str | None:
+        """Return the digest of the document the pass consumed; None for the first pass."""
+        return self.parents[0] if self.parents else None
+
+
+def with_parents(content: JsonObject) -> JsonObject:
+    """Return the content of a document of the time when a document told one of its parents only."""
+    provenance = content["provenance"]
+    if not isinstance(provenance, dict):
+        raise TypeError("provenance is an object")
+    parent = provenance.pop("parent")
+    return content | {"provenance": provenance | {"parents": [] if parent is None else [parent]}}
 
 
 class Document(Record):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
-from qpa.documents.base import Attachment, Document
+from qpa.documents.base import Attachment, Document, JsonObject, with_parents
 
 
 class Checkpoint(Document):
@@ -19,6 +20,7 @@ class Checkpoint(Document):
     """
 
     kind: ClassVar[str] = "checkpoint"
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (with_parents,)
 
     step: int
     lr: float

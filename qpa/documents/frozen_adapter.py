@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from qpa.documents.account import ParameterAccount, with_control_account
 from qpa.documents.adapter_spec import BaseModelReference
-from qpa.documents.base import Attachment, Document, JsonObject
+from qpa.documents.base import Attachment, Document, JsonObject, with_parents
 from qpa.documents.tensors import TENSOR_RULES, Method, TensorRef, check_tensors
 from qpa.documents.trained_generator import TrainingResult
 
@@ -20,18 +20,16 @@ def _upgrade_1(content: JsonObject) -> JsonObject:
 
 
 def _upgrade_2(content: JsonObject) -> JsonObject:
-    """Version 2 knew exact measurements only, and did not tell a control's numbers from angles."""
-    return with_control_account(content) | {"shots": None}
+    """Version 2 knew exact measurements only, and named a tensor by its path.
 
-
-def _upgrade_3(content: JsonObject) -> JsonObject:
-    """Version 3 named a tensor by its path: the module's, the role, and ".weight" behind some roles."""
+    The path is the module's, the role, and ".weight" behind some roles.
+    """
     old: list[Any] = content["tensors"]  # type: ignore[assignment]
     tensors = []
     for tensor in old:
         module, _, role = tensor.pop("path").removesuffix(".weight").rpartition(".")
         tensors.append(tensor | {"module": module, "role": role})
-    return content | {"tensors": tensors}
+    return with_control_account(with_parents(content)) | {"shots": None, "tensors": tensors}
 
 
 class FrozenAdapter(Document):
@@ -48,7 +46,6 @@ class FrozenAdapter(Document):
     upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (
         _upgrade_1,
         _upgrade_2,
-        _upgrade_3,
     )
 
     base: BaseModelReference

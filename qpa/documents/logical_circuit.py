@@ -8,13 +8,13 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from qpa.documents.ansatz import Ansatz, chain_of_schema_1
-from qpa.documents.base import Attachment, Document, JsonObject
+from qpa.documents.base import Attachment, Document, JsonObject, with_parents
 
 
 def _upgrade_1(content: JsonObject) -> JsonObject:
     """Version 1 knew one ansatz, and spread its record over the document."""
     chain = chain_of_schema_1(content.pop("n_layers"), content.pop("n_qubits"), content.pop("ansatz"))
-    return content | {"ansatz": chain}
+    return with_parents(content) | {"ansatz": chain}
 
 
 class LogicalCircuit(Document):

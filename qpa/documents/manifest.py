@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from qpa.documents.account import ParameterAccount, with_control_account
 from qpa.documents.adapter_spec import BaseModelReference
-from qpa.documents.base import Attachment, Document, JsonObject
+from qpa.documents.base import Attachment, Document, JsonObject, with_parents
 from qpa.documents.finding import Finding
 from qpa.documents.tensors import Method
 from qpa.documents.trained_generator import TrainingResult
@@ -36,7 +36,7 @@ def _upgrade_2(content: JsonObject) -> JsonObject:
 
 def _upgrade_3(content: JsonObject) -> JsonObject:
     """Version 3 did not tell a control's numbers from angles."""
-    return with_control_account(content)
+    return with_control_account(with_parents(content))
 
 
 class Manifest(Document):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from qpa.documents.base import Attachment, Document, Record
+from qpa.documents.base import Attachment, Document, JsonObject, Record, with_parents
 
 
 class GateCount(Record):
@@ -32,6 +33,7 @@ class NativeCircuit(Document):
     """
 
     kind: ClassVar[str] = "native-circuit"
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (with_parents,)
 
     target: str
     n_target_qubits: int

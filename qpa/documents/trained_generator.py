@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from qpa.documents.base import Attachment, Document, JsonObject, Record
+from qpa.documents.base import Attachment, Document, JsonObject, Record, with_parents
 
 MAX_EXPONENT = 709.0
 
@@ -47,7 +47,7 @@ def perplexity_text(loss: float) -> str:
 
 def _upgrade_1(content: JsonObject) -> JsonObject:
     """Version 1 knew one source of probabilities and one way to pull gradients back through it."""
-    return content | {"source": "exact", "gradient": "adjoint"}
+    return with_parents(content) | {"source": "exact", "gradient": "adjoint"}
 
 
 class TrainedGenerator(Document):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from qpa.documents.base import Document, Record, unchanged
+from qpa.documents.base import Document, Record, unchanged, with_parents
 from qpa.documents.manifest import MANIFEST_PATH, read_in_export, read_manifest
 from qpa.registry import Registry
 
@@ -85,7 +85,7 @@ class Verification(Document):
     """
 
     kind: ClassVar[str] = "verification"
-    upgrades: ClassVar[tuple[Any, ...]] = (unchanged, unchanged)
+    upgrades: ClassVar[tuple[Any, ...]] = (unchanged, with_parents)
 
     engines: tuple[EngineCheck, ...]
     tolerance: float

@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from qpa.documents.account import ParameterAccount
 from qpa.documents.ansatz import MAX_QUBITS, Ansatz, chain_of_schema_1
-from qpa.documents.base import Document, JsonObject, Record
+from qpa.documents.base import Document, JsonObject, Record, with_parents
 from qpa.documents.tensors import TensorShape
 
 FeatureKind = Literal["circuit", "classical", "random", "bits"]
@@ -199,6 +199,7 @@ def _upgrade_1(content: JsonObject) -> JsonObject:
 
 def _upgrade_2(content: JsonObject) -> JsonObject:
     """Version 2 spread its records over the document, and called the numbers of a control angles."""
+    content = with_parents(content)
     groups: list[Any] = content["groups"]  # type: ignore[assignment]
     for group in groups:
         widths, has_bias = group.pop("decoder_widths"), group.pop("decoder_bias")

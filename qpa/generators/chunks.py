@@ -82,6 +82,7 @@ def with_unique_names(drafts: list[Draft]) -> list[Draft]:
 def make_layout(
     generator: str,
     options: LayoutOptions,
+    spec: AdapterSpec,
     provenance: Provenance,
     groups: tuple[ChunkGroup, ...],
     ansatz: Ansatz,
@@ -110,7 +111,7 @@ def make_layout(
         ansatz=ansatz,
         groups=groups,
         account=account_of(features, ansatz, groups),
-        seed=provenance.seed,
+        seed=spec.seed,
         budget=None,
         sizes=(),
     )

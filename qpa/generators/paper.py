@@ -44,7 +44,9 @@ class PaperKind(GeneratorKind):
         n_circuits = options.circuits or N_CIRCUITS
         group = draft.group(range(draft.n_chunks), n_circuits + n_qubits, WIDTHS)
         ansatz = make_ansatz(options.ansatz, n_qubits, options.layers or N_LAYERS)
-        return make_layout(self.name, options, provenance, (group,), ansatz, n_circuits, has_index_bits=True)
+        return make_layout(
+            self.name, options, spec, provenance, (group,), ansatz, n_circuits, has_index_bits=True
+        )
 
     def sizes(self, options: L, spec: AdapterSpec) -> Sequence[L]:
         """Refuse a budget."""

@@ -85,7 +85,9 @@ class SpectralKind(GeneratorKind):
         starts_on_windows = windows if options.windows else None
         n_layers = options.layers or N_LAYERS
         ansatz = make_ansatz(options.ansatz, n_qubits, n_layers)
-        return make_layout(self.name, options, provenance, groups, ansatz, n_circuits, starts_on_windows)
+        return make_layout(
+            self.name, options, spec, provenance, groups, ansatz, n_circuits, starts_on_windows
+        )
 
     def sizes(self, options: L, spec: AdapterSpec) -> list[L]:
         """Return the options that rules 5 to 8 consider."""

@@ -77,18 +77,25 @@ class PassContext:
             options=options,
             seed=self.seed,
             qpa_version=__version__,
-            parent=source.digest if source is not None else None,
+            parents=self._parents(made_by, source),
         )
+
+    def _parents(self, made_by: Maker, source: Document | None) -> tuple[str, ...]:
+        """Return the digests of what a document is made from, each once."""
+        required = tuple(self.document(kind) for kind in made_by.requires)
+        sources = required if source is None else (source, *required)
+        return tuple(dict.fromkeys(document.digest for document in sources))
 
 
 class Maker(Protocol):
     """A frozen dataclass whose fields are its options: a pass or an exporter.
 
     A field with metadata {"provenance": False} cannot change the result and is left out of provenance.
-    Class attributes: `name` is kebab-case.
+    Class attributes: `name` is kebab-case; `requires` are documents that it reads besides its source.
     """
 
     name: ClassVar[str]
+    requires: ClassVar[tuple[type[Document], ...]]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 

@@ -186,7 +186,7 @@ class RunDirectory:
         Raises:  DocumentError: one is missing, edited, newer than this qpa, or stale.
         """
         documents: list[Document] = []
-        digests: set[str | None] = {None}
+        digests: set[str] = set()
         missing: Stage | None = None
         needed = {last, *ancestors(last)}
         for stage in stages_through(last):
@@ -194,7 +194,7 @@ class RunDirectory:
                 missing = missing or (stage if stage.document in needed else None)
                 continue
             document, digest = self._read_file(stage.document)
-            if document.provenance.parent not in digests:
+            if not digests.issuperset(document.provenance.parents):
                 if stage.document not in needed:
                     continue  # it is stale, and nothing here is made from it
                 raise self._missing(missing) if missing else self._stale(stage)

@@ -86,7 +86,7 @@ def _find_ranges(
     batches: Sequence[Any],
 ) -> dict[str, Tensor]:
     """Return orthonormal float[out, rank] that span G times a random matrix, by the path of lora_B."""
-    seed = split_seed(spec.provenance.seed, "calibration")
+    seed = split_seed(spec.seed, "calibration")
     shapes = {tensor.path: tensor for tensor in spec.tensors}
     for a, b in pairs:
         random = torch.Generator().manual_seed(split_seed(seed, a))

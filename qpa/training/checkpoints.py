@@ -147,7 +147,7 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _check_same_training(path: Path, written: Provenance, wanted: Provenance) -> None:
-    if written.parent != wanted.parent:
+    if written.parents != wanted.parents:
         raise CheckpointError(
             str(path), "a checkpoint of this plan", "one of another plan", "train without --resume"
         )

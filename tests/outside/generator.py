@@ -27,7 +27,7 @@ class TiedKind(GeneratorKind):
             groups.append(draft.group(range(first, first + draft.n_chunks), n_circuits))
             first += draft.n_chunks
         ansatz = make_ansatz(options.ansatz, n_qubits_for(options, first), options.layers or 2)
-        return make_layout(self.name, options, provenance, tuple(groups), ansatz, n_circuits)
+        return make_layout(self.name, options, spec, provenance, tuple(groups), ansatz, n_circuits)
 
     def sizes(self, options, spec):
         raise refuse_budget(options)
