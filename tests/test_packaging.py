@@ -38,12 +38,13 @@ def test_the_wheel_installs_only_the_package_qpa_with_everything_in_it(tmp_path:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"qpa"}
     links = {path for path in (ROOT / "qpa").iterdir() if path.is_symlink()}
-    modules = {
+    files = {
         str(path.relative_to(ROOT))
         for folder in SOURCES[3:]
-        for path in (ROOT / folder).rglob("*.py")
+        for pattern in ("*.py", "*.md")
+        for path in (ROOT / folder).rglob(pattern)
         if not links & {*path.parents}
     }
-    expected = {name if name.startswith("qpa/") else f"qpa/{name}" for name in modules}
-    assert expected == {name for name in names if name.endswith(".py")}
+    expected = {name if name.startswith("qpa/") else f"qpa/{name}" for name in files}
+    assert expected == {name for name in names if name.endswith((".py", ".md"))}
     assert "qpa/py.typed" in names
