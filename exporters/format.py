@@ -27,7 +27,7 @@ from qpa.documents import (
 from qpa.documents.finding import Finding
 from qpa.documents.manifest import DtypeName
 from qpa.errors import ExportError, OptionError, one_of
-from qpa.exporters.cards.model_card import targets_head
+from qpa.exporters.cards.model_card import CARDS, render_card, targets_head
 from qpa.exporters.contracts.export import check_export
 from qpa.exporters.contracts.manifest import collected
 from qpa.exporters.directory import CARD_FILE, FORMATS_FOR, PROBE_FILE, ExportDirectory, check_output
@@ -138,9 +138,15 @@ class Exporter(ABC):
         Raises:  ExportError, DocumentError: something is wrong with the arrays or the base model.
         """
 
-    @abstractmethod
     def card(self, frozen: FrozenAdapter, rank: int) -> str:
         """Return the README.md of an adapter that was written with a rank."""
+        template = (CARDS / f"{self.name}.md").read_text()
+        fields = self.card_fields(frozen, rank)
+        return render_card(template, frozen, rank=rank, dtype=self.dtype, fields=fields)
+
+    def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
+        """Return what only the card of this format says."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 
 from qpa.documents import MANIFEST_PATH, FrozenAdapter, Manifest
 from qpa.errors import DocumentError, ExportError, OptionError
-from qpa.exporters.cards.model_card import model_card, targets_head, vllm_rank_option
+from qpa.exporters.cards.model_card import targets_head, vllm_rank_option
 from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
 from qpa.exporters.directory import PROBE_FILE
 from qpa.exporters.formats.lora import ExportLora
@@ -46,6 +46,10 @@ def exported(made: RandomAdapter, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def _with(made: RandomAdapter, **fields: object) -> FrozenAdapter:
     return made.frozen.model_copy(update=fields)
+
+
+def card_of(frozen):
+    return ExportLora().card(frozen, frozen.rank)
 
 
 def _with_arrays(made: RandomAdapter, tensors: dict[str, torch.Tensor]) -> FrozenAdapter:
@@ -313,20 +317,20 @@ def test_edited_extra_and_missing_files_break_the_manifest(made, tmp_path):
 def test_the_cards_front_matter_is_yaml_for_the_hub(made):
     import yaml
 
-    local = yaml.safe_load(model_card(made.frozen).split("---")[1])
+    local = yaml.safe_load(card_of(made.frozen).split("---")[1])
     assert local["library_name"] == "peft" and local["tags"] == ["lora", "peft", "qpa"]
     assert "base_model" not in local
     base = made.frozen.base.model_copy(
         update={"name_or_path": "owner/Base-1.5B", "local": False, "revision": "abc"}
     )
-    card = model_card(_with(made, base=base))
+    card = card_of(_with(made, base=base))
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "owner/Base-1.5B"
     assert 'from_pretrained("owner/Base-1.5B", revision="abc")' in card
     assert "vllm serve owner/Base-1.5B --enable-lora --revision abc --lora-modules" in card
 
 
 def test_the_card_tells_the_account_and_the_result(made):
-    card = model_card(made.frozen)
+    card = card_of(made.frozen)
     assert "| circuit angles | 24 |" in card and "| generator in total | 1,224 |" in card
     assert f"| the same LoRA without a generator | {made.frozen.account.n_adapter:,} |" in card
     assert f"| base model | 5.5000 | {np.exp(5.5):.3f} |" in card
@@ -334,13 +338,13 @@ def test_the_card_tells_the_account_and_the_result(made):
 
 
 def test_the_card_says_where_vllm_has_no_lora(made):
-    assert "Conv1D" in model_card(_with(made, fan_in_fan_out=True))
-    assert "ranks up to 512" in model_card(_with(made, rank=600))
+    assert "Conv1D" in card_of(_with(made, fan_in_fan_out=True))
+    assert "ranks up to 512" in card_of(_with(made, rank=600))
 
 
 def test_a_local_base_written_like_a_hub_id_is_not_claimed_on_the_hub(made):
     base = made.frozen.base.model_copy(update={"name_or_path": "models/base"})
-    assert base.local and "base_model:" not in model_card(_with(made, base=base))
+    assert base.local and "base_model:" not in card_of(_with(made, base=base))
 
 
 def test_the_head_is_the_one_the_base_names(made):

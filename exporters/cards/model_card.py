@@ -1,17 +1,26 @@
 """README.md of an export: the Hub's front matter, the account, the result, how to load it.
 
-The text depends on the frozen adapter only, so the same adapter gets the same card everywhere.
+Each format's card is a Markdown file of its name beside this one, whose $fields are filled in here; what
+stands in all of them is in parts/. The text depends on the frozen adapter and the export's type and rank
+only, so the same adapter gets the same card everywhere.
+
+Source: ours; front matter as in the Hub's model card specification.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
 
 from qpa import __version__
 from qpa.documents import METHOD_NAMES, BaseModelReference, FrozenAdapter
 from qpa.documents.trained_generator import perplexity_text
 from qpa.documents.verification import ENGINES
+
+CARDS = Path(__file__).parent
 
 VLLM_EMBEDDING_ARCHITECTURES = (
     *("LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM"),
@@ -20,60 +29,40 @@ VLLM_EMBEDDING_ARCHITECTURES = (
 """Those on whose output head and embedding vLLM 0.32 has LoRA; the last two by what their classes say."""
 
 
-def model_card(frozen: FrozenAdapter, rank: int | None = None) -> str:
-    """Return the README.md of an adapter exported as LoRA.
-
-    Args:    frozen: what is exported.
-             rank: as written; None for the adapter's own, without padding.
-    Returns: Markdown with YAML front matter valid for the Hub.
-    Source:  ours; front matter as in the Hub's model card specification.
-    """
-    return format_card(
-        frozen,
-        title="LoRA adapter",
-        library="peft",
-        tags=("lora", "peft"),
-        what=_what(frozen, rank or frozen.rank),
-        loading=_loading(frozen, rank or frozen.rank),
-    )
-
-
-def format_card(
-    frozen: FrozenAdapter,
-    *,
-    title: str,
-    library: str,
-    tags: tuple[str, ...],
-    what: str,
-    loading: str,
-    relation: str = "adapter",
+def render_card(
+    template: str, frozen: FrozenAdapter, *, rank: int, dtype: str, fields: Mapping[str, str] | None = None
 ) -> str:
     """Return the README.md of an export.
 
-    Args:    title: what it is, in two words or three.
-             library, tags, relation: for the Hub's front matter; relation is "adapter", "merge" or
-             "quantized".
-             what: a paragraph: what the files are and which modules are adapted.
-             loading: Markdown: how to load it in each engine that can.
+    Args:    template: Markdown with YAML front matter valid for the Hub, and $fields.
+             rank, dtype: as written.
+             fields: what only this template has, beside the fields of every card.
+    Raises:  KeyError: the template has a field that nobody fills in.
     """
-    parts = (
-        _front_matter(frozen.base, library, tags, relation),
-        f"# {title} made by qpa {__version__}",
-        what,
-        _account(frozen),
-        _result(frozen),
-        "## Loading",
-        loading,
-    )
-    return "\n\n".join(parts) + "\n"
+    known = _fields(frozen) | {"rank": str(rank), "dtype": dtype} | dict(fields or {})
+    return Template(template).substitute(known)
 
 
-def origin() -> str:
-    """Return the sentence on where the weights come from, the same in every card, without its full stop."""
-    return (
-        "During training its weights were\nproduced by a small generator around a parameterised quantum "
-        "circuit, which was then evaluated once and left\nbehind. **Nothing quantum is needed to serve it**"
-    )
+def _fields(frozen: FrozenAdapter) -> dict[str, str]:
+    base = frozen.base
+    of_base = "" if base.local else f"base_model: {json.dumps(base.name_or_path)}\nbase_model_relation: "
+    return {
+        "account": _account(frozen),
+        "adapter": adapter_words(frozen),
+        "adapter_of": of_base and f"{of_base}adapter\n",
+        "base": base_name(frozen),
+        "base_arguments": _arguments(base),
+        "kind": METHOD_NAMES[frozen.method],
+        "merge_of": of_base and f"{of_base}merge\n",
+        "modules": adapted_modules(frozen),
+        "origin": _part("origin"),
+        "result": _result(frozen),
+        "version": __version__,
+    }
+
+
+def _part(name: str, **fields: object) -> str:
+    return Template((CARDS / "parts" / f"{name}.md").read_text()).substitute(fields).rstrip("\n")
 
 
 def base_name(frozen: FrozenAdapter) -> str:
@@ -110,87 +99,45 @@ def targets_head(frozen: FrozenAdapter) -> bool:
     return frozen.base.head in frozen.modules
 
 
-def _front_matter(base: BaseModelReference, library: str, tags: tuple[str, ...], relation: str) -> str:
-    lines = ["---"]
-    if not base.local:
-        lines += [f"base_model: {json.dumps(base.name_or_path)}", f"base_model_relation: {relation}"]
-    lines += [f"library_name: {library}", "pipeline_tag: text-generation", "tags:"]
-    return "\n".join([*lines, *(f"- {tag}" for tag in (*tags, "qpa")), "---"])
-
-
-def _what(frozen: FrozenAdapter, rank: int) -> str:
-    return f"""A plain rank-{rank} LoRA for {base_name(frozen)}. {origin()}: no quantum hardware, no
-simulator, no qpa, only the tensors of `adapter_model.safetensors`.
-
-Adapted modules: {adapted_modules(frozen)}.
-The scaling is folded into `lora_B`, so `lora_alpha` equals `r`."""
-
-
 def _account(frozen: FrozenAdapter) -> str:
-    account, name = frozen.account, METHOD_NAMES[frozen.method]
-    return f"""## Trained parameters
-
-| | numbers |
-|---|---:|
-| circuit angles | {account.n_angles:,} |
-| decoder | {account.n_decoder:,} |
-| generator in total | {account.n_generator:,} |
-| the same {name} without a generator | {account.n_adapter:,} |
-| generator in percent of {name} | {account.percent:.2f} % |"""
+    account = frozen.account
+    return _part(
+        "account",
+        kind=METHOD_NAMES[frozen.method],
+        n_angles=f"{account.n_angles:,}",
+        n_decoder=f"{account.n_decoder:,}",
+        n_generator=f"{account.n_generator:,}",
+        n_adapter=f"{account.n_adapter:,}",
+        percent=f"{account.percent:.2f}",
+    )
 
 
 def _result(frozen: FrozenAdapter) -> str:
     result = frozen.result
-    return f"""## Result
-
-| on {result.n_eval_tokens:,} evaluation tokens | loss (nats per token) | perplexity |
-|---|---:|---:|
-| base model | {result.base_loss:.4f} | {perplexity_text(result.base_loss)} |
-| with this adapter | {result.eval_loss:.4f} | {perplexity_text(result.eval_loss)} |
-
-{result.n_steps:,} optimizer steps; {result.n_train_tokens:,} tokens in the training split. Only real tokens
-count, padding does not."""
-
-
-def loading_in_peft(frozen: FrozenAdapter) -> str:
-    """Return how PEFT loads a directory, as Markdown."""
-    return f"""PEFT:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained({_arguments(frozen)})
-model = PeftModel.from_pretrained(base, "path/to/this/directory")
-```"""
+    return _part(
+        "result",
+        n_eval_tokens=f"{result.n_eval_tokens:,}",
+        base_loss=f"{result.base_loss:.4f}",
+        base_perplexity=perplexity_text(result.base_loss),
+        eval_loss=f"{result.eval_loss:.4f}",
+        eval_perplexity=perplexity_text(result.eval_loss),
+        n_steps=f"{result.n_steps:,}",
+        n_train_tokens=f"{result.n_train_tokens:,}",
+    )
 
 
-def _arguments(frozen: FrozenAdapter) -> str:
+def _arguments(base: BaseModelReference) -> str:
     """Return the arguments that load the base model in transformers."""
-    arguments = json.dumps(frozen.base.name_or_path)
-    if frozen.base.revision:
-        arguments += f", revision={json.dumps(frozen.base.revision)}"
-    if frozen.base.trust_remote_code:
+    arguments = json.dumps(base.name_or_path)
+    if base.revision:
+        arguments += f", revision={json.dumps(base.revision)}"
+    if base.trust_remote_code:
         arguments += ", trust_remote_code=True"
     return arguments
 
 
-def _loading(frozen: FrozenAdapter, rank: int) -> str:
-    return f"""{loading_in_peft(frozen)}
-
-transformers:
-
-```python
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained({_arguments(frozen)})
-model.load_adapter("path/to/this/directory")
-```
-
-{_loading_in_vllm(frozen, rank)}"""
-
-
-def _loading_in_vllm(frozen: FrozenAdapter, rank: int) -> str:
+def loading_in_vllm(frozen: FrozenAdapter, rank: int) -> str:
+    """Return how vLLM loads a LoRA of a rank, or why it does not, as Markdown."""
     option = vllm_rank_option(rank)
     if frozen.fan_in_fan_out:
         return (
@@ -211,4 +158,4 @@ def _loading_in_vllm(frozen: FrozenAdapter, rank: int) -> str:
         command += " --trust-remote-code"
     if option > ENGINES["vllm"].ranks[0]:
         command += f" --max-lora-rank {option}"
-    return f"vLLM:\n\n```sh\n{command} --lora-modules adapter=path/to/this/directory\n```"
+    return _part("vllm", command=f"{command} --lora-modules adapter=path/to/this/directory")

@@ -24,10 +24,9 @@ from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.documents import FrozenAdapter, Manifest
 from qpa.documents.finding import Finding
 from qpa.errors import ExportError
-from qpa.exporters.cards.model_card import adapted_modules, base_name, format_card, origin
 from qpa.exporters.contracts.genai import CONFIG_FILE, SESSION_OPTIONS, check_genai_contract
 from qpa.exporters.directory import ExportDirectory
-from qpa.exporters.onnx.files import ADAPTER_FILE, GRAPH_FILE, OPSET, write_adapter
+from qpa.exporters.onnx.files import ADAPTER_FILE, GRAPH_FILE, write_adapter
 from qpa.exporters.onnx.format import OnnxExporter
 
 if TYPE_CHECKING:
@@ -69,10 +68,6 @@ class ExportGenai(OnnxExporter):
         directory.write_json(CONFIG_FILE, genai_config(model, graph.graph.inputs))
         for name in write_graph(graph, directory.path / GRAPH_FILE):
             directory.take(name)
-
-    def card(self, frozen: FrozenAdapter, rank: int) -> str:
-        """Return the README.md."""
-        return _card(frozen)
 
 
 def genai_name(path: str) -> str:
@@ -149,39 +144,3 @@ def _special_tokens(model: Any) -> dict[str, Any]:
 
 def _unfit(model: Any, expected: str, found: str) -> ExportError:
     return ExportError(type(model).__name__, expected, found, "use --format onnx-adapter")
-
-
-def _card(frozen: FrozenAdapter) -> str:
-    return format_card(
-        frozen,
-        title="onnxruntime-genai adapter",
-        library="onnx",
-        tags=("onnx", "onnxruntime-genai", "lora"),
-        what=f"""A rank-{frozen.rank} LoRA for {base_name(frozen)}, in `{ADAPTER_FILE}`, and the base model
-as a float32 ONNX graph (opset {OPSET}) that takes it at run time. {origin()}: no quantum hardware,
-no simulator, no qpa, no PyTorch.
-
-Adapted modules: {adapted_modules(frozen)}. The scaling is folded into `lora_B`.""",
-        loading=_LOADING,
-    )
-
-
-_LOADING = """onnxruntime-genai; without `set_active_adapter` the generator answers as the base model:
-
-```python
-import onnxruntime_genai
-
-model = onnxruntime_genai.Model("path/to/this/directory")
-adapters = onnxruntime_genai.Adapters(model)
-adapters.load("path/to/this/directory/adapter.onnx_adapter", "adapter")
-tokenizer = onnxruntime_genai.Tokenizer(model)
-prompt = tokenizer.encode("Once upon a time")
-parameters = onnxruntime_genai.GeneratorParams(model)
-parameters.set_search_options(max_length=len(prompt) + 32)
-generator = onnxruntime_genai.Generator(model, parameters)
-generator.set_active_adapter(adapters, "adapter")
-generator.append_tokens(prompt)
-while not generator.is_done():
-    generator.generate_next_token()
-print(tokenizer.decode(generator.get_sequence(0)))
-```"""

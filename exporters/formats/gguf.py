@@ -35,7 +35,6 @@ from gguf import (
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
-from qpa.exporters.cards.model_card import adapted_modules, base_name, format_card, origin
 from qpa.exporters.directory import ExportDirectory
 from qpa.exporters.format import OtherNamesExporter
 from qpa.pipeline.pass_protocol import PassContext
@@ -102,9 +101,10 @@ class ExportGguf(OtherNamesExporter):
         directory.take(WEIGHTS_FILE)
         return frozen.rank
 
-    def card(self, frozen: FrozenAdapter, rank: int) -> str:
-        """Return the README.md."""
-        return _card(frozen, self.dtype)
+    def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
+        """Return what only the card of this format says."""
+        base = frozen.base
+        return {"base_folder": shlex.quote(base.name_or_path) if base.local else "path/to/the/base/model"}
 
 
 def gguf_names(frozen: FrozenAdapter, architecture: MODEL_ARCH, n_layers: int) -> dict[str, str]:
@@ -162,38 +162,3 @@ def _describe(writer: GGUFWriter, arrays: FrozenArrays, names: Mapping[str, str]
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-
-
-def _card(frozen: FrozenAdapter, dtype: str) -> str:
-    return format_card(
-        frozen,
-        title="GGUF LoRA adapter",
-        library="gguf",
-        tags=("lora", "gguf", "llama-cpp"),
-        what=f"""A plain rank-{frozen.rank} LoRA in {dtype} for {base_name(frozen)}. {origin()}:
-no quantum hardware, no simulator, no qpa, only `{WEIGHTS_FILE}`.
-
-Adapted modules: {adapted_modules(frozen)}.
-The scaling is folded into `lora_b`, so `adapter.lora.alpha` equals the rank.""",
-        loading=_loading(frozen),
-    )
-
-
-def _loading(frozen: FrozenAdapter) -> str:
-    base = frozen.base
-    folder = shlex.quote(base.name_or_path) if base.local else "path/to/the/base/model"
-    return f"""llama.cpp loads it beside the base model's own GGUF file, quantised or not. Converted without
-`--fuse-qkv`, that file has a tensor for every adapted module:
-
-```sh
-python convert_hf_to_gguf.py {folder} --outfile base.gguf
-llama-server --model base.gguf --lora path/to/this/directory/{WEIGHTS_FILE}
-```
-
-llama-cpp-python:
-
-```python
-from llama_cpp import Llama
-
-model = Llama("base.gguf", lora_path="path/to/this/directory/{WEIGHTS_FILE}")
-```"""

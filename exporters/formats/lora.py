@@ -21,7 +21,7 @@ from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import FrozenAdapter, Manifest
 from qpa.documents.finding import Finding
 from qpa.errors import ExportError
-from qpa.exporters.cards.model_card import model_card
+from qpa.exporters.cards.model_card import loading_in_vllm
 from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
 from qpa.exporters.directory import ExportDirectory
 from qpa.exporters.format import Exporter
@@ -75,9 +75,9 @@ class ExportLora(Exporter):
         directory.write_json(CONFIG_FILE, adapter_config(frozen, arrays.rank))
         return arrays.rank
 
-    def card(self, frozen: FrozenAdapter, rank: int) -> str:
-        """Return the README.md."""
-        return model_card(frozen, rank)
+    def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
+        """Return what only the card of this format says."""
+        return {"vllm": loading_in_vllm(frozen, rank)}
 
 
 def refuse_tied(frozen: FrozenAdapter) -> None:

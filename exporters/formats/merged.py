@@ -38,13 +38,6 @@ from qpa.exporters.base_checkpoint import (
     find_parameters,
     read_json,
 )
-from qpa.exporters.cards.model_card import (
-    adapted_modules,
-    adapter_words,
-    base_name,
-    format_card,
-    origin,
-)
 from qpa.exporters.directory import ExportDirectory
 from qpa.exporters.format import BaseModelExporter
 from qpa.models.base_model import build_on_meta
@@ -103,9 +96,13 @@ class ExportMerged(BaseModelExporter):
             directory.copy(file.name, file)
         return frozen.rank
 
-    def card(self, frozen: FrozenAdapter, rank: int) -> str:
-        """Return the README.md."""
-        return _card(frozen, self.dtype)
+    def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
+        """Return what only the card of this format says."""
+        trusts = frozen.base.trust_remote_code
+        return {
+            "code_argument": ", trust_remote_code=True" if trusts else "",
+            "code_option": " --trust-remote-code" if trusts else "",
+        }
 
 
 @dataclass(frozen=True)
@@ -303,38 +300,3 @@ def _files_to_copy(folder: Path, *, with_code: bool) -> Iterator[Path]:
     for file in sorted(folder.iterdir()):
         if file.is_file() and any(file.match(pattern) for pattern in patterns):
             yield file
-
-
-def _card(frozen: FrozenAdapter, dtype: str) -> str:
-    return format_card(
-        frozen,
-        title="Merged model",
-        library="transformers",
-        tags=("merged",),
-        relation="merge",
-        what=f"""{base_name(frozen)} with {adapter_words(frozen)} merged into its weights, in {dtype}. The
-adapter is part of the weights: no engine needs to know of it. {origin()}: no quantum hardware, no
-simulator, no qpa, only an ordinary checkpoint.
-
-Changed modules: {adapted_modules(frozen)}.""",
-        loading=_loading(frozen),
-    )
-
-
-def _loading(frozen: FrozenAdapter) -> str:
-    code = ", trust_remote_code=True" if frozen.base.trust_remote_code else ""
-    option = " --trust-remote-code" if frozen.base.trust_remote_code else ""
-    return f"""transformers:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/directory", dtype="auto"{code})
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory"{code})
-```
-
-vLLM:
-
-```sh
-vllm serve path/to/this/directory{option}
-```"""

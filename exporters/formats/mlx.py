@@ -25,7 +25,7 @@ import numpy as np
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
-from qpa.exporters.cards.model_card import adapted_modules, base_name, format_card, origin, targets_head
+from qpa.exporters.cards.model_card import targets_head
 from qpa.exporters.directory import ExportDirectory
 from qpa.exporters.format import OtherNamesExporter
 from qpa.pipeline.pass_protocol import PassContext
@@ -86,9 +86,11 @@ class ExportMlx(OtherNamesExporter):
         directory.write_json(CONFIG_FILE, config)
         return frozen.rank
 
-    def card(self, frozen: FrozenAdapter, rank: int) -> str:
-        """Return the README.md."""
-        return _card(frozen, self.dtype)
+    def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
+        """Return what only the card of this format says."""
+        base = frozen.base
+        revision = f", revision={json.dumps(base.revision)}" if base.revision else ""
+        return {"base_name": json.dumps(base.name_or_path), "revision_argument": revision}
 
 
 def adapter_config(frozen: FrozenAdapter, n_layers: int) -> dict[str, object]:
@@ -148,33 +150,3 @@ def _write_weights(arrays: FrozenArrays, directory: ExportDirectory) -> None:
         return np.ascontiguousarray(arrays.read(paths[name]).T)
 
     directory.write_tensors(WEIGHTS_FILE, plans, read, {"format": "mlx"})
-
-
-def _card(frozen: FrozenAdapter, dtype: str) -> str:
-    return format_card(
-        frozen,
-        title="MLX LoRA adapter",
-        library="mlx",
-        tags=("lora", "mlx"),
-        what=f"""A plain rank-{frozen.rank} LoRA in {dtype} for {base_name(frozen)}. {origin()}:
-no quantum hardware, no simulator, no qpa, only `{WEIGHTS_FILE}` and `{CONFIG_FILE}`.
-
-Adapted modules: {adapted_modules(frozen)}.
-The scaling is folded into `lora_b`, so `scale` is 1.
-
-qpa checks this format in mlx-lm on the CPU; it has not been run on Apple silicon.""",
-        loading=_loading(frozen),
-    )
-
-
-def _loading(frozen: FrozenAdapter) -> str:
-    model, revision = json.dumps(frozen.base.name_or_path), frozen.base.revision
-    at = f", revision={json.dumps(revision)}" if revision else ""
-    return f"""mlx-lm:
-
-```python
-from mlx_lm import generate, load
-
-model, tokenizer = load({model}, adapter_path="path/to/this/directory"{at})
-print(generate(model, tokenizer, prompt="Once upon a time"))
-```"""

@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from qpa.adapters.frozen_arrays import FrozenArrays
-from qpa.documents import FrozenAdapter
-from qpa.exporters.cards.model_card import adapted_modules, base_name, format_card, origin
 from qpa.exporters.directory import ExportDirectory
-from qpa.exporters.onnx.files import ADAPTER_FILE, GRAPH_FILE, OPSET, write_adapter
+from qpa.exporters.onnx.files import ADAPTER_FILE, GRAPH_FILE, write_adapter
 from qpa.exporters.onnx.format import OnnxExporter
 
 BASE_FOLDER = "base/"
@@ -70,59 +68,3 @@ class ExportOnnxAdapter(OnnxExporter):
             )
         for name in names:
             directory.take(BASE_FOLDER + name)
-
-    def card(self, frozen: FrozenAdapter, rank: int) -> str:
-        """Return the README.md."""
-        return _card(frozen)
-
-
-def _card(frozen: FrozenAdapter) -> str:
-    return format_card(
-        frozen,
-        title="ONNX adapter",
-        library="onnx",
-        tags=("onnx", "lora"),
-        what=f"""A rank-{frozen.rank} LoRA for {base_name(frozen)}, in `{ADAPTER_FILE}`, and the
-base model as a float32 ONNX graph (opset {OPSET}) that takes it at run time. {origin()}: no
-quantum hardware, no simulator, no qpa, no PyTorch.
-
-Adapted modules: {adapted_modules(frozen)}. The scaling is folded into `lora_B`. Adapters of any rank for
-the same modules of the same base model fit the same graph.""",
-        loading=_LOADING,
-    )
-
-
-_LOADING = """onnxruntime, with `session.run` (`run_with_iobinding` ignores adapters). Keep the adapter object
-for as long as it is in use; without `run_options` the session answers as the base model:
-
-```python
-import numpy as np
-import onnxruntime
-from transformers import AutoTokenizer
-
-session = onnxruntime.InferenceSession("path/to/this/directory/base/model.onnx")
-adapter = onnxruntime.LoraAdapter()
-adapter.Load("path/to/this/directory/adapter.onnx_adapter")
-run_options = onnxruntime.RunOptions()
-run_options.add_active_adapter(adapter)
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory/base")
-tokens = tokenizer("Once upon a time", return_tensors="np")["input_ids"].astype(np.int64)
-names = {value.name: value.shape for value in session.get_inputs()}
-past = {
-    name: np.zeros((1, shape[1], 0, shape[3]), np.float32)
-    for name, shape in names.items()
-    if name.startswith("past_key_values.")
-}
-new, n_past = tokens, 0
-for _ in range(32):
-    n_total = n_past + new.shape[1]
-    feed = {"input_ids": new, "attention_mask": np.ones((1, n_total), np.int64), **past}
-    if "position_ids" in names:
-        feed["position_ids"] = np.arange(n_past, n_total)[None]
-    logits, *present = session.run(None, feed, run_options=run_options)
-    past, n_past = dict(zip(past, present)), n_total
-    new = logits[:, -1:].argmax(-1)
-    tokens = np.concatenate([tokens, new], axis=1)
-print(tokenizer.decode(tokens[0]))
-```"""

@@ -22,16 +22,9 @@ from typing import ClassVar, final
 import numpy as np
 
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
-from qpa.documents import METHOD_NAMES, FrozenAdapter, Manifest, module_of
+from qpa.documents import FrozenAdapter, Manifest, module_of
 from qpa.documents.finding import Finding
-from qpa.exporters.cards.model_card import (
-    adapted_modules,
-    adapter_words,
-    base_name,
-    format_card,
-    loading_in_peft,
-    origin,
-)
+from qpa.exporters.cards.model_card import adapter_words
 from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, selects
 from qpa.exporters.contracts.peft import PREFIX_KEY, check_peft_contract
 from qpa.exporters.directory import ExportDirectory
@@ -83,9 +76,13 @@ class ExportPeft(Exporter):
         directory.write_json(CONFIG_FILE, peft_config(frozen))
         return frozen.rank
 
-    def card(self, frozen: FrozenAdapter, rank: int) -> str:
-        """Return the README.md."""
-        return _card(frozen)
+    def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
+        """Return what only the card of this format says."""
+        tag = {"prefix": "prefix-tuning"}.get(frozen.method, frozen.method)
+        what, warning = adapter_words(frozen).capitalize(), ""
+        if frozen.method == "dora":
+            warning = ", and transformers' `load_adapter` takes it without a word for something else"
+        return {"tag": tag, "what_it_is": what, "warning": warning}
 
 
 def _shapes(frozen: FrozenAdapter) -> dict[str, tuple[int, ...]]:
@@ -137,27 +134,3 @@ def peft_config(frozen: FrozenAdapter) -> dict[str, object]:
             "target_modules": sorted(frozen.target_modules),
         }
     return adapter_config(frozen, frozen.rank) | {"use_dora": True}
-
-
-def _warning(frozen: FrozenAdapter) -> str:
-    if frozen.method != "dora":
-        return ""
-    return ", and transformers' `load_adapter` takes it without a word for something else"
-
-
-def _card(frozen: FrozenAdapter) -> str:
-    name = METHOD_NAMES[frozen.method]
-    tag = {"prefix": "prefix-tuning"}.get(frozen.method, frozen.method)
-    return format_card(
-        frozen,
-        title=f"{name} adapter",
-        library="peft",
-        tags=(tag, "peft"),
-        what=f"""{adapter_words(frozen).capitalize()} for {base_name(frozen)}. {origin()}: no quantum
-hardware, no simulator, no qpa, only the tensors of `{WEIGHTS_FILE}`.
-
-Adapted modules: {adapted_modules(frozen)}.""",
-        loading=f"""{loading_in_peft(frozen)}
-
-Engines that serve LoRA do not serve {name}{_warning(frozen)}.""",
-    )

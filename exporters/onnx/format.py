@@ -13,7 +13,7 @@ from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.documents import FrozenAdapter
 from qpa.exporters.directory import ExportDirectory
 from qpa.exporters.format import BaseModelExporter
-from qpa.exporters.onnx.files import write_model_files
+from qpa.exporters.onnx.files import OPSET, write_model_files
 from qpa.models.base_model import load_model, load_tokenizer, moved_base
 from qpa.pipeline.pass_protocol import PassContext
 
@@ -41,6 +41,10 @@ class OnnxExporter(BaseModelExporter):
         tokenizer = load_tokenizer(base, trust_remote_code=self.trust_remote_code)
         write_model_files(model, tokenizer, directory, self.folder)
         return arrays.rank
+
+    def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
+        """Return what only the cards of graphs say."""
+        return {"opset": str(OPSET)}
 
     @abstractmethod
     def write_adapter(self, arrays: FrozenArrays, directory: ExportDirectory) -> None:
