@@ -80,12 +80,9 @@ def plan(
     ] = None,
     circuits: Annotated[
         int | None,
-        typer.Option(
-            "--circuits",
-            "--heads",
-            help="Independent circuits.  [default: one a layer; aligned: 8; paper: 1]",
-        ),
+        typer.Option(help="Independent circuits.  [default: one a layer; aligned: 8; paper: 1]"),
     ] = None,
+    heads: Annotated[int | None, typer.Option(hidden=True)] = None,
     vectors: Annotated[
         str,
         typer.Option(help="Kinds of layers that get vectors besides their spectrum: all, none, or names."),
@@ -133,7 +130,7 @@ def plan(
             chunk_size=chunk_size,
             qubits=qubits,
             layers=layers,
-            circuits=circuits,
+            circuits=heads if circuits is None else circuits,
             vectors=split_names(vectors),
             max_params=max_params,
         ),

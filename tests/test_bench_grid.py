@@ -207,6 +207,19 @@ def test_a_byte_order_mark_before_the_results_is_no_content(tmp_path: Path) -> N
     assert read_lines(path) == [{"kind": "base", "setting": {}}]
 
 
+def test_runs_recorded_when_circuits_were_called_heads_are_found_again() -> None:
+    recorded = Path(__file__).parents[1] / "docs" / "results" / "bard" / "results.jsonl"
+    assert '"heads"' in recorded.read_text()
+    lines = [line for line in read_lines(recorded) if line["kind"] == "run" and line["method"] == "qpa"]
+    book = Book(recorded, {}, lines)
+    for line in lines:
+        knobs = tuple((name, value) for name, value in line["knobs"])
+        label = ", ".join(f"{name} {value}" for name, value in knobs)
+        cell = Cell(METHODS["qpa"], Configuration(label, knobs, line["n_trained"]))
+        assert "circuits" in dict(knobs)
+        assert book.find(Trial(cell, line["rate"], line["seed"]).line) == line
+
+
 def test_methods_are_found_by_name_and_a_typo_gets_a_hint() -> None:
     assert [method.name for method in find_methods(["vera", "lora", "vera"])] == ["vera", "lora"]
     with pytest.raises(OptionError, match="lora-xs"):

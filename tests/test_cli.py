@@ -15,7 +15,7 @@ import pytest
 from qpa.cli.main import main
 from qpa.store.run_directory import RunDirectory
 
-PLAN = ["--rank", "2", "--heads", "2", "--layers", "2"]
+PLAN = ["--rank", "2", "--circuits", "2", "--layers", "2"]
 TRAIN = ["--max-steps", "3", "--max-length", "32", "--batch-size", "2", "--device", "cpu"]
 
 
@@ -158,19 +158,22 @@ def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
         (["--features", "magic"], "--features: expected circuit, classical, random or bits, found magic"),
         (["--vectors", "q_proj,nope"], "--vectors: expected all, none, or some of"),
         (["--rank", "1"], "--rank: expected at least 2"),
-        (["--rank", "3", "--heads", "5"], "--heads: expected at most 4, 2 a layer with rank 3, found 5"),
+        (
+            ["--rank", "3", "--circuits", "5"],
+            "--circuits: expected at most 4, 2 a layer with rank 3, found 5",
+        ),
         (["--max-params", "0"], "--max-params: expected a number of parameters"),
         (["--max-params", "-3"], "--max-params: expected a number of parameters"),
         (["--max-params", "abc"], "--max-params: expected a number of parameters"),
         (["--max-params", "nan"], "--max-params: expected a number of parameters"),
         (["--max-params", "inf%"], "--max-params: expected a number of parameters"),
         (["--max-params", "1"], "--max-params: expected at least"),
-        (["--max-params", "5000", "--heads", "2"], "--max-params: expected neither --heads"),
-        (["--max-params", "5000", "--vectors", "none"], "--max-params: expected neither --heads"),
-        (["--max-params", "5000", "--generator", "paper"], "--max-params: expected neither --heads"),
+        (["--max-params", "5000", "--circuits", "2"], "--max-params: expected neither --circuits"),
+        (["--max-params", "5000", "--vectors", "none"], "--max-params: expected neither --circuits"),
+        (["--max-params", "5000", "--generator", "paper"], "--max-params: expected neither --circuits"),
         (["--qubits", "25"], "--qubits: expected at most 24, found 25"),
         (["--qubits", "2"], "--qubits: expected at least"),
-        (["--heads", "0"], "--heads"),
+        (["--circuits", "0"], "--circuits"),
         (["--layers", "0"], "--layers"),
         (["--targets", "q_prok"], "the nearest names are q_proj"),
         (["--targets", ","], "--targets"),
@@ -191,6 +194,13 @@ def test_a_budget_is_kept_and_counted(cli: Cli, llama: Path, tmp_path: Path) -> 
     account = json.loads(out)["account"]
     assert code == 0
     assert 0.2 * account["n_adapter"] < account["n_generator"] <= 0.25 * account["n_adapter"]
+
+
+def test_the_old_spelling_of_circuits_is_understood(cli: Cli, llama: Path, tmp_path: Path) -> None:
+    for name, spelling in (("old", "--heads"), ("new", "--circuits")):
+        assert cli("plan", "--model", llama, "--out", tmp_path / name, "--rank", "3", spelling, "3")[0] == 0
+    assert files_under(tmp_path / "old") == files_under(tmp_path / "new")
+    assert "--heads" not in cli("plan", "--help")[1]
 
 
 def test_plan_refuses_what_is_no_model(cli: Cli, tmp_path: Path) -> None:
