@@ -89,7 +89,7 @@ def read_lines(path: Path) -> list[Line]:
     Raises:  DataError: the file is missing, or a line is broken.
     """
     if not path.is_file():
-        raise DataError(str(path), "results of qpa bench", "no such file", "run qpa bench without --report")
+        raise DataError(str(path), "results of qpa bench", "no such file", "run qpa bench without `report`")
     whole, _, _ = path.read_text(encoding="utf-8-sig").rpartition("\n")
     for old, new in _WORDS_OF_TODAY.items():
         whole = whole.replace(old, new)
@@ -122,7 +122,7 @@ def _check_setting(path: Path, found: Any, facts: dict[str, object]) -> None:
                 str(path),
                 f"results with {name} {_short(value)}",
                 f"{name} {_short(other)}",
-                "pass another --out, or the options of these results",
+                "pass another `out`, or the options of these results",
             )
 
 

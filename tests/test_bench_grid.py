@@ -15,8 +15,9 @@ from qpa.bench.ledger import Book, read_lines
 from qpa.bench.method import Configuration, Method
 from qpa.bench.methods import METHODS, find_methods
 from qpa.bench.schedule import Cell, Grid, Trial, best_rate, missing_trials, plan_cells, record_plan
+from qpa.bench.setting import Setting
 from qpa.bench.sizes import Budget, choose, parse_budgets
-from qpa.bench.task import Setting, Task, load_task
+from qpa.bench.task import Task, load_task
 from qpa.errors import DataError, OptionError
 from tests.fake_methods import TrainedHead, UnusedAdapter
 
@@ -26,7 +27,7 @@ CONFIGURATION = Configuration("its size", (), 10)
 
 @pytest.fixture(scope="module")
 def task(llama: Path, text_file: Path) -> Task:
-    return load_task(Setting(str(llama), text_file, steps=2, batch_size=2, length=32))
+    return load_task(Setting(str(llama), text_file, max_steps=2, batch_size=2, max_length=32))
 
 
 Bench = Callable[..., tuple[int, list[str]]]
@@ -174,7 +175,7 @@ def test_the_nearest_size_in_log_parameters_serves_a_budget_if_near_enough(task:
 def test_budgets_are_shares_of_lora_or_numbers() -> None:
     assert parse_budgets(["25%", "1850"], 23120) == (Budget("25%", 5780), Budget("1850", 1850))
     for wrong in ("0%", "0", "-3", "x", "nan", "inf%"):
-        with pytest.raises(OptionError, match="--budgets"):
+        with pytest.raises(OptionError, match=r"^budgets: "):
             parse_budgets([wrong], 23120)
 
 

@@ -10,7 +10,7 @@ Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, final
 
 from qpa.circuits.ansatz import make_ansatz
@@ -30,6 +30,7 @@ from qpa.generators.layout_options import LayoutOptions
 
 N_CIRCUITS = 8
 N_LAYERS = 8
+RATE = 3e-3
 
 RATES = {"ia3": 1e-1, "prefix": 1e-1, "ffa": 3e-2}
 """Learning rates of adapters that fare best with another than LoRA."""
@@ -41,6 +42,11 @@ class AlignedKind(GeneratorKind):
 
     name: ClassVar[str] = "aligned"
     words: ClassVar[str] = "rows of A and columns of B, from circuits with random angles"
+    defaults: ClassVar[Mapping[str, str]] = {
+        "layers": str(N_LAYERS),
+        "circuits": str(N_CIRCUITS),
+        "lr": str(RATE),
+    }
 
     def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:
         """Refuse a chunk size."""
@@ -70,7 +76,7 @@ class AlignedKind(GeneratorKind):
 
     def rate(self, spec: AdapterSpec) -> float:
         """Return the rate the bench found best at the default number of circuits."""
-        return RATES.get(spec.method, 3e-3)
+        return RATES.get(spec.method, RATE)
 
 
 ALIGNED = AlignedKind()

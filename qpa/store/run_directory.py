@@ -97,7 +97,7 @@ def check_free(path: Path, *, force: bool) -> None:
     if foreign := sorted(entry.name for entry in path.iterdir() if not _is_own(entry)):
         raise OptionError(str(path), "a directory with nothing but a qpa run", f"{foreign[0]} in it")
     if not force:
-        raise OptionError(str(path), "a new directory", "an existing run", "pass --force to replace it")
+        raise OptionError(str(path), "a new directory", "an existing run", "pass `force` to replace it")
 
 
 def _is_run(path: Path) -> bool:
@@ -148,7 +148,7 @@ class RunDirectory:
         """
         if not (path / AdapterSpec.file_name()).is_file():
             found = "no adapter-spec.json in it" if path.is_dir() else "no such directory"
-            raise DocumentError(str(path), "a run directory", found, f"make one: qpa plan --out {path}")
+            raise DocumentError(str(path), "a run directory", found, f"make one: qpa plan `out` {path}")
         return cls(path)
 
     def write(self, document: Document) -> None:
@@ -214,7 +214,7 @@ class RunDirectory:
         path = self.path / stage.document.file_name()
         source = "run" if stage.made_from is None else stage.made_from.file_name()
         expected = f"a document made from this {source}"
-        advice = "it is stale: run the passes again (qpa plan --force, qpa train)"
+        advice = "it is stale: run the passes again (qpa plan `force`, qpa train)"
         return DocumentError(str(path), expected, "one made from another", advice)
 
     @contextmanager
