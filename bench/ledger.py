@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qpa.errors import DataError, OptionError
+from qpa.errors import DataError, DirectoryError
 from qpa.store.atomic_files import locked_directory
 
 FILE_NAME = "results.jsonl"
@@ -53,7 +53,7 @@ class Book:
     def opened(cls, directory: Path, facts: dict[str, object]) -> Iterator[Book]:
         """Yield the book of a directory, held for this process; a torn last line is cut off.
 
-        Raises:  OptionError: another process holds it, or it was made in another setting.
+        Raises:  DirectoryError: another process holds it, or it was made in another setting.
                  DataError: a line in it is broken.
         """
         directory.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def _check_setting(path: Path, found: Any, facts: dict[str, object]) -> None:
     for name, value in facts.items():
         other = found.get(name) if isinstance(found, dict) else None
         if other != value:
-            raise OptionError(
+            raise DirectoryError(
                 str(path),
                 f"results with {name} {_short(value)}",
                 f"{name} {_short(other)}",

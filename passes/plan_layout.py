@@ -33,6 +33,7 @@ class PlanLayout(LayoutOptions):
     consumes: ClassVar[type] = AdapterSpec
     requires: ClassVar[tuple[type[Document], ...]] = ()
     produces: ClassVar[type[Document]] = WeightLayout
+    section: ClassVar[str] = "plan"
 
     def run(self, source: AdapterSpec, context: PassContext) -> WeightLayout:
         """Plan the layout and account for its parameters.

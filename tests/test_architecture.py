@@ -22,7 +22,7 @@ FLAGS_OF_OTHER_PROGRAMS = {
     },
     "exporters/formats/merged.py": {"trust-remote-code"},
     "exporters/formats/gguf.py": {"fuse-qkv", "outfile", "model", "lora"},
-    "passes/verify_adapter.py": {"outtype"},
+    "qpa/engines/llama_cpp_engine.py": {"outtype"},
 }
 """Of vLLM and llama.cpp, in the model cards and in advice."""
 

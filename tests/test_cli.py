@@ -109,7 +109,7 @@ def test_five_commands_end_in_a_verified_adapter(
     assert all(engine["max_base_difference"] > 1e-3 for engine in engines)
 
 
-@pytest.mark.parametrize("command", ["plan", "train", "export", "inspect", "verify"])
+@pytest.mark.parametrize("command", ["plan", "transpile", "train", "export", "inspect", "verify"])
 def test_every_command_has_help_with_examples(cli: Cli, command: str) -> None:
     code, out, _ = cli(command, "--help")
     assert code == 0
@@ -178,6 +178,7 @@ def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
         (["--targets", "q_prok"], "the nearest names are q_proj"),
         (["--targets", ","], "--targets"),
         (["--target", "generic:2"], "found 2"),
+        (["--device-target", "generic:2"], "found 2"),
         (["--target", "fake_turin"], "fake_torino"),
     ],
 )
@@ -285,6 +286,23 @@ def test_a_trained_run_is_not_trained_again_by_accident(cli: Cli, run: Path, tex
     assert files_under(run) == before
     assert cli("train", run, "--data", text_file, *TRAIN, "--save-steps", "2", "--resume")[0] == 0
     assert files_under(run)["frozen-adapter.json"] == before["frozen-adapter.json"]
+
+
+def test_a_trained_run_is_transpiled_for_another_device_and_exported_all_the_same(
+    cli: Cli, run: Path, tmp_path: Path
+) -> None:
+    frozen = (run / "frozen-adapter.json").read_bytes()
+    assert json.loads(cli("inspect", run, "--json")[1])["circuit"]["target"] == "none"
+    code, out, err = cli("transpile", run, "--device-target", "generic:9", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["circuit"]["target"] == "generic:9"
+    assert json.loads(cli("inspect", run, "--json")[1])["circuit"] == json.loads(out)["circuit"]
+    assert "generic:9" in cli("transpile", run, "--target", "generic:9")[1]
+    assert (run / "frozen-adapter.json").read_bytes() == frozen
+    assert cli("export", run, "--out", tmp_path / "adapter")[0] == 0
+    before = files_under(run)
+    assert "fake_torino" in cli.refuses("transpile", run, "--device-target", "fake_turin")
+    assert files_under(run) == before
 
 
 def test_documents_edited_by_hand_are_refused(cli: Cli, run: Path, text_file: Path, tmp_path: Path) -> None:

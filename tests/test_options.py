@@ -21,6 +21,7 @@ from qpa.documents.manifest import FORMATS
 from qpa.errors import DirectoryError, ModelError, OptionError
 from qpa.passes.freeze_adapter import FreezeAdapter
 from qpa.passes.inspect_model import InspectModel
+from qpa.passes.measure_circuit import MeasureCircuit
 from qpa.passes.plan_layout import PlanLayout
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
 from qpa.passes.train_generator import TrainGenerator
@@ -34,7 +35,8 @@ from qpa.store.run_directory import DirectoryStore
 EXPORTERS = tuple(FORMATS[name] for name in FORMATS)
 TAKEN_BY: dict[str, tuple[type[Any], ...]] = {
     "plan": (InspectModel, PlanLayout, TranspileCircuit),
-    "train": (TrainGenerator,),
+    "transpile": (TranspileCircuit,),
+    "train": (TrainGenerator, MeasureCircuit, FreezeAdapter),
     "export": EXPORTERS,
     "verify": (VerifyAdapter,),
     "bench": (Setting, Extent),
@@ -132,7 +134,7 @@ def test_provenance_has_every_option_but_those_that_change_nothing(tmp_path):
     assert recorded[:2] == (PassOption(name="flour", value="rye"), PassOption(name="minutes", value=30))
 
 
-@pytest.mark.parametrize("maker", [*MAKERS, FreezeAdapter, SynthesizeCircuit], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("maker", [*MAKERS, SynthesizeCircuit], ids=lambda m: m.__name__)
 def test_every_option_of_qpa_says_what_it_is(maker):
     for found in options_of(maker):
         assert found.help.endswith("."), found.field
@@ -211,6 +213,10 @@ class Oven:
     def __call__(self, *arguments: str) -> tuple[Bake, dict[str, Any], int]:
         typer.main.get_command(self.command.for_typer())(list(arguments), standalone_mode=False)
         return self.baked.pop()
+
+
+def test_of_two_fields_of_one_name_the_first_pass_has_the_flag():
+    assert COMMANDS["train"].flags()["source"] == "--source"
 
 
 def test_a_pass_from_outside_gets_its_options_from_the_command_line():
