@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qpa.errors import DataError, OptionError
+from qpa.errors import DataError, DirectoryError
 from qpa.store.atomic_files import locked_directory
 
 FILE_NAME = "results.jsonl"
 Line = dict[str, Any]
+_WORDS_OF_TODAY = {'"label": "heads ': '"label": "circuits ', '["heads", ': '["circuits", '}
+"""How lines written when circuits were called heads are read, so that their runs are found again."""
 _KEY = ("kind", "method", "label", "knobs", "rate", "seed", "budget")
 
 
@@ -51,7 +53,7 @@ class Book:
     def opened(cls, directory: Path, facts: dict[str, object]) -> Iterator[Book]:
         """Yield the book of a directory, held for this process; a torn last line is cut off.
 
-        Raises:  OptionError: another process holds it, or it was made in another setting.
+        Raises:  DirectoryError: another process holds it, or it was made in another setting.
                  DataError: a line in it is broken.
         """
         directory.mkdir(parents=True, exist_ok=True)
@@ -87,8 +89,10 @@ def read_lines(path: Path) -> list[Line]:
     Raises:  DataError: the file is missing, or a line is broken.
     """
     if not path.is_file():
-        raise DataError(str(path), "results of qpa bench", "no such file", "run qpa bench without --report")
+        raise DataError(str(path), "results of qpa bench", "no such file", "run qpa bench without `report`")
     whole, _, _ = path.read_text(encoding="utf-8-sig").rpartition("\n")
+    for old, new in _WORDS_OF_TODAY.items():
+        whole = whole.replace(old, new)
     return [_parse(path, number, line) for number, line in enumerate(whole.split("\n"), 1) if line]
 
 
@@ -114,11 +118,11 @@ def _check_setting(path: Path, found: Any, facts: dict[str, object]) -> None:
     for name, value in facts.items():
         other = found.get(name) if isinstance(found, dict) else None
         if other != value:
-            raise OptionError(
+            raise DirectoryError(
                 str(path),
                 f"results with {name} {_short(value)}",
                 f"{name} {_short(other)}",
-                "pass another --out, or the options of these results",
+                "pass another `out`, or the options of these results",
             )
 
 

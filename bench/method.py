@@ -20,7 +20,7 @@ from qpa.documents import AdapterSpec
 class Configuration(NamedTuple):
     """One size of a method.
 
-    Args:    label: how the size is made, as the table shows it: "r=1", "5 heads, diagonal 32".
+    Args:    label: how the size is made, as the table shows it: "r=1", "circuits 5".
              knobs: what `attach` needs to make it again, as names and plain values.
              n_trained: numbers it is expected to train.
     """

@@ -24,9 +24,9 @@ def find_methods(names: Sequence[str]) -> tuple[Method, ...]:
     Raises:  OptionError: no names, or one that is unknown.
     """
     if not names:
-        raise OptionError("--methods", "names of methods", "none", "known are " + ", ".join(METHODS))
+        raise OptionError("methods", "names of methods", "none", "known are " + ", ".join(METHODS))
     for name in names:
         if name not in METHODS:
             near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.5)
-            raise OptionError("--methods", "known methods", name, "known are " + ", ".join(near or METHODS))
+            raise OptionError("methods", "known methods", name, "known are " + ", ".join(near or METHODS))
     return tuple(METHODS[name] for name in dict.fromkeys(names))

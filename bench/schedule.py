@@ -26,8 +26,9 @@ import torch
 from qpa.bench.ledger import Book, Line, key_of
 from qpa.bench.method import BenchBase, Configuration, Method
 from qpa.bench.methods import METHODS
+from qpa.bench.setting import Setting
 from qpa.bench.sizes import MAX_SIZE_RATIO, Budget, choose, size_ratio
-from qpa.bench.task import Setting, Task, load_task
+from qpa.bench.task import Task, load_task
 from qpa.bench.trial import Measured, losses, run_trial
 from qpa.errors import OptionError
 
@@ -196,7 +197,7 @@ class Grid:
     def _record(self, future: Future[Measured], trial: Trial, started_s: float) -> None:
         error = future.exception()
         if isinstance(error, BrokenExecutor):
-            raise OptionError("--jobs", "workers that live", "one that died", "pass fewer") from error
+            raise OptionError("jobs", "workers that live", "one that died", "pass fewer") from error
         if error is not None:
             self._skip(trial.cell, error)
             return

@@ -27,9 +27,9 @@ def parse_budgets(texts: Sequence[str], n_reference: int) -> tuple[Budget, ...]:
     Raises:  OptionError: one is no positive number.
     """
     if not texts:
-        raise OptionError("--budgets", "at least one, such as 25% or 1850", "none")
+        raise OptionError("budgets", "at least one, such as 25% or 1850", "none")
     return tuple(
-        Budget(text, round(parse_budget("--budgets", text, n_reference))) for text in dict.fromkeys(texts)
+        Budget(text, round(parse_budget("budgets", text, n_reference))) for text in dict.fromkeys(texts)
     )
 
 

@@ -2,7 +2,7 @@
 
 Rules:
 1. Without a test text the end of the data, a tenth of its tokens, is the test split.
-2. Tokens are cut into blocks of `length`; a last, shorter block is dropped, so nothing is padded.
+2. Tokens are cut into blocks of `max_length`; a last, shorter block is dropped, so nothing is padded.
 3. The last tenth of the data's other blocks is for validation, the rest is for training.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpa.adapters.module_kind import ALL_LINEAR
 from qpa.bench.method import BenchBase
+from qpa.bench.setting import Setting
 from qpa.documents import AdapterSpec
-from qpa.errors import DataError, OptionError
+from qpa.errors import DataError
 from qpa.generators.size_search import REFERENCE_RANK
-from qpa.models.base_model import load_model, load_tokenizer
+from qpa.models.base_model import load_model, load_tokenizer, torch_device
 from qpa.passes.inspect_model import InspectModel
+from qpa.pipeline.options import check_options
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.pipeline.pipeline import Pipeline
 from qpa.store.atomic_files import sha256_of
@@ -35,47 +36,10 @@ _WEIGHTS = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the user chose for all runs of a bench.
-
-    Args:    model: local directory or Hub id.
-             data, eval_data: text files; eval_data None cuts the test text off `data`.
-             targets: "all-linear", module names, or both.
-             length: tokens per block.
-             test_share: share of the test blocks that is scored, from their start.
-             device: "cpu" or "cuda".
-    """
-
-    model: str
-    data: Path
-    eval_data: Path | None = None
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-    steps: int = 200
-    batch_size: int = 8
-    length: int = 128
-    bf16: bool = False
-    test_share: float = 1.0
-    device: str = "cpu"
-
-    def check(self) -> None:
-        """Check the ranges of the options.
-
-        Raises:  OptionError: one is out of range.
-        """
-        for option, value in (("--steps", self.steps), ("--batch-size", self.batch_size)):
-            if value < 1:
-                raise OptionError(option, "a whole number of at least 1", str(value))
-        if self.length < 2:
-            raise OptionError("--length", "at least 2 tokens", str(self.length))
-        if not 0 < self.test_share <= 1:
-            raise OptionError("--test-share", "a share above 0 and at most 1", str(self.test_share))
-
-
-@dataclass(frozen=True)
 class Task:
     """A setting, loaded.
 
-    Args:    validation, test: int64[n_rows, length], token ids.
+    Args:    validation, test: int64[n_rows, max_length], token ids.
              facts: everything of the setting that determines a run's result, for its line in the book.
              n_reference: trained parameters of LoRA r=4 on the same modules.
     """
@@ -94,7 +58,8 @@ def load_task(setting: Setting) -> Task:
 
     Raises:  OptionError, ModelError, DataError: the setting cannot be run.
     """
-    setting.check()
+    check_options(setting)
+    setting = replace(setting, device=torch_device(setting.device))
     inspect = _inspector(setting)
     reference = inspect(REFERENCE_RANK)
     tokenizer = load_tokenizer(reference.base)
@@ -130,18 +95,18 @@ def _loader(setting: Setting, spec: AdapterSpec) -> Callable[[], Any]:
 
 
 def _split(setting: Setting, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (training, validation, test) blocks, int64[n_rows, length]."""
+    """Return (training, validation, test) blocks, int64[n_rows, max_length]."""
     data, test = (
-        [row["input_ids"] for row in rows if len(row.get("input_ids", ())) == setting.length]
-        for rows in read_splits(setting.data, setting.eval_data, tokenizer, setting.length, seed=0)
+        [row["input_ids"] for row in rows if len(row.get("input_ids", ())) == setting.max_length]
+        for rows in read_splits(setting.data, setting.eval_data, tokenizer, setting.max_length, seed=0)
     )
     n_validation = max(1, round(EVAL_SHARE * len(data)))
     if len(data) <= n_validation or not test:
         raise DataError(
             str(setting.data),
-            f"plain text, with a block of {setting.length} tokens for each of training, validation and test",
+            f"plain text, with a block of {setting.max_length} tokens for training, validation and test each",
             f"{len(data)} blocks and {len(test)} for the test",
-            "lower --length or take more text",
+            "lower `max_length` or take more text",
         )
     n_test = max(1, round(setting.test_share * len(test)))
     return (
@@ -157,9 +122,9 @@ def _facts(setting: Setting, spec: AdapterSpec, splits: tuple[Tensor, ...]) -> d
         "weights": _weights_digest(Path(setting.model)),
         "modules": _digest("\n".join(tensor.module for tensor in spec.tensors).encode()),
         "rows": [_digest(rows.numpy().tobytes()) for rows in splits],
-        "steps": setting.steps,
+        "steps": setting.max_steps,
         "batch_size": setting.batch_size,
-        "length": setting.length,
+        "length": setting.max_length,
         "bf16": setting.bf16,
         "test_share": setting.test_share,
         "device": setting.device,

@@ -126,9 +126,9 @@ def _trains(task: Task, attached: Attached, seed: int) -> bool:
     setting, optimizer = task.setting, attached.optimizer
     peaks = [group["lr"] for group in optimizer.param_groups]
     attached.model.train()
-    for step, rows in enumerate(batches(task.base.train_rows, setting.batch_size, setting.steps, seed)):
+    for step, rows in enumerate(batches(task.base.train_rows, setting.batch_size, setting.max_steps, seed)):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * learning_rate_scale(step, setting.steps)
+            group["lr"] = peak * learning_rate_scale(step, setting.max_steps)
         try:
             _step(attached, rows.to(setting.device), setting.bf16)
         except DivergedError:

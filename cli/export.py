@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpa.cli.output import JsonOption, number, print_json, print_line, print_table
+from qpa.cli.command import Command, Makers
+from qpa.cli.flags import flag_of
+from qpa.cli.output import JsonOption, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from qpa.documents import Manifest
@@ -24,9 +26,17 @@ qpa export runs/bard --format onnx-adapter --base-graph graphs --out adapters/ba
 """
 
 
+def makers() -> Makers:
+    """Return the exporters, of which each has some of the options that `qpa export` takes."""
+    from qpa.documents.manifest import FORMATS
+
+    return {"options": tuple(FORMATS[name] for name in FORMATS)}
+
+
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory with a trained adapter.")],
     out: Annotated[Path, typer.Option(help="Directory to make.")],
+    options: dict[str, Any],
     format_: Annotated[
         str,
         typer.Option(
@@ -37,28 +47,6 @@ def export(
             "for onnxruntime-genai. gguf: a LoRA for llama.cpp. mlx: a LoRA for mlx-lm.",
         ),
     ] = "lora",
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16.  [default: float32]")
-    ] = None,
-    rank_pad: Annotated[
-        int | None, typer.Option(help="Pad the rank with zeros to a multiple of this.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Base model to read.  [default: the one it was trained on]")
-    ] = None,
-    base_graph: Annotated[
-        str | None,
-        typer.Option(help="Directory that keeps the base graphs of onnx-adapter, one for many adapters."),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = None,
-    allow_tied_head: Annotated[
-        bool | None,
-        typer.Option(
-            "--allow-tied-head", help="Export a LoRA on a tied lm_head: right unmerged, wrong merged."
-        ),
-    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -66,17 +54,8 @@ def export(
     from qpa.documents import FrozenAdapter
     from qpa.exporters.registry import exporter_for
     from qpa.pipeline.pass_protocol import PassContext
-    from qpa.report.facts import adapter_words
     from qpa.store.run_directory import RunDirectory
 
-    options = {
-        "dtype": dtype,
-        "rank_pad": rank_pad,
-        "model": model,
-        "base_graph": base_graph,
-        "trust_remote_code": trust_remote_code,
-        "allow_tied_head": allow_tied_head,
-    }
     exporter = exporter_for(format_, options)
     directory = RunDirectory.open(run)
     documents = directory.read_through(FrozenAdapter)
@@ -88,9 +67,15 @@ def export(
         files = [entry.model_dump() for entry in manifest.files]
         print_json({"out": str(out), "format": manifest.format, "rank": manifest.rank, "files": files})
         return
-    rows = [(entry.file, f"{number(entry.n_bytes)} bytes") for entry in manifest.files]
-    title = f"{out}: {manifest.format}, {adapter_words(manifest.method, manifest.rank)}, {manifest.dtype}, "
-    print_table(f"{title}for {manifest.base.name_or_path}", rows)
+    _report(manifest, out, options.get("model"))
+
+
+def _report(manifest: Manifest, out: Path, model: str | None) -> None:
+    from qpa.report.facts import adapter_words, file_rows
+
+    adapter = adapter_words(manifest.method, manifest.rank)
+    title = f"{out}: {manifest.format}, {adapter}, {manifest.dtype}, for {manifest.base.name_or_path}"
+    print_table(title, file_rows(manifest))
     print_line(f"wrote {out}; next: {_next(manifest, out, model)}")
 
 
@@ -108,5 +93,8 @@ def _next(manifest: Manifest, out: Path, model: str | None) -> str:
     if not all(engine.own_environment for engine in engines):
         return shlex.join(words)
     words += ["--engine", engines[0].name]
-    files = [f"--{file.option.replace('_', '-')} <{file.example}>" for file in engines[0].needs]
+    files = [f"{flag_of(file.option)} <{file.example}>" for file in engines[0].needs]
     return " ".join([shlex.join(words), *files, f"--python <python with {engines[0].package}>"])
+
+
+COMMAND = Command(export, EXAMPLES, makers)

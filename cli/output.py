@@ -65,8 +65,3 @@ def progress_bar() -> Iterator[Progress]:
 def split_names(text: str) -> tuple[str, ...]:
     """Return the names in a list separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def number(value: int) -> str:
-    """Write an integer with thousands separators."""
-    return f"{value:,}"

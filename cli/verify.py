@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpa.cli.output import JsonOption, print_json, print_line, print_table, split_names
+from qpa.cli.command import Command, Makers
+from qpa.cli.output import JsonOption, print_json, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
     from qpa.passes.verify_adapter import VerifyAdapter
@@ -21,60 +23,41 @@ qpa verify adapters/bard --static
 """
 
 
+def makers() -> Makers:
+    """Return the pass whose options `qpa verify` takes."""
+    from qpa.passes.verify_adapter import VerifyAdapter
+
+    return {"step": VerifyAdapter}
+
+
 def verify(
-    directory: Annotated[Path, typer.Argument(help="Adapter directory.")],
-    model: Annotated[
-        str | None, typer.Option(help="Base model to verify with.  [default: the one it was trained on]")
-    ] = None,
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="Engines that read the format, separated by commas: peft, transformers, onnxruntime, "
-            "onnxruntime-genai, vllm, llama.cpp, mlx; all: those installed."
-        ),
-    ] = "all",
-    python: Annotated[
-        str | None,
-        typer.Option(help="Python of the environment that has the engines.  [default: this one]"),
-    ] = None,
-    base_gguf: Annotated[str | None, typer.Option(help="The base model as GGUF, for llama.cpp.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    step: VerifyAdapter,
     static: Annotated[
         bool, typer.Option("--static", help="Only check the files: the manifest's; of a LoRA of any origin.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Load an export with engines that know nothing of qpa, in a fresh process, and compare answers."""
+    if step.engines == ("all",):
+        step = replace(step, engines=None)
     if static:
-        _refuse_with_static(model, engine, python, base_gguf)
-        _verify_static(directory, json_)
-        return
-    from qpa.passes.verify_adapter import VerifyAdapter
-
-    step = VerifyAdapter(
-        directory=str(directory),
-        model=model,
-        engines=None if engine == "all" else split_names(engine),
-        python=python,
-        base_gguf=base_gguf,
-        trust_remote_code=trust_remote_code,
-    )
-    _verify_engines(step, directory, json_)
+        _refuse_with_static(step)
+        _verify_static(Path(step.directory), as_json=json_)
+    else:
+        _verify_engines(step, as_json=json_)
 
 
-def _refuse_with_static(model: str | None, engine: str, python: str | None, base_gguf: str | None) -> None:
+def _refuse_with_static(step: VerifyAdapter) -> None:
     from qpa.errors import OptionError
 
-    given = {"--model": model, "--engine": engine if engine != "all" else None}
-    given |= {"--python": python, "--base-gguf": base_gguf}
-    for option, value in given.items():
+    engines = None if step.engines is None else ",".join(step.engines)
+    asked = {"model": step.model, "engines": engines, "python": step.python, "base_gguf": step.base_gguf}
+    for name, value in asked.items():
         if value is not None:
-            raise OptionError(option, "nothing beside --static, which asks no engine", value, "leave one out")
+            raise OptionError(name, "nothing beside --static, which asks no engine", value, "leave one out")
 
 
-def _verify_static(directory: Path, as_json: bool) -> None:
+def _verify_static(directory: Path, *, as_json: bool) -> None:
     from qpa.errors import VerificationError
     from qpa.exporters.contracts.export import check_contract
 
@@ -92,8 +75,7 @@ def _verify_static(directory: Path, as_json: bool) -> None:
         print_line(f"{directory}: keeps the contract")
 
 
-def _verify_engines(step: VerifyAdapter, directory: Path, as_json: bool) -> None:
-    from qpa.cli.output import progress_bar
+def _verify_engines(step: VerifyAdapter, *, as_json: bool) -> None:
     from qpa.documents import Verification, read_manifest
     from qpa.documents.verification import VERIFICATION_PATH
     from qpa.passes import verification_pipeline
@@ -101,6 +83,7 @@ def _verify_engines(step: VerifyAdapter, directory: Path, as_json: bool) -> None
     from qpa.report.facts import VERIFICATION_HEADER, verification_json, verification_rows
     from qpa.store.run_directory import DirectoryStore
 
+    directory = Path(step.directory)
     manifest, files = read_manifest(directory), DirectoryStore(directory)
     with progress_bar() as progress:
         context = PassContext(manifest.provenance.seed, files, (), progress)
@@ -117,3 +100,6 @@ def _verify_engines(step: VerifyAdapter, directory: Path, as_json: bool) -> None
     print_table(title, verification_rows(document), VERIFICATION_HEADER)
     path = directory / VERIFICATION_PATH
     print_line(f"wrote {path}" if kept else f"{path} could not be written: {why_not}")
+
+
+COMMAND = Command(verify, EXAMPLES, makers)

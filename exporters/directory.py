@@ -109,4 +109,4 @@ def check_output(out: Path, *, force: bool) -> None:
     if foreign := sorted(present - own):
         raise ExportError(str(out), "a directory with nothing but a qpa export", f"{foreign[0]} in it")
     if not force:
-        raise ExportError(str(out), "a new directory", "an existing export", "pass --force to replace it")
+        raise ExportError(str(out), "a new directory", "an existing export", "pass `force` to replace it")

@@ -9,10 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, get_args
 
 from qpa.adapters.experts import has_experts
 from qpa.documents import (
@@ -32,8 +32,14 @@ from qpa.exporters.contracts.export import check_export
 from qpa.exporters.contracts.manifest import collected
 from qpa.exporters.directory import CARD_FILE, FORMATS_FOR, PROBE_FILE, ExportDirectory, check_output
 from qpa.models.base_model import check_base, load_config, moved_base
+from qpa.pipeline.options import check_options, option
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.atomic_files import new_directory
+
+
+def dtype_option() -> Any:
+    """Declare the field `dtype` of an exporter."""
+    return option("float32", help="{choices}.", choices=get_args(DtypeName))
 
 
 class Exporter(ABC):
@@ -50,7 +56,8 @@ class Exporter(ABC):
     requires: ClassVar[tuple[type[Document], ...]] = ()
     files: ClassVar[tuple[str, ...]]
     engines: ClassVar[tuple[str, ...]] = ()
-    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+    section: ClassVar[str] = "export"
+    dtypes: ClassVar[tuple[str, ...]] = get_args(DtypeName)
     merges: ClassVar[bool] = False
     any_origin: ClassVar[bool] = False
     reads_base_model: ClassVar[bool] = False
@@ -68,13 +75,14 @@ class Exporter(ABC):
                  force: replace an export of qpa that is already there. A directory that is anything
                  else, or holds anything else, is never removed.
         Returns: the manifest, as it stands in the directory.
-        Raises:  OptionError: the format does not have the type.
+        Raises:  OptionError: an option is out of range, or the format does not have the type.
                  ExportError: the format cannot carry this adapter or its kind, numbers that are not
                  finite, arrays that are not the document's, an output that is in the way or cannot be
                  written.
                  DocumentError: the arrays or the probe are missing or damaged.
         """
         self._check_dtype()
+        check_options(self)
         self._check_method(frozen)
         self.check(frozen)
         check_output(out, force=force)
@@ -111,18 +119,18 @@ class Exporter(ABC):
 
     def _check_dtype(self) -> None:
         if self.dtype not in self.dtypes:
-            format_ = f" with --format {self.name}" if len(self.dtypes) == 1 else ""
-            raise OptionError("--dtype", one_of(self.dtypes) + format_, self.dtype)
+            format_ = f" with `format` {self.name}" if len(self.dtypes) == 1 else ""
+            raise OptionError("dtype", one_of(self.dtypes) + format_, self.dtype)
 
     def _check_method(self, frozen: FrozenAdapter) -> None:
         if self.name not in (formats := FORMATS_FOR[frozen.method]):
             carried = [METHOD_NAMES[m] for m, names in FORMATS_FOR.items() if self.name in names]
             found = METHOD_NAMES[frozen.method]
-            raise ExportError(f"--format {self.name}", one_of(carried), found, f"use {one_of(formats)}")
+            raise ExportError(f"`format` {self.name}", one_of(carried), found, f"use {one_of(formats)}")
         others = "experts" if has_experts(frozen.modules) else ", ".join(frozen.embeddings)
         if others and not self.carries_all:
             expected, advice = "an adapter on linear layers of their own", "use lora, merged or onnx"
-            raise ExportError(f"--format {self.name}", expected, f"one on {others}", advice)
+            raise ExportError(f"`format` {self.name}", expected, f"one on {others}", advice)
 
     def check(self, frozen: FrozenAdapter) -> None:  # noqa: B027 - most formats have nothing to refuse
         """Refuse, before anything is written, what the format cannot carry or engines serve wrongly.
@@ -160,9 +168,13 @@ class BaseModelExporter(Exporter):
 
     reads_base_model: ClassVar[bool] = True
 
-    dtype: str = "float32"
-    model: str | None = field(default=None, metadata={"provenance": False})
-    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
+    dtype: str = dtype_option()
+    model: str | None = option(
+        None, help="Base model to read.", shown_default="the one it was trained on", provenance=False
+    )
+    trust_remote_code: bool = option(
+        False, help="Run Python code that comes with the model.", provenance=False
+    )
 
     def base_and_config(self, frozen: FrozenAdapter) -> tuple[BaseModelReference, Any]:
         """Return where the base model is now, and its config in transformers.
@@ -196,10 +208,10 @@ class OtherNamesExporter(BaseModelExporter):
         base = frozen.base
         if frozen.fan_in_fan_out:
             found = f"Conv1D, {self.no_conv1d}"
-            raise ExportError(base.name_or_path, "linear layers", found, "use --format merged")
+            raise ExportError(base.name_or_path, "linear layers", found, "use `format` merged")
         if base.architecture not in self.architectures:
             expected = f"one of {', '.join(self.architectures)}"
-            raise ExportError(base.name_or_path, expected, base.architecture, "use --format merged")
+            raise ExportError(base.name_or_path, expected, base.architecture, "use `format` merged")
         if targets_head(frozen) and (base.ties_lm_head or base.architecture in self.headless):
             raise ExportError(
                 f"the output head of {base.name_or_path}",

@@ -6,12 +6,12 @@ Source: ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import cast
 
 from qpa.documents.manifest import FORMATS
 from qpa.errors import OptionError
 from qpa.exporters.format import Exporter
+from qpa.pipeline.options import options_of
 
 
 def exporter_for(name: str, options: Mapping[str, object]) -> Exporter:
@@ -22,8 +22,8 @@ def exporter_for(name: str, options: Mapping[str, object]) -> Exporter:
     """
     exporter = cast(type[Exporter], FORMATS[name])
     given = {option: value for option, value in options.items() if value is not None}
-    known = {field.name for field in fields(exporter)}
-    for option in sorted(given.keys() - known):
-        text = "--" + option.replace("_", "-")
-        raise OptionError(text, f"no such option with --format {name}", str(given[option]), "leave it out")
+    known = {option.field for option in options_of(exporter)}
+    for field in sorted(given.keys() - known):
+        expected = f"no such option with `format` {name}"
+        raise OptionError(field, expected, str(given[field]), "leave it out")
     return exporter(**given)

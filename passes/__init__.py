@@ -37,10 +37,13 @@ def transpilation_pipeline(transpile: TranspileCircuit) -> Pipeline:
     return Pipeline(transpile, given=PLANNED)
 
 
-def training_pipeline(train: TrainGenerator) -> Pipeline:
+def training_pipeline(
+    train: TrainGenerator, measure: MeasureCircuit | None = None, freeze: FreezeAdapter | None = None
+) -> Pipeline:
     """Return the passes of `qpa train`: from a plan to a frozen adapter."""
-    freeze = FreezeAdapter(trust_remote_code=train.trust_remote_code)
-    return Pipeline(train, MeasureCircuit(), freeze, given=PLANNED)
+    measure = measure or MeasureCircuit()
+    freeze = freeze or FreezeAdapter(trust_remote_code=train.trust_remote_code)
+    return Pipeline(train, measure, freeze, given=PLANNED)
 
 
 def verification_pipeline(verify: VerifyAdapter) -> Pipeline:

@@ -10,7 +10,7 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from qpa.documents import (
@@ -24,6 +24,7 @@ from qpa.documents import (
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import DocumentError
+from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
 
 if TYPE_CHECKING:
@@ -45,8 +46,11 @@ class FreezeAdapter:
     consumes: ClassVar[type] = Measurement
     requires: ClassVar[tuple[type[Document], ...]] = (AdapterSpec, WeightLayout, TrainedGenerator)
     produces: ClassVar[type[Document]] = FrozenAdapter
+    section: ClassVar[str] = "train"
 
-    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
+    trust_remote_code: bool = option(
+        False, help="Run Python code that comes with the model.", provenance=False
+    )
 
     def run(self, source: Measurement, context: PassContext) -> FrozenAdapter:
         """Decode the measurement and describe the adapter.

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -20,10 +21,11 @@ from qpa.adapters.kind import AdapterKind, Request
 from qpa.adapters.module_kind import ALL_LINEAR
 from qpa.adapters.registry import DEFAULT, KINDS
 from qpa.documents import AdapterSpec, BaseModelReference, Document
-from qpa.errors import OptionError, one_of
+from qpa.errors import OptionError
 from qpa.models.base_model import build_on_meta, config_file_digest, load_config
 from qpa.models.linear_layers import head_path
 from qpa.models.tied_weights import ties_head
+from qpa.pipeline.options import check_options, defaults_by_name, option
 from qpa.pipeline.pass_protocol import PassContext
 
 
@@ -46,14 +48,35 @@ class InspectModel:
     consumes: ClassVar[type] = type(None)
     requires: ClassVar[tuple[type[Document], ...]] = ()
     produces: ClassVar[type[Document]] = AdapterSpec
+    section: ClassVar[str] = "plan"
 
-    model: str
-    rank: int | None = None
-    alpha: float | None = None
-    targets: tuple[str, ...] | None = None
-    method: str = DEFAULT
-    revision: str | None = None
-    trust_remote_code: bool = False
+    model: str = option(help="Base model: a local directory or a Hub id. Only its config is read.")
+    rank: int | None = option(
+        None,
+        help="Rank, at most the smallest side of an adapted layer; tokens of a prefix; width of a "
+        "feed-forward adapter.",
+        at_least=1,
+        shown_default=lambda: _by_kind(lambda kind: kind.default_rank if kind.has_rank else None),
+    )
+    alpha: float | None = option(
+        None,
+        help="Scale of a product of two factors: it is multiplied by alpha / rank.",
+        above=0,
+        shown_default="2 * rank",
+    )
+    targets: tuple[str, ...] | None = option(
+        None,
+        help="all-linear (every linear layer but the head), or names, separated by commas.",
+        shown_default=lambda: _by_kind(_default_targets),
+    )
+    method: str = option(
+        DEFAULT,
+        help="Kind of adapter: {choices}.",
+        choices=KINDS,
+        choice_words=lambda name: KINDS[name].title,
+    )
+    revision: str | None = option(None, help="Branch, tag or commit on the Hub.")
+    trust_remote_code: bool = option(False, help="Run Python code that comes with the model.")
 
     def run(self, source: None, context: PassContext) -> AdapterSpec:
         """Build the model on the meta device and describe its adapter.
@@ -62,10 +85,9 @@ class InspectModel:
                  all-linear on a model with fused experts, or a name that PEFT takes for these.
                  ModelError: no config, an unknown architecture, or nothing to adapt.
         """
-        if self.method not in KINDS:
-            raise OptionError("--method", one_of(tuple(KINDS)), self.method)
+        check_options(self)
         kind = KINDS[self.method]
-        self._check_options(kind)
+        self._check_kind(kind)
         config = load_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
         model = build_on_meta(config, self.model, trust_remote_code=self.trust_remote_code)
         planned = kind.plan(model, Request(self.rank, self.alpha, self.targets))
@@ -83,21 +105,17 @@ class InspectModel:
         kind.check(model, spec)
         return spec
 
-    def _check_options(self, kind: AdapterKind) -> None:
+    def _check_kind(self, kind: AdapterKind) -> None:
         if self.targets is not None and not self.targets:
-            raise OptionError("--targets", f"{ALL_LINEAR} or module names", "none")
-        if self.rank is not None and self.rank < 1:
-            raise OptionError("--rank", "a whole number of at least 1", str(self.rank))
-        if self.alpha is not None and not 0 < self.alpha < float("inf"):
-            raise OptionError("--alpha", "a finite number above 0", str(self.alpha))
-        for option, value, is_known in (
-            ("--alpha", self.alpha, kind.has_alpha),
-            ("--rank", self.rank, kind.has_rank),
-            ("--targets", ",".join(self.targets or ()) or None, kind.has_targets),
+            raise OptionError("targets", f"{ALL_LINEAR} or module names", "none")
+        for name, value, is_known in (
+            ("alpha", self.alpha, kind.has_alpha),
+            ("rank", self.rank, kind.has_rank),
+            ("targets", ",".join(self.targets or ()) or None, kind.has_targets),
         ):
             if value is not None and not is_known:
-                expected = f"no such option with --method {kind.name}"
-                raise OptionError(option, expected, str(value), "leave it out")
+                expected = f"no such option with `method` {kind.name}"
+                raise OptionError(name, expected, str(value), "leave it out")
 
     def _reference(self, config: Any, model: Any) -> BaseModelReference:
         return BaseModelReference(
@@ -111,3 +129,16 @@ class InspectModel:
             ties_lm_head=ties_head(model),
             trust_remote_code=self.trust_remote_code,
         )
+
+
+def _by_kind(default: Callable[[AdapterKind], object]) -> str:
+    """Return a default in words, by the kind of adapter; None where a kind has none."""
+    values = {name: default(KINDS[name]) for name in (DEFAULT, *KINDS)}
+    return defaults_by_name({name: value for name, value in values.items() if value is not None})
+
+
+def _default_targets(kind: AdapterKind) -> str | None:
+    if not kind.has_targets:
+        return None
+    names = getattr(kind, "default_targets", ())
+    return ALL_LINEAR if ALL_LINEAR in names else "layers of the kind's own"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from qpa.circuits.circuit import NO_DEVICE, Circuit, load_circuit
+from qpa.circuits.sources.source import SOURCES
 from qpa.documents import (
     Document,
     LogicalCircuit,
@@ -22,6 +23,7 @@ from qpa.documents import (
     WeightLayout,
 )
 from qpa.errors import DocumentError
+from qpa.pipeline.options import check_options, option
 from qpa.pipeline.pass_protocol import PassContext
 
 if TYPE_CHECKING:
@@ -43,8 +45,15 @@ class MeasureCircuit:
     consumes: ClassVar[type] = TrainedGenerator
     requires: ClassVar[tuple[type[Document], ...]] = (WeightLayout, LogicalCircuit)
     produces: ClassVar[type[Document]] = Measurement
+    section: ClassVar[str] = "train"
 
-    source: str | None = None
+    source: str | None = option(
+        None,
+        name="measure_source",
+        help="What runs the trained circuits once more: {choices}.",
+        choices=SOURCES,
+        shown_default="what ran them in training",
+    )
 
     def run(self, source: TrainedGenerator, context: PassContext) -> Measurement:
         """Return the measurement; leave its probabilities in the context's files.
@@ -52,6 +61,7 @@ class MeasureCircuit:
         Raises:  OptionError: there is no such source.
                  DocumentError: a file is missing or damaged, or the angles are not the circuit's.
         """
+        check_options(self)
         name = self.source or source.source
         if context.document(WeightLayout).features.kind not in ("circuit", "random"):
             return self._document(context, source, name, {"probabilities": None, "n_executions": 0})
@@ -59,8 +69,6 @@ class MeasureCircuit:
 
     def _measure(self, trained: TrainedGenerator, name: str, context: PassContext) -> Measurement:
         from safetensors.torch import save
-
-        from qpa.circuits.sources.source import SOURCES
 
         runs_on = SOURCES[name](context.seed_for(self.name))
         circuit = load_circuit(context, native=runs_on.runs_native)

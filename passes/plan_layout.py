@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from qpa.documents import AdapterSpec, Document, WeightLayout
-from qpa.errors import OptionError
 from qpa.generators.generator import kind_for, layout_of
 from qpa.generators.layout_options import LayoutOptions
 from qpa.generators.size_search import choose_size, parse_max_params, size_table, sizes_around
+from qpa.pipeline.options import check_options
 from qpa.pipeline.pass_protocol import PassContext
 
 
@@ -33,13 +33,14 @@ class PlanLayout(LayoutOptions):
     consumes: ClassVar[type] = AdapterSpec
     requires: ClassVar[tuple[type[Document], ...]] = ()
     produces: ClassVar[type[Document]] = WeightLayout
+    section: ClassVar[str] = "plan"
 
     def run(self, source: AdapterSpec, context: PassContext) -> WeightLayout:
         """Plan the layout and account for its parameters.
 
         Raises:  OptionError: an option is out of range or contradicts the generator.
         """
-        self._check_counts()
+        check_options(self)
         provenance = context.provenance(self, source)
         kind_for(self, source).check(self, source)
         if self.max_params is None:
@@ -49,14 +50,3 @@ class PlanLayout(LayoutOptions):
         chosen = choose_size(sizes, budget)
         layout = layout_of(chosen.options, source, provenance)
         return layout.model_copy(update={"budget": budget, "sizes": size_table(sizes, chosen, source)})
-
-    def _check_counts(self) -> None:
-        counts = {
-            "chunk_size": self.chunk_size,
-            "layers": self.layers,
-            "circuits": self.circuits,
-            "qubits": self.qubits,
-        }
-        for option, number in counts.items():
-            if number is not None and number < 1:
-                raise OptionError(option, "a whole number of at least 1", str(number))

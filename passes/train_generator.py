@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from qpa.adapters.registry import KINDS
+from qpa.circuits.gradients.estimator import GRADIENTS
+from qpa.circuits.sources.source import SOURCES
 from qpa.documents import (
     AdapterSpec,
     Checkpoint,
@@ -34,6 +37,9 @@ from qpa.documents import (
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX, perplexity
 from qpa.errors import CheckpointError, DivergedError, OptionError
+from qpa.generators.generator import GENERATORS
+from qpa.models.base_model import DEVICES
+from qpa.pipeline.options import check_options, defaults_by_name, option
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import CHECKPOINTS, METRICS
 
@@ -72,25 +78,55 @@ class TrainGenerator:
     consumes: ClassVar[type] = LogicalCircuit
     requires: ClassVar[tuple[type[Document], ...]] = (AdapterSpec, WeightLayout)
     produces: ClassVar[type[Document]] = TrainedGenerator
+    section: ClassVar[str] = "train"
 
     # What the files hold is pinned by a digest; where they are changes nothing.
-    data: str = field(metadata={"provenance": False})
-    eval_data: str | None = field(default=None, metadata={"provenance": False})
-    max_steps: int | None = None
-    epochs: float = 1.0
-    batch_size: int = 8
-    grad_accum: int = 1
-    max_length: int = 256
-    source: str = "exact"
-    gradient: str = "adjoint"
-    lr: float | None = None
-    angle_lr: float | None = None
-    warmup: float = 0.05
-    bf16: bool = False
-    device: str = "auto"
-    save_steps: int = field(default=100, metadata={"provenance": False})
-    resume: bool = field(default=False, metadata={"provenance": False})
-    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
+    data: str = option(
+        help='Text, or jsonl with "text" or with "prompt" and "completion".', is_path=True, provenance=False
+    )
+    eval_data: str | None = option(
+        None,
+        help="Evaluation split.",
+        is_path=True,
+        shown_default="a tenth of `data`, held out",
+        provenance=False,
+    )
+    max_steps: int | None = option(None, help="Optimizer steps, instead of `epochs`.", at_least=1)
+    epochs: float = option(1.0, help="Passes over the data.", above=0, at_most=MAX_NUMBER)
+    batch_size: int = option(8, help="Rows per micro-batch.", at_least=1)
+    grad_accum: int = option(1, help="Micro-batches per optimizer step.", at_least=1)
+    max_length: int = option(256, help="Tokens per row.", at_least=2, unit="tokens")
+    source: str = option("exact", help="What runs the circuits: {choices}.", choices=SOURCES)
+    gradient: str = option(
+        "adjoint", help="How gradients are pulled back through `source`: {choices}.", choices=GRADIENTS
+    )
+    lr: float | None = option(
+        None,
+        help="Peak learning rate of the decoder.",
+        above=0,
+        at_most=MAX_NUMBER,
+        shown_default=lambda: _default_rates(),
+    )
+    angle_lr: float | None = option(
+        None,
+        help="Peak learning rate of the circuit's angles.",
+        at_least=0,
+        at_most=MAX_NUMBER,
+        shown_default="as `lr`",
+    )
+    warmup: float = option(
+        0.05,
+        help="Steps of linear warm-up; below 1, the share of all steps.",
+        at_least=0,
+        at_most=MAX_NUMBER,
+    )
+    bf16: bool = option(False, help="bfloat16 autocast; the adapter stays float32.")
+    device: str = option("auto", help="{choices}.", choices=DEVICES)
+    save_steps: int = option(100, help="Steps between checkpoints.", at_least=1, provenance=False)
+    resume: bool = option(False, help="Continue from the newest checkpoint.", provenance=False)
+    trust_remote_code: bool = option(
+        False, help="Run Python code that comes with the model.", provenance=False
+    )
 
     def run(self, source: LogicalCircuit, context: PassContext) -> TrainedGenerator:
         """Evaluate, train, evaluate; leave arrays, metrics.jsonl and checkpoints in the context's files.
@@ -109,19 +145,7 @@ class TrainGenerator:
                 "for several, use qpa.training.optimizer.GeneratedAdapterOptimizer in a script of your own"
             )
             raise OptionError("qpa train", "one process", f"WORLD_SIZE={n_processes}", advice)
-        whole = {"batch-size": self.batch_size, "grad-accum": self.grad_accum, "save-steps": self.save_steps}
-        if self.max_steps is not None:
-            whole["max-steps"] = self.max_steps
-        for option, value in whole.items():
-            if value < 1:
-                raise OptionError(f"--{option}", "a whole number of at least 1", str(value))
-        for option, number in {"lr": self.lr, "epochs": self.epochs}.items():
-            if number is not None and not 0 < number <= MAX_NUMBER:
-                raise OptionError(f"--{option}", f"a number above 0 and up to {MAX_NUMBER:g}", str(number))
-        not_negative = {"angle-lr": self.angle_lr, "warmup": self.warmup}
-        for option, number in not_negative.items():
-            if number is not None and not 0 <= number <= MAX_NUMBER:
-                raise OptionError(f"--{option}", f"a number from 0 to {MAX_NUMBER:g}", str(number))
+        check_options(self)
 
 
 class _Training:
@@ -131,7 +155,6 @@ class _Training:
         from qpa.adapters.attach import adapter_parameters, attach_adapter
         from qpa.circuits.circuit import load_circuit
         from qpa.circuits.execution import Execution
-        from qpa.circuits.sources.source import SOURCES
         from qpa.generators.chunks import kept_rows
         from qpa.generators.generator import make_generator
         from qpa.models.base_model import load_model, load_tokenizer, torch_device
@@ -282,7 +305,7 @@ class _Training:
             description=description,
         )
         if not math.isfinite(score.loss):
-            advice = "lower --lr or --angle-lr" if step else "the base model itself gives it"
+            advice = "lower `lr` or `angle_lr`" if step else "the base model itself gives it"
             raise DivergedError(f"step {step}", "a finite evaluation loss", str(score.loss), advice)
         return score
 
@@ -354,10 +377,17 @@ class _Training:
 
 def _learning_rates(options: TrainGenerator, spec: AdapterSpec, layout: WeightLayout) -> tuple[float, float]:
     """Return the peak learning rates of decoders and angles."""
-    from qpa.generators.generator import GENERATORS
-
     lr = GENERATORS[layout.generator].rate(spec) if options.lr is None else options.lr
     return lr, lr if options.angle_lr is None else options.angle_lr
+
+
+def _default_rates() -> str:
+    """Return the default learning rates: the first generator's, those of kinds of adapters, the others'."""
+    words = {name: GENERATORS[name].defaults.get("lr") for name in GENERATORS}
+    own = {name: float(rate) for name, rate in words.items() if rate is not None}
+    of_kinds = {name: rate for name in KINDS if (rate := KINDS[name].rate) is not None}
+    first = next(iter(own))
+    return defaults_by_name({first: own.pop(first), **of_kinds, **own})
 
 
 def _check_length(max_length: int, n_before: int, config: Any) -> None:
@@ -366,7 +396,7 @@ def _check_length(max_length: int, n_before: int, config: Any) -> None:
     if limit is not None and max_length + n_before > limit:
         prefix = f" less the prefix's {n_before} tokens" if n_before else ""
         expected = f"at most {limit - n_before}, the base model's context{prefix}"
-        raise OptionError("--max-length", expected, str(max_length))
+        raise OptionError("max_length", expected, str(max_length))
 
 
 def _count_rows(rows: Any) -> int:

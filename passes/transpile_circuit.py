@@ -11,6 +11,7 @@ from qpa.circuits.qiskit_files import dump_qpy, to_qiskit
 from qpa.circuits.targets import find_device, success_probability
 from qpa.documents import Document, GateCount, LogicalCircuit, NativeCircuit
 from qpa.errors import TargetError
+from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
 
 if TYPE_CHECKING:
@@ -37,12 +38,18 @@ class TranspileCircuit:
     Source:  Qiskit's preset pass managers.
     """
 
-    target: str = NO_DEVICE
-
     name: ClassVar[str] = "transpile-circuit"
     consumes: ClassVar[type] = LogicalCircuit
     requires: ClassVar[tuple[type[Document], ...]] = ()
     produces: ClassVar[type[Document]] = NativeCircuit
+    section: ClassVar[str] = "plan"
+
+    target: str = option(
+        NO_DEVICE,
+        name="device_target",
+        help="Device to transpile to: none, generic:<qubits>, or a fake backend such as fake_torino.",
+        old_names=("target",),
+    )
 
     def run(self, source: LogicalCircuit, context: PassContext) -> NativeCircuit:
         """Return the native circuit's document; leave `native-circuit.qpy` in the context's files.

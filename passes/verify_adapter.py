@@ -22,11 +22,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -42,6 +41,7 @@ from qpa.documents import (
 from qpa.documents.manifest import FORMATS
 from qpa.documents.verification import ENGINES, NeededFile
 from qpa.errors import ModelError, OptionError, VerificationError
+from qpa.pipeline.options import check_options, option
 from qpa.pipeline.pass_protocol import PassContext
 
 WORKER = Path(str(qpa.__file__)).parent / "engines" / "worker.py"
@@ -68,14 +68,35 @@ class VerifyAdapter:
     consumes: ClassVar[type] = Manifest
     requires: ClassVar[tuple[type[Document], ...]] = ()
     produces: ClassVar[type[Document]] = Verification
+    section: ClassVar[str] = "verify"
 
-    directory: str = field(metadata={"provenance": False})
-    model: str | None = field(default=None, metadata={"provenance": False})
-    tolerance: float = 1e-5
-    engines: tuple[str, ...] | None = None
-    base_gguf: str | None = field(default=None, metadata={"provenance": False})
-    python: str | None = field(default=None, metadata={"provenance": False})
-    trust_remote_code: bool = field(default=False, metadata={"provenance": False})
+    directory: str = option(help="Adapter directory.", is_path=True, positional=True, provenance=False)
+    model: str | None = option(
+        None,
+        help="Base model to verify with.",
+        shown_default="the one it was trained on",
+        provenance=False,
+    )
+    tolerance: float = option(
+        1e-5, help="Largest difference of logits, in units of the largest live one or of 1.", above=0
+    )
+    engines: tuple[str, ...] | None = option(
+        None,
+        name="engine",
+        help="Engines that read the format, separated by commas, of {choices}; or all.",
+        choices=ENGINES,
+        shown_default="all that are installed",
+    )
+    base_gguf: str | None = option(None, help="The base model as GGUF, for llama.cpp.", provenance=False)
+    python: str | None = option(
+        None,
+        help="Python of the environment that has the engines.",
+        shown_default="this one",
+        provenance=False,
+    )
+    trust_remote_code: bool = option(
+        False, help="Run Python code that comes with the model.", provenance=False
+    )
 
     def run(self, source: Manifest, context: PassContext) -> Verification:
         """Check the files, then every engine's answers.
@@ -112,27 +133,25 @@ class VerifyAdapter:
 
     def _engines(self, source: Manifest) -> tuple[str, ...]:
         """Return the engines to ask."""
-        if not 0.0 < self.tolerance < math.inf:
-            raise OptionError("tolerance", "a finite number above 0", str(self.tolerance))
+        check_options(self)
         known = FORMATS[source.format].engines
         if not known:
-            raise OptionError("--engine", f"an engine that reads {source.format}", "none", "use --static")
+            raise OptionError("engines", f"an engine that reads {source.format}", "none", "use `static`")
         if self.python is not None and self.engines is None:
-            raise OptionError("--engine", "names of engines beside --python", "none")
+            raise OptionError("engines", "names of engines beside `python`", "none")
         engines = tuple(filter(_is_here, known)) if self.engines is None else self.engines
         expected = ", ".join(known)
         if unknown := [engine for engine in engines if engine not in known]:
-            raise OptionError("--engine", expected, ", ".join(unknown))
+            raise OptionError("engines", expected, ", ".join(unknown))
         if not engines:
-            raise OptionError("--engine", expected, "none that is installed", "see --python, or use --static")
+            raise OptionError("engines", expected, "none that is installed", "see `python`, or use `static`")
         if self.python is None and (missing := [engine for engine in engines if not _is_here(engine)]):
-            advice = "pass --python, the interpreter of an environment that has it"
-            raise OptionError("--engine", "an engine that is installed", missing[0], advice)
+            advice = "pass `python`, the interpreter of an environment that has it"
+            raise OptionError("engines", "an engine that is installed", missing[0], advice)
         for needed in self._needed(engines):
             path = getattr(self, needed.option)
             if not Path(path or "").is_file():
-                option = "--" + needed.option.replace("_", "-")
-                raise OptionError(option, needed.expected, path or "none", needed.advice)
+                raise OptionError(needed.option, needed.expected, path or "none", needed.advice)
         return engines
 
     def _needed(self, engines: tuple[str, ...]) -> tuple[NeededFile, ...]:
@@ -154,7 +173,7 @@ class VerifyAdapter:
                 f"{self.directory}: {first.rule} {first.subject}",
                 first.expected,
                 first.found,
-                f"{others} more with --static" if others else "",
+                f"{others} more with `static`" if others else "",
             )
         if read_manifest(Path(self.directory)) != source:
             raise VerificationError(self.directory, "the files of this manifest", "those of another")
@@ -166,7 +185,7 @@ class VerifyAdapter:
         try:
             check_base(base, trust_remote_code=self.trust_remote_code)
         except ModelError as error:
-            advice = error.advice or "say where the base model is: --model"
+            advice = error.advice or "say where the base model is: `model`"
             raise VerificationError(error.subject, error.expected, error.found, advice) from error
 
     def _ask_worker(

@@ -34,7 +34,15 @@ class QpaError(Exception):
 
 
 class OptionError(QpaError):
-    """An option's value is out of range or does not fit the model."""
+    """An option's value is out of range or does not fit the model.
+
+    The subject is the name of the option's field, and other options stand in backticks by theirs: a Python
+    caller knows no flags. The command line makes flags of both.
+    """
+
+
+class DirectoryError(OptionError):
+    """A directory that an option names is taken, in use, or of something else; the subject is its path."""
 
 
 class ModelError(QpaError):

@@ -128,17 +128,17 @@ def test_the_plan_is_what_peft_trains_and_the_model_stays_what_it_was(model_of, 
 @pytest.mark.parametrize(
     ("method", "options", "words"),
     [
-        ("tarot", {}, "--method: expected lora, dora, ia3, prefix or ffa, found tarot"),
-        ("ia3", {"alpha": 8.0}, "--alpha: expected no such option with --method ia3, found 8.0"),
-        ("ffa", {"alpha": 8.0}, "--alpha: expected no such option with --method ffa"),
-        ("ia3", {"rank": 4}, "--rank: expected no such option with --method ia3, found 4"),
-        ("prefix", {"rank": 0}, "--rank: expected a whole number of at least 1, found 0"),
-        ("prefix", {"targets": ("q_proj",)}, "--targets: expected no such option .* found q_proj"),
-        ("dora", {"rank": 33}, "--rank: expected at most 32, the smaller side of .*k_proj, found 33"),
-        ("ia3", {"targets": ("v_porj",)}, "--targets: .* which matches none; the nearest .* v_proj"),
-        ("ffa", {"targets": ("mpl",)}, "--targets: .* found mpl, which matches none; .* mlp"),
-        ("ffa", {"targets": ("all-linear",)}, "--targets: expected names of blocks with --method ffa"),
-        ("ffa", {"targets": ("act_fn",)}, "--targets: .* found act_fn"),  # not as wide as the model
+        ("tarot", {}, "method: expected lora, dora, ia3, prefix or ffa, found tarot"),
+        ("ia3", {"alpha": 8.0}, "alpha: expected no such option with `method` ia3, found 8.0"),
+        ("ffa", {"alpha": 8.0}, "alpha: expected no such option with `method` ffa"),
+        ("ia3", {"rank": 4}, "rank: expected no such option with `method` ia3, found 4"),
+        ("prefix", {"rank": 0}, "rank: expected a whole number of at least 1, found 0"),
+        ("prefix", {"targets": ("q_proj",)}, "targets: expected no such option .* found q_proj"),
+        ("dora", {"rank": 33}, "rank: expected at most 32, the smaller side of .*k_proj, found 33"),
+        ("ia3", {"targets": ("v_porj",)}, "targets: .* which matches none; the nearest .* v_proj"),
+        ("ffa", {"targets": ("mpl",)}, "targets: .* found mpl, which matches none; .* mlp"),
+        ("ffa", {"targets": ("all-linear",)}, "targets: expected names of blocks with `method` ffa"),
+        ("ffa", {"targets": ("act_fn",)}, "targets: .* found act_fn"),  # not as wide as the model
     ],
 )
 def test_an_option_that_the_method_does_not_have_is_refused(llama, method, options, words):
@@ -290,7 +290,7 @@ def test_what_is_no_product_is_aligned_and_smaller_than_the_adapter(model_of, me
     assert layout.account.percent < 100
     with pytest.raises(OptionError, match=f"^generator: expected aligned or paper .*`method` {method}, "):
         layout_of(spec, generator="spectral")
-    with pytest.raises(OptionError, match=r"^--max-params: "):
+    with pytest.raises(OptionError, match=r"^max_params: "):
         layout_of(spec, max_params="5000")
 
 
@@ -391,7 +391,7 @@ def test_resumed_training_ends_in_the_same_bits(gpt2, text_file, tmp_path, metho
 
 
 def test_a_prefix_and_the_text_must_fit_the_context(gpt2, text_file, tmp_path):
-    with pytest.raises(OptionError, match=r"^--max-length: expected at most 509"):
+    with pytest.raises(OptionError, match=r"^max_length: expected at most 509"):
         train(planned(gpt2, tmp_path / "run", "prefix"), text_file, max_steps=1, max_length=512)
 
 

@@ -209,7 +209,7 @@ def test_other_embeddings_and_other_adapters_of_one_are_refused(name, target, me
     with pytest.raises(OptionError) as caught:
         _inspect(model_of(name), "all-linear", target, method=method)
     assert str(caught.value).startswith(
-        f"--targets: expected names of linear layers, found {target}, which is an embedding; LoRA "
+        f"targets: expected names of linear layers, found {target}, which is an embedding; LoRA "
         "alone adapts an embedding, that of the tokens; "
     )
     assert "\n" not in str(caught.value)
@@ -289,5 +289,5 @@ def test_names_that_peft_takes_for_the_experts_are_refused_when_planning(targets
     content = json.loads((model_of("qwen3-moe") / "config.json").read_text())
     Qwen3MoeConfig(**content | {"mlp_only_layers": [0]}).save_pretrained(tmp_path)
     assert _inspect(tmp_path, *ATTENTION).target_modules == ATTENTION
-    with pytest.raises(OptionError, match=r"--targets: .* fused experts; name all of gate_proj, .*k_proj"):
+    with pytest.raises(OptionError, match=r"targets: .* fused experts; name all of gate_proj, .*k_proj"):
         _inspect(tmp_path, *targets)

@@ -47,7 +47,7 @@ def test_what_a_document_says_is_no_permission(tmp_path, what, recorded):
         LOADS[what](reference(model, trust_remote_code=recorded))
     assert not marker.exists()
     if recorded:
-        assert caught.value.advice == "pass --trust-remote-code if you trust the model's own Python code"
+        assert caught.value.advice == "pass `trust_remote_code` if you trust the model's own Python code"
 
 
 @pytest.mark.parametrize("what", LOADS)

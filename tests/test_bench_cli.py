@@ -10,7 +10,7 @@ import pytest
 
 from qpa.cli.main import main
 
-SMALL = ["--steps", "2", "--batch-size", "2", "--length", "32", "--device", "cpu"]
+SMALL = ["--max-steps", "2", "--batch-size", "2", "--max-length", "32", "--device", "cpu"]
 
 
 class Cli:
@@ -32,8 +32,7 @@ class Cli:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    for name in ("QPA_DEBUG", "TRANSFORMERS_VERBOSITY"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", os.environ.get("TRANSFORMERS_VERBOSITY", ""))
     return Cli(monkeypatch, capsys)
 
 
@@ -77,7 +76,7 @@ def test_out_of_time_is_no_failure_and_the_same_command_goes_on(
         (["--model", "./missing"], "error: ./missing: "),
         (["--seeds", "0"], "error: --seeds: "),
         (["--jobs", "0"], "error: --jobs: "),
-        (["--steps", "0"], "error: --steps: "),
+        (["--steps", "0"], "error: --max-steps: "),
         (["--target-modules", "nothing"], "error: --targets: "),
         (["--device", "abacus"], "error: --device: "),
     ],
@@ -89,6 +88,17 @@ def test_bad_input_is_one_line(
     code, out, err = cli(*options, *SMALL, *wrong)
     assert (code, out, err.count("\n")) == (1, "", 1), err
     assert err.startswith(message)
+
+
+def test_the_old_spellings_are_understood(cli: Cli, llama: Path, text_file: Path, tmp_path: Path) -> None:
+    both = ["--model", llama, "--data", text_file, "--methods", "lora", "--budgets", "25%", "--seeds", "1"]
+    both += ["--batch-size", "2", "--device", "cpu", "--out", tmp_path]
+    old = ["--steps", "2", "--length", "32", "--eval", text_file, "--target-modules", "q_proj"]
+    new = ["--max-steps", "2", "--max-length", "32", "--eval-data", text_file, "--targets", "q_proj"]
+    assert cli(*both, *old)[0] == 0
+    recorded = (tmp_path / "results.jsonl").read_bytes()
+    assert cli(*both, *new)[0] == 0
+    assert (tmp_path / "results.jsonl").read_bytes() == recorded
 
 
 def test_a_report_of_nothing_and_a_bench_of_nothing_are_one_line(cli: Cli, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from qpa.bench.ledger import Book, read_lines
 from qpa.bench.method import Configuration, Method
 from qpa.bench.methods import METHODS, find_methods
 from qpa.bench.schedule import Cell, Grid, Trial, best_rate, missing_trials, plan_cells, record_plan
+from qpa.bench.setting import Setting
 from qpa.bench.sizes import Budget, choose, parse_budgets
-from qpa.bench.task import Setting, Task, load_task
+from qpa.bench.task import Task, load_task
 from qpa.errors import DataError, OptionError
 from tests.fake_methods import TrainedHead, UnusedAdapter
 
@@ -26,7 +27,7 @@ CONFIGURATION = Configuration("its size", (), 10)
 
 @pytest.fixture(scope="module")
 def task(llama: Path, text_file: Path) -> Task:
-    return load_task(Setting(str(llama), text_file, steps=2, batch_size=2, length=32))
+    return load_task(Setting(str(llama), text_file, max_steps=2, batch_size=2, max_length=32))
 
 
 Bench = Callable[..., tuple[int, list[str]]]
@@ -174,7 +175,7 @@ def test_the_nearest_size_in_log_parameters_serves_a_budget_if_near_enough(task:
 def test_budgets_are_shares_of_lora_or_numbers() -> None:
     assert parse_budgets(["25%", "1850"], 23120) == (Budget("25%", 5780), Budget("1850", 1850))
     for wrong in ("0%", "0", "-3", "x", "nan", "inf%"):
-        with pytest.raises(OptionError, match="--budgets"):
+        with pytest.raises(OptionError, match=r"^budgets: "):
             parse_budgets([wrong], 23120)
 
 
@@ -205,6 +206,19 @@ def test_a_byte_order_mark_before_the_results_is_no_content(tmp_path: Path) -> N
     path = tmp_path / "results.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"kind": "base", "setting": {}}\n')
     assert read_lines(path) == [{"kind": "base", "setting": {}}]
+
+
+def test_runs_recorded_when_circuits_were_called_heads_are_found_again() -> None:
+    recorded = Path(__file__).parents[1] / "docs" / "results" / "bard" / "results.jsonl"
+    assert '"heads"' in recorded.read_text()
+    lines = [line for line in read_lines(recorded) if line["kind"] == "run" and line["method"] == "qpa"]
+    book = Book(recorded, {}, lines)
+    for line in lines:
+        knobs = tuple((name, value) for name, value in line["knobs"])
+        label = ", ".join(f"{name} {value}" for name, value in knobs)
+        cell = Cell(METHODS["qpa"], Configuration(label, knobs, line["n_trained"]))
+        assert "circuits" in dict(knobs)
+        assert book.find(Trial(cell, line["rate"], line["seed"]).line) == line
 
 
 def test_methods_are_found_by_name_and_a_typo_gets_a_hint() -> None:

@@ -13,8 +13,9 @@ from qpa.bench.fixed_basis import FixedBasis
 from qpa.bench.method import Configuration, Method
 from qpa.bench.methods import METHODS
 from qpa.bench.peft_methods import PEFT_METHODS
+from qpa.bench.setting import Setting
 from qpa.bench.sizes import choose
-from qpa.bench.task import Setting, Task, load_task
+from qpa.bench.task import Task, load_task
 from qpa.bench.trial import Measured, batches, learning_rate_scale, losses, run_trial
 from qpa.errors import DataError, OptionError
 from tests.fake_methods import TrainedHead, UnusedAdapter
@@ -25,7 +26,7 @@ BUDGETS = (400, 2500)
 
 @pytest.fixture(scope="module")
 def task(llama: Path, text_file: Path) -> Task:
-    return load_task(Setting(str(llama), text_file, steps=2, batch_size=2, length=32))
+    return load_task(Setting(str(llama), text_file, max_steps=2, batch_size=2, max_length=32))
 
 
 def measure(task: Task, method: Method, rate: float = 1e-2, seed: int = 0) -> Measured:
@@ -138,7 +139,7 @@ def test_the_splits_do_not_overlap_and_have_whole_blocks(task: Task, llama: Path
     text = torch.cat([task.base.train_rows, task.validation, task.test])
     assert text.shape[1] == 32
     assert len({tuple(row.tolist()) for row in text}) == len(text)
-    half = load_task(Setting(str(llama), text_file, length=32, test_share=0.5))
+    half = load_task(Setting(str(llama), text_file, max_length=32, test_share=0.5))
     assert len(half.test) == round(len(task.test) / 2)
     assert half.facts != task.facts
 
@@ -146,28 +147,28 @@ def test_the_splits_do_not_overlap_and_have_whole_blocks(task: Task, llama: Path
 @pytest.mark.parametrize(
     ("change", "subject"),
     [
-        ({"steps": 0}, "--steps"),
-        ({"batch_size": 0}, "--batch-size"),
-        ({"length": 1}, "--length"),
-        ({"test_share": 0.0}, "--test-share"),
-        ({"test_share": math.nan}, "--test-share"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"max_length": 1}, "max_length"),
+        ({"test_share": 0.0}, "test_share"),
+        ({"test_share": math.nan}, "test_share"),
     ],
 )
 def test_an_option_out_of_range_is_named(
     llama: Path, text_file: Path, change: dict[str, float], subject: str
 ) -> None:
-    with pytest.raises(OptionError, match=subject):
+    with pytest.raises(OptionError, match=f"^{subject}: "):
         load_task(replace(Setting(str(llama), text_file), **change))
 
 
 def test_a_text_without_a_block_for_each_split_is_refused(llama: Path, text_file: Path) -> None:
-    with pytest.raises(DataError, match="lower --length"):
-        load_task(Setting(str(llama), text_file, length=2000))
+    with pytest.raises(DataError, match="lower `max_length`"):
+        load_task(Setting(str(llama), text_file, max_length=2000))
 
 
 @pytest.mark.parametrize("name", ["lora", "lora-xs", "lora-sb"])
 def test_conv1d_layers_of_gpt2_are_adapted_too(gpt2: Path, text_file: Path, name: str) -> None:
-    task = load_task(Setting(str(gpt2), text_file, steps=2, batch_size=2, length=32))
+    task = load_task(Setting(str(gpt2), text_file, max_steps=2, batch_size=2, max_length=32))
     configuration = choose(PEERS[name].sizes(task.base, [500]), 500)
     assert configuration is not None
     measured = run_trial(task, PEERS[name], configuration, rate=1e-2, seed=0)

@@ -15,7 +15,7 @@ import pytest
 from qpa.cli.main import main
 from qpa.store.run_directory import RunDirectory
 
-PLAN = ["--rank", "2", "--heads", "2", "--layers", "2"]
+PLAN = ["--rank", "2", "--circuits", "2", "--layers", "2"]
 TRAIN = ["--max-steps", "3", "--max-length", "32", "--batch-size", "2", "--device", "cpu"]
 
 
@@ -109,7 +109,7 @@ def test_five_commands_end_in_a_verified_adapter(
     assert all(engine["max_base_difference"] > 1e-3 for engine in engines)
 
 
-@pytest.mark.parametrize("command", ["plan", "train", "export", "inspect", "verify"])
+@pytest.mark.parametrize("command", ["plan", "transpile", "train", "export", "inspect", "verify"])
 def test_every_command_has_help_with_examples(cli: Cli, command: str) -> None:
     code, out, _ = cli(command, "--help")
     assert code == 0
@@ -158,23 +158,27 @@ def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
         (["--features", "magic"], "--features: expected circuit, classical, random or bits, found magic"),
         (["--vectors", "q_proj,nope"], "--vectors: expected all, none, or some of"),
         (["--rank", "1"], "--rank: expected at least 2"),
-        (["--rank", "3", "--heads", "5"], "--heads: expected at most 4, 2 a layer with rank 3, found 5"),
+        (
+            ["--rank", "3", "--circuits", "5"],
+            "--circuits: expected at most 4, 2 a layer with rank 3, found 5",
+        ),
         (["--max-params", "0"], "--max-params: expected a number of parameters"),
         (["--max-params", "-3"], "--max-params: expected a number of parameters"),
         (["--max-params", "abc"], "--max-params: expected a number of parameters"),
         (["--max-params", "nan"], "--max-params: expected a number of parameters"),
         (["--max-params", "inf%"], "--max-params: expected a number of parameters"),
         (["--max-params", "1"], "--max-params: expected at least"),
-        (["--max-params", "5000", "--heads", "2"], "--max-params: expected neither --heads"),
-        (["--max-params", "5000", "--vectors", "none"], "--max-params: expected neither --heads"),
-        (["--max-params", "5000", "--generator", "paper"], "--max-params: expected neither --heads"),
+        (["--max-params", "5000", "--circuits", "2"], "--max-params: expected neither --circuits"),
+        (["--max-params", "5000", "--vectors", "none"], "--max-params: expected neither --circuits"),
+        (["--max-params", "5000", "--generator", "paper"], "--max-params: expected neither --circuits"),
         (["--qubits", "25"], "--qubits: expected at most 24, found 25"),
         (["--qubits", "2"], "--qubits: expected at least"),
-        (["--heads", "0"], "--heads"),
+        (["--circuits", "0"], "--circuits"),
         (["--layers", "0"], "--layers"),
         (["--targets", "q_prok"], "the nearest names are q_proj"),
         (["--targets", ","], "--targets"),
         (["--target", "generic:2"], "found 2"),
+        (["--device-target", "generic:2"], "found 2"),
         (["--target", "fake_turin"], "fake_torino"),
     ],
 )
@@ -191,6 +195,13 @@ def test_a_budget_is_kept_and_counted(cli: Cli, llama: Path, tmp_path: Path) -> 
     account = json.loads(out)["account"]
     assert code == 0
     assert 0.2 * account["n_adapter"] < account["n_generator"] <= 0.25 * account["n_adapter"]
+
+
+def test_the_old_spelling_of_circuits_is_understood(cli: Cli, llama: Path, tmp_path: Path) -> None:
+    for name, spelling in (("old", "--heads"), ("new", "--circuits")):
+        assert cli("plan", "--model", llama, "--out", tmp_path / name, "--rank", "3", spelling, "3")[0] == 0
+    assert files_under(tmp_path / "old") == files_under(tmp_path / "new")
+    assert "--heads" not in cli("plan", "--help")[1]
 
 
 def test_plan_refuses_what_is_no_model(cli: Cli, tmp_path: Path) -> None:
@@ -275,6 +286,23 @@ def test_a_trained_run_is_not_trained_again_by_accident(cli: Cli, run: Path, tex
     assert files_under(run) == before
     assert cli("train", run, "--data", text_file, *TRAIN, "--save-steps", "2", "--resume")[0] == 0
     assert files_under(run)["frozen-adapter.json"] == before["frozen-adapter.json"]
+
+
+def test_a_trained_run_is_transpiled_for_another_device_and_exported_all_the_same(
+    cli: Cli, run: Path, tmp_path: Path
+) -> None:
+    frozen = (run / "frozen-adapter.json").read_bytes()
+    assert json.loads(cli("inspect", run, "--json")[1])["circuit"]["target"] == "none"
+    code, out, err = cli("transpile", run, "--device-target", "generic:9", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["circuit"]["target"] == "generic:9"
+    assert json.loads(cli("inspect", run, "--json")[1])["circuit"] == json.loads(out)["circuit"]
+    assert "generic:9" in cli("transpile", run, "--target", "generic:9")[1]
+    assert (run / "frozen-adapter.json").read_bytes() == frozen
+    assert cli("export", run, "--out", tmp_path / "adapter")[0] == 0
+    before = files_under(run)
+    assert "fake_torino" in cli.refuses("transpile", run, "--device-target", "fake_turin")
+    assert files_under(run) == before
 
 
 def test_documents_edited_by_hand_are_refused(cli: Cli, run: Path, text_file: Path, tmp_path: Path) -> None:

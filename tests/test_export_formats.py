@@ -97,10 +97,10 @@ def test_every_format_has_its_engines_and_every_engine_its_file():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("tarot", {}, "--format: expected lora, peft, merged, .* found tarot"),
-        ("gguf", {"rank_pad": 16}, "--rank-pad: expected no such option with --format gguf, found 16"),
-        ("merged", {"allow_tied_head": True}, "--allow-tied-head: expected no such option"),
-        ("lora", {"model": "x"}, "--model: expected no such option with --format lora"),
+        ("tarot", {}, "format: expected lora, peft, merged, .* found tarot"),
+        ("gguf", {"rank_pad": 16}, "rank_pad: expected no such option with `format` gguf, found 16"),
+        ("merged", {"allow_tied_head": True}, "allow_tied_head: expected no such option"),
+        ("lora", {"model": "x"}, "model: expected no such option with `format` lora"),
     ],
 )
 def test_an_option_of_another_format_is_refused(name, options, words):

@@ -139,7 +139,7 @@ def test_a_list_of_ends_is_kept_and_no_end_is_refused(exported):
     content = genai_config(model, values)["model"]
     assert (content["eos_token_id"], content["bos_token_id"]) == ([5, 0], 5)
     model.generation_config.eos_token_id = model.config.eos_token_id = None
-    with pytest.raises(ExportError, match=r"expected an end-of-text token .*; use --format onnx-adapter"):
+    with pytest.raises(ExportError, match=r"expected an end-of-text token .*; use `format` onnx-adapter"):
         genai_config(model, values)
     with pytest.raises(ExportError, match="one number and size of key heads"):
         genai_config(model, [*values, _Value("past_key_values.2.key", ["batch_size", 7, "past_length", 32])])
@@ -152,7 +152,7 @@ class _Value:
 
 def test_another_type_is_refused(exported, tmp_path):
     made, _ = exported
-    with pytest.raises(OptionError, match=r"^--dtype: expected float32 with --format genai"):
+    with pytest.raises(OptionError, match=r"^dtype: expected float32 with `format` genai"):
         ExportGenai(dtype="float16").emit(made.frozen, tmp_path / "out", made.context)
     assert list(tmp_path.iterdir()) == []
 

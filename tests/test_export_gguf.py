@@ -239,14 +239,14 @@ def test_what_the_format_cannot_carry_is_refused(made, gpt2, tmp_path):
     conv1d = random_adapter(gpt2, tmp_path / "store")
     refused = (
         (conv1d.frozen, "Conv1D.*merged"),
-        (_with_base(made, architecture="OPTForCausalLM"), "OPTForCausalLM; use --format merged"),
+        (_with_base(made, architecture="OPTForCausalLM"), "OPTForCausalLM; use `format` merged"),
         (_with_base(made, ties_lm_head=True), "tied to the input embedding"),
         (_with_base(made, architecture="GemmaForCausalLM", ties_lm_head=False), "lm_head.*gemma models"),
     )
     for frozen, words in refused:
         with pytest.raises(ExportError, match=words):
             ExportGguf().emit(frozen, tmp_path / "out", made.context)
-    with pytest.raises(OptionError, match="--dtype"):
+    with pytest.raises(OptionError, match=r"^dtype: "):
         ExportGguf(dtype="int8").emit(made.frozen, tmp_path / "out", made.context)
     assert not (tmp_path / "out").exists()
 
@@ -267,9 +267,9 @@ def test_the_manifest_reads_back(made, tmp_path):
 def test_verify_says_what_it_takes_to_ask_llama_cpp(made, tmp_path):
     manifest = ExportGguf().emit(made.frozen, tmp_path / "out", made.context)
     step = VerifyAdapter(directory=str(tmp_path / "out"), engines=("llama.cpp",))
-    with pytest.raises(OptionError, match=r"^--engine: .* found llama\.cpp; pass --python"):
+    with pytest.raises(OptionError, match=r"^engines: .* found llama\.cpp; pass `python`"):
         step.run(manifest, made.context)
-    with pytest.raises(OptionError, match=r"^--base-gguf: expected a GGUF file of the base model"):
+    with pytest.raises(OptionError, match=r"^base_gguf: expected a GGUF file of the base model"):
         replace(step, python=sys.executable).run(manifest, made.context)
-    with pytest.raises(OptionError, match=r"^--engine: expected llama\.cpp, found none that is installed"):
+    with pytest.raises(OptionError, match=r"^engines: expected llama\.cpp, found none that is installed"):
         replace(step, engines=None).run(manifest, made.context)

@@ -217,7 +217,7 @@ def test_numbers_that_are_not_finite_are_refused(adapter_of, tmp_path, method, n
     for wrong in (float("nan"), float("inf")):
         path = [*made.tensors][-1]
         tensors = made.tensors | {path: torch.full_like(made.tensors[path], wrong)}
-        expected = f"^{path}: expected finite" if name in FORMATS_FOR[method] else f"^--format {name}: "
+        expected = f"^{path}: expected finite" if name in FORMATS_FOR[method] else f"^`format` {name}: "
         with pytest.raises(ExportError, match=expected) as caught:
             exporter_for(name, {}).emit(with_arrays(made, tensors), tmp_path / "out", made.context)
         assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
@@ -237,14 +237,14 @@ def test_a_format_that_cannot_carry_a_method_names_those_that_can(adapter_of, tm
     refused = [name for name in FORMATS if name not in carried]
     assert {"lora", "onnx-adapter", "genai", "gguf", "mlx"} <= {*refused} and "onnx" in carried
     for name in refused:
-        with pytest.raises(ExportError, match=f"^--format {name}: expected ") as caught:
+        with pytest.raises(ExportError, match=f"^`format` {name}: expected ") as caught:
             exporter_for(name, {}).emit(made.frozen, tmp_path / "out", made.context)
         assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
         assert all(other in str(caught.value).rpartition("; use ")[2] for other in carried)
 
 
 def test_the_peft_format_is_not_for_lora(adapter_of, tmp_path):
-    words = "^--format peft: expected DoRA, IA3 or prefix tuning, found LoRA; use lora, "
+    words = "^`format` peft: expected DoRA, IA3 or prefix tuning, found LoRA; use lora, "
     with pytest.raises(ExportError, match=words):
         export(adapter_of("llama", "lora"), tmp_path / "out")
 

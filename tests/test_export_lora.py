@@ -235,7 +235,7 @@ def test_what_is_in_the_way_stays(made, tmp_path):
     out.unlink()
     out.mkdir()
     export.emit(made.frozen, out, made.context)
-    with pytest.raises(ExportError, match="--force"):
+    with pytest.raises(ExportError, match="`force`"):
         export.emit(made.frozen, out, made.context)
     export.emit(made.frozen, out, made.context, force=True)
     (out / "notes.txt").write_text("mine")
@@ -403,7 +403,7 @@ def test_padding_changes_the_rank_and_not_the_function(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"dtype": "int8"}, "--dtype: expected float32"), ({"rank_pad": 0}, "--rank-pad:")]
+    ("options", "words"), [({"dtype": "int8"}, "dtype: expected float32"), ({"rank_pad": 0}, "rank_pad:")]
 )
 def test_an_option_out_of_range_is_one_error(made, tmp_path, options, words):
     with pytest.raises(OptionError, match=f"^{words}"):

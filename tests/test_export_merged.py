@@ -170,7 +170,7 @@ def test_templates_and_vocabularies_are_copied_and_nothing_else(made, copy, tmp_
 def test_the_models_own_code_is_copied_when_it_is_needed_and_allowed(made, copy, tmp_path):
     (copy / "modeling.py").write_text("")
     frozen = _with(made, trust_remote_code=True)
-    with pytest.raises(ModelError, match="--trust-remote-code"):
+    with pytest.raises(ModelError, match="`trust_remote_code`"):
         ExportMerged(model=str(copy)).emit(frozen, tmp_path / "out", made.context)
     export = ExportMerged(model=str(copy), trust_remote_code=True)
     manifest = export.emit(frozen, tmp_path / "out", made.context)
@@ -328,7 +328,7 @@ def test_tensors_of_any_shape_are_cast(made, copy, tmp_path):
 
 
 def test_an_unknown_type_is_one_error(made, tmp_path):
-    with pytest.raises(OptionError, match=r"^--dtype: expected float32, bfloat16 or float16, found int8"):
+    with pytest.raises(OptionError, match=r"^dtype: expected float32, bfloat16 or float16, found int8"):
         ExportMerged(dtype="int8").emit(made.frozen, tmp_path / "out", made.context)
     assert list(tmp_path.iterdir()) == []
 
@@ -513,7 +513,7 @@ def test_an_existing_output_stays(made, tmp_path):
         ExportMerged().emit(made.frozen, out, made.context, force=True)
     (out / "notes.txt").unlink()
     manifest = ExportMerged().emit(made.frozen, out, made.context)
-    with pytest.raises(ExportError, match="--force"):
+    with pytest.raises(ExportError, match="`force`"):
         ExportMerged().emit(made.frozen, out, made.context)
     assert read_manifest(out) == manifest
 

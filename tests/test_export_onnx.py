@@ -237,7 +237,7 @@ def test_the_cards_program_runs(made, once, capsys):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_another_type_is_refused(made, tmp_path, dtype):
-    with pytest.raises(OptionError, match=r"^--dtype: expected float32 with --format onnx"):
+    with pytest.raises(OptionError, match=r"^dtype: expected float32 with `format` onnx"):
         ExportOnnx(dtype=dtype).emit(made.frozen, tmp_path / "out", made.context)
     assert list(tmp_path.iterdir()) == []
 
@@ -263,7 +263,7 @@ def test_a_model_without_keys_and_values_is_refused():
     from transformers import MambaConfig, MambaForCausalLM
 
     config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
-    with pytest.raises(ExportError, match=r"^MambaForCausalLM: expected a model .*; use --format"):
+    with pytest.raises(ExportError, match=r"^MambaForCausalLM: expected a model .*; use `format`"):
         trace_causal_lm(MambaForCausalLM(config).eval())
 
 

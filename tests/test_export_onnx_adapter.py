@@ -208,7 +208,7 @@ def test_where_files_cannot_be_linked_they_are_copied(exported, three, store, tm
 
 
 def test_another_type_is_refused(three, tmp_path):
-    with pytest.raises(OptionError, match=r"^--dtype: expected float32 with --format onnx-adapter"):
+    with pytest.raises(OptionError, match=r"^dtype: expected float32 with `format` onnx-adapter"):
         ExportOnnxAdapter(dtype="float16").emit(three.frozen, tmp_path / "out", three.context)
     assert list(tmp_path.iterdir()) == []
 

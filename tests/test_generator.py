@@ -25,7 +25,7 @@ RANDOM_PLANS = {
     "aligned": PlanLayout(generator="aligned", layers=3, circuits=2),
     "more qubits": PlanLayout(generator="aligned", layers=3, circuits=3, qubits=6),
     "paper": PlanLayout(generator="paper", chunk_size=5),
-    "paper, heads": PlanLayout(generator="paper", chunk_size=7, circuits=3, layers=2),
+    "paper, circuits": PlanLayout(generator="paper", chunk_size=7, circuits=3, layers=2),
 }
 PLANS = RANDOM_PLANS | {
     "spectral": PlanLayout(),

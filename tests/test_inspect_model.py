@@ -182,7 +182,7 @@ def test_the_head_and_its_tie_are_the_models_own(config_paths, name):
 
 def test_fused_experts_are_not_left_out_in_silence(tmp_path):
     MixtralConfig(**GATED, num_local_experts=2).save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match=r"--targets: .* fused experts; .* outside the experts: .*q_proj"):
+    with pytest.raises(OptionError, match=r"targets: .* fused experts; .* outside the experts: .*q_proj"):
         inspect(tmp_path)
     assert len(modules(inspect(tmp_path, targets=("q_proj", "v_proj")))) == 4
 
@@ -195,7 +195,7 @@ def test_fused_experts_are_not_left_out_in_silence(tmp_path):
     [("q_porj", "q_proj"), ("down", "down_proj"), ("W_pack", "q_proj|k_proj"), ("proj", "_proj")],
 )
 def test_a_target_that_matches_nothing_names_the_nearest(config_paths, target, nearest):
-    with pytest.raises(OptionError, match=f"--targets: .* found {target}, .*nearest names are .*({nearest})"):
+    with pytest.raises(OptionError, match=f"targets: .* found {target}, .*nearest names are .*({nearest})"):
         inspect(config_paths["llama"], targets=("v_proj", target))
 
 
@@ -206,23 +206,23 @@ def test_a_target_that_is_no_linear_layer_is_refused(config_paths, target):
 
 
 def test_no_targets_are_refused(config_paths):
-    with pytest.raises(OptionError, match=r"^--targets: "):
+    with pytest.raises(OptionError, match=r"^targets: "):
         inspect(config_paths["llama"], targets=())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, r"--rank: expected a whole number of at least 1, found 0"),
-        ({"rank": -4}, "--rank: expected a whole number of at least 1, found -4"),
+        ({"rank": 0}, r"rank: expected a whole number of at least 1, found 0"),
+        ({"rank": -4}, "rank: expected a whole number of at least 1, found -4"),
         (
             {"rank": 17},
-            r"--rank: expected at most 16, the smaller side of model\.layers\.0\.self_attn\.k_proj",
+            r"rank: expected at most 16, the smaller side of model\.layers\.0\.self_attn\.k_proj",
         ),
-        ({"alpha": 0.0}, "--alpha: expected a finite number above 0, found 0"),
-        ({"alpha": float("nan")}, "--alpha: expected a finite number above 0, found nan"),
-        ({"alpha": float("inf")}, "--alpha: expected a finite number above 0, found inf"),
-        ({"method": "tarot"}, "--method: expected lora, .* found tarot"),
+        ({"alpha": 0.0}, "alpha: expected a finite number above 0, found 0"),
+        ({"alpha": float("nan")}, "alpha: expected a finite number above 0, found nan"),
+        ({"alpha": float("inf")}, "alpha: expected a finite number above 0, found inf"),
+        ({"method": "tarot"}, "method: expected lora, .* found tarot"),
     ],
 )
 def test_an_option_out_of_range_is_refused(config_paths, options, message):

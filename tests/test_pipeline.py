@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import ClassVar
@@ -23,6 +23,7 @@ from qpa.passes.plan_layout import PlanLayout
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
 from qpa.passes.train_generator import TrainGenerator
 from qpa.passes.transpile_circuit import TranspileCircuit
+from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.pipeline.pipeline import Pipeline, verify
 from qpa.seeds import split_seed
@@ -75,7 +76,7 @@ class Everything:
     nothing: None = None
     names: tuple[str, ...] = ("q_proj", "k_proj")
     path: Path = Path("runs/bard")
-    workers: int = field(default=2, metadata={"provenance": False})
+    workers: int = option(2, help="Worker processes.", provenance=False)
 
 
 # Composition

@@ -79,7 +79,7 @@ def test_an_empty_directory_becomes_a_run(tmp_path):
 
 def test_a_run_is_not_replaced_without_force(run):
     with (
-        pytest.raises(OptionError, match=r"bard: .* an existing run; pass --force"),
+        pytest.raises(OptionError, match=r"bard: .* an existing run; pass `force`"),
         RunDirectory.create(run.path, force=False),
     ):
         pytest.fail("the block must not start")
@@ -104,7 +104,7 @@ def test_what_is_no_run_is_never_replaced(tmp_path, force):
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("error", [OptionError("--rank", "8", "9"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [OptionError("rank", "8", "9"), KeyboardInterrupt()])
 def test_a_block_that_fails_leaves_the_old_run_as_it_was(run, error):
     before = {file.name: file.read_bytes() for file in run.path.iterdir()}
     with pytest.raises(type(error)), RunDirectory.create(run.path, force=True) as made:
@@ -137,7 +137,7 @@ def test_a_run_of_the_first_schemas_is_read(tmp_path):
 
 
 def test_opening_what_is_no_run_says_how_to_make_one(tmp_path):
-    with pytest.raises(DocumentError, match=r"no such directory; make one: qpa plan --out .*/bard"):
+    with pytest.raises(DocumentError, match=r"no such directory; make one: qpa plan `out` .*/bard"):
         RunDirectory.open(tmp_path / "bard")
     with pytest.raises(DocumentError, match=r"found no adapter-spec\.json in it"):
         RunDirectory.open(tmp_path)

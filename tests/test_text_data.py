@@ -173,7 +173,7 @@ def test_an_eval_text_too_short_is_refused_by_its_name(write):
 
 @pytest.mark.parametrize("max_length", [1, 0, -5])
 def test_a_max_length_below_two_is_refused(write, max_length):
-    with pytest.raises(OptionError, match=f"--max-length: expected at least 2 tokens, found {max_length}"):
+    with pytest.raises(OptionError, match=f"max_length: expected at least 2 tokens, found {max_length}"):
         split(write("text.txt", "long enough"), max_length=max_length)
 
 

@@ -302,12 +302,12 @@ def test_resume_refuses_what_would_not_be_the_same_training(
     trained: RunDirectory, text_file: Path, tmp_path: Path
 ) -> None:
     run = copied(trained, tmp_path)
-    with pytest.raises(CheckpointError, match=r"expected --lr None, as before, found 0\.5"):
+    with pytest.raises(CheckpointError, match=r"expected `lr` None, as before, found 0\.5"):
         train(run, text_file, resume=True, lr=0.5)
-    with pytest.raises(CheckpointError, match="expected --seed 0, as before, found 7"):
+    with pytest.raises(CheckpointError, match="expected `seed` 0, as before, found 7"):
         train(run, text_file, resume=True, seed=7)
     shutil.rmtree(run.path / "checkpoints")
-    with pytest.raises(CheckpointError, match="train without --resume"):
+    with pytest.raises(CheckpointError, match="train without `resume`"):
         train(run, text_file, resume=True)
 
 
@@ -355,7 +355,7 @@ def test_prompts_are_masked(llama: Path, tmp_path: Path) -> None:
 def test_rows_without_a_completion_inside_max_length_are_refused(llama: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": "x" * 50, "completion": "y"}) for _ in range(4)))
-    with pytest.raises(DataError, match="raise --max-length"):
+    with pytest.raises(DataError, match="raise `max_length`"):
         train(plan(llama, tmp_path / "run"), data, max_length=32)
 
 
@@ -383,19 +383,19 @@ def test_bf16_and_accumulation_keep_a_float32_adapter(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_size": 0}, "--batch-size"),
-        ({"grad_accum": -1}, "--grad-accum"),
-        ({"max_steps": 0}, "--max-steps"),
-        ({"save_steps": 0}, "--save-steps"),
-        ({"lr": 0.0}, "--lr"),
-        ({"lr": float("nan")}, "--lr"),
-        ({"lr": 1e38}, "--lr"),
-        ({"angle_lr": -1.0}, "--angle-lr"),
-        ({"epochs": 0.0}, "--epochs"),
-        ({"warmup": -0.1}, "--warmup"),
-        ({"max_length": 1}, "--max-length"),
-        ({"max_length": 4096}, "--max-length"),
-        ({"device": "abacus"}, "--device"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"grad_accum": -1}, "grad_accum"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"save_steps": 0}, "save_steps"),
+        ({"lr": 0.0}, "lr"),
+        ({"lr": float("nan")}, "lr"),
+        ({"lr": 1e38}, "lr"),
+        ({"angle_lr": -1.0}, "angle_lr"),
+        ({"epochs": 0.0}, "epochs"),
+        ({"warmup": -0.1}, "warmup"),
+        ({"max_length": 1}, "max_length"),
+        ({"max_length": 4096}, "max_length"),
+        ({"device": "abacus"}, "device"),
     ],
 )
 def test_options_out_of_range_are_named(

@@ -143,7 +143,7 @@ def test_an_untrained_adapter_changes_nothing_and_says_so(llama, tmp_path):
 
 def test_the_static_contract_comes_first(out, made):
     _change(out, _renamed("base_model.model.", ""))
-    with pytest.raises(VerificationError, match=r"L14 .* more with --static"):
+    with pytest.raises(VerificationError, match=r"L14 .* more with `static`"):
         _verify(out, made)
 
 
@@ -166,7 +166,7 @@ def test_a_base_with_another_config_is_refused(out, made, gpt2):
 
 
 def test_a_missing_base_is_refused(out, made, tmp_path):
-    with pytest.raises(VerificationError, match="no such directory; say where the base model is: --model"):
+    with pytest.raises(VerificationError, match="no such directory; say where the base model is: `model`"):
         _verify(out, made, model=str(tmp_path / "gone"))
 
 
@@ -176,7 +176,7 @@ def test_a_downloaded_manifest_cannot_run_python_code(out, made, tmp_path, allow
     base = made.frozen.base.model_copy(update={"name_or_path": str(model), "trust_remote_code": True})
     forged = read_manifest(out).model_copy(update={"base": base})
     (out / MANIFEST_PATH).write_bytes(forged.to_json())
-    expected = (VerificationError, "was planned for") if allowed else (ModelError, "--trust-remote-code")
+    expected = (VerificationError, "was planned for") if allowed else (ModelError, "`trust_remote_code`")
     with pytest.raises(expected[0], match=expected[1]):
         _verify(out, made, trust_remote_code=allowed)
     assert not marker.exists()
@@ -186,12 +186,12 @@ def test_a_local_base_that_is_gone_is_not_looked_for_on_the_hub(out, made, monke
     base = made.frozen.base.model_copy(update={"name_or_path": "models/gone"})
     forged = read_manifest(out).model_copy(update={"base": base})
     (out / MANIFEST_PATH).write_bytes(forged.to_json())
-    with pytest.raises(VerificationError, match=r"^models/gone: .* no such directory; .*--model"):
+    with pytest.raises(VerificationError, match=r"^models/gone: .* no such directory; .*`model`"):
         _verify(out, made)
 
 
 def test_a_directory_without_a_manifest_is_refused(tmp_path):
-    with pytest.raises(DocumentError, match="--static"):
+    with pytest.raises(DocumentError, match="`static`"):
         read_manifest(tmp_path)
 
 
@@ -285,7 +285,7 @@ def test_a_smaller_type_is_judged_by_its_rounding_and_not_more(made, tmp_path, d
 
 
 def test_python_wants_the_engines_named(out, made):
-    with pytest.raises(OptionError, match=r"^--engine: expected names of engines beside --python"):
+    with pytest.raises(OptionError, match=r"^engines: expected names of engines beside `python`"):
         _verify(out, made, python=sys.executable)
 
 

@@ -143,4 +143,4 @@ def _special_tokens(model: Any) -> dict[str, Any]:
 
 
 def _unfit(model: Any, expected: str, found: str) -> ExportError:
-    return ExportError(type(model).__name__, expected, found, "use --format onnx-adapter")
+    return ExportError(type(model).__name__, expected, found, "use `format` onnx-adapter")

@@ -119,7 +119,7 @@ def gguf_names(frozen: FrozenAdapter, architecture: MODEL_ARCH, n_layers: int) -
         name = known.get_name(module)
         if name is None:
             expected = f"a layer that GGUF has a tensor for in {MODEL_ARCH_NAMES[architecture]} models"
-            raise ExportError(module, expected, "none", "use --format merged")
+            raise ExportError(module, expected, "none", "use `format` merged")
         names[tensor.path] = f"{name}.weight.{_ROLES[role]}"
     return names
 

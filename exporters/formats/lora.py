@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import FrozenAdapter, Manifest
@@ -24,9 +24,15 @@ from qpa.errors import ExportError
 from qpa.exporters.cards.model_card import loading_in_vllm
 from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
 from qpa.exporters.directory import ExportDirectory
-from qpa.exporters.format import Exporter
+from qpa.exporters.format import Exporter, dtype_option
+from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import TensorPlan
+
+
+def tied_head_option() -> Any:
+    """Declare the field `allow_tied_head` of an exporter."""
+    return option(False, help="Export an adapter on a tied output head: right unmerged, wrong merged.")
 
 
 @final
@@ -47,9 +53,9 @@ class ExportLora(Exporter):
     any_origin: ClassVar[bool] = True
     carries_all: ClassVar[bool] = True
 
-    dtype: str = "float32"
-    rank_pad: int = 1
-    allow_tied_head: bool = False
+    dtype: str = dtype_option()
+    rank_pad: int = option(1, help="Pad the rank with zeros to a multiple of this.", at_least=1)
+    allow_tied_head: bool = tied_head_option()
 
     @classmethod
     def findings(cls, directory: Path, manifest: Manifest) -> tuple[Finding, ...]:
@@ -91,7 +97,7 @@ def refuse_tied(frozen: FrozenAdapter) -> None:
             f"{place} of {frozen.base.name_or_path}",
             "a weight of its own",
             "one that embedding and output head share, so what merges the adapter gives wrong tokens",
-            "choose targets without the head and the embedding, or pass --allow-tied-head",
+            "choose targets without the head and the embedding, or pass `allow_tied_head`",
         )
 
 

@@ -268,14 +268,14 @@ def _tied(subject: str) -> ExportError:
         subject,
         "a weight of its own to merge into",
         "one shared between the input embedding and the output head, which both would change",
-        "choose targets without the head and the embedding, or use --format lora --allow-tied-head",
+        "choose targets without the head and the embedding, or use `format` lora `allow_tied_head`",
     )
 
 
 def _check_not_quantized(config: JsonObject, folder: Path) -> None:
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     if any(part.get(name) for part in parts for name in _QUANTIZED):
-        expected, advice = "a base model that is not quantised", "use --format lora"
+        expected, advice = "a base model that is not quantised", "use `format` lora"
         raise ExportError(str(folder / CONFIG_FILE), expected, "one that is", advice)
 
 

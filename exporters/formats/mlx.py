@@ -125,7 +125,7 @@ def keys_in_layers(modules: Iterable[str], n_layers: int) -> tuple[int, frozense
         match = _IN_LAYER.fullmatch(module)
         if match is None or int(match[1]) >= n_layers:
             raise ExportError(
-                module, f"a module in one of {n_layers} layers", "another", "use --format merged"
+                module, f"a module in one of {n_layers} layers", "another", "use `format` merged"
             )
         keys[int(match[1])].add(match[2])
     first = next((i for i in range(n_layers) if keys[i]), n_layers)
@@ -133,7 +133,7 @@ def keys_in_layers(modules: Iterable[str], n_layers: int) -> tuple[int, frozense
         if different := sorted(keys[i] ^ keys[first]):
             expected = f"the same adapted modules in every layer from layer {first} on, as mlx-lm has it"
             found = f"{different[0]} in one of them only"
-            raise ExportError(f"layer {i}", expected, found, "use --format lora or merged")
+            raise ExportError(f"layer {i}", expected, found, "use `format` lora or merged")
     return n_layers - first, frozenset(keys[first] if first < n_layers else ())
 
 

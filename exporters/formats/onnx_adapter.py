@@ -13,7 +13,7 @@ Source: ours; onnxruntime's documentation of LoRA adapters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -21,6 +21,7 @@ from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.exporters.directory import ExportDirectory
 from qpa.exporters.onnx.files import ADAPTER_FILE, GRAPH_FILE, write_adapter
 from qpa.exporters.onnx.format import OnnxExporter
+from qpa.pipeline.options import option
 
 BASE_FOLDER = "base/"
 
@@ -43,7 +44,12 @@ class ExportOnnxAdapter(OnnxExporter):
     engines: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     folder: ClassVar[str] = BASE_FOLDER
 
-    base_graph: str | None = field(default=None, metadata={"provenance": False})
+    base_graph: str | None = option(
+        None,
+        help="Directory that keeps the base graphs of onnx-adapter, one for many adapters.",
+        is_path=True,
+        provenance=False,
+    )
 
     def write_adapter(self, arrays: FrozenArrays, directory: ExportDirectory) -> None:
         """Write the tensors by their paths."""

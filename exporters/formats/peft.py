@@ -28,8 +28,8 @@ from qpa.exporters.cards.model_card import adapter_words
 from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, selects
 from qpa.exporters.contracts.peft import PREFIX_KEY, check_peft_contract
 from qpa.exporters.directory import ExportDirectory
-from qpa.exporters.format import Exporter
-from qpa.exporters.formats.lora import adapter_config, refuse_tied
+from qpa.exporters.format import Exporter, dtype_option
+from qpa.exporters.formats.lora import adapter_config, refuse_tied, tied_head_option
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import Array, TensorPlan
 
@@ -48,8 +48,8 @@ class ExportPeft(Exporter):
     files: ClassVar[tuple[str, ...]] = (CONFIG_FILE, WEIGHTS_FILE)
     engines: ClassVar[tuple[str, ...]] = ("peft",)
 
-    dtype: str = "float32"
-    allow_tied_head: bool = False
+    dtype: str = dtype_option()
+    allow_tied_head: bool = tied_head_option()
 
     @classmethod
     def check_content(cls, directory: Path, manifest: Manifest) -> Iterator[Finding]:

@@ -152,7 +152,7 @@ def trace_causal_lm(
     except Exception as error:  # the tracer has errors of many families
         cause = error.__cause__ or error  # the error itself tells how to report one
         first_line = f"{type(cause).__name__}: {cause}".strip().splitlines()[0][:200]
-        advice = "use --format lora or merged"
+        advice = "use `format` lora or merged"
         raise ExportError(name, "a model torch.onnx can trace", first_line, advice) from error
     graph: onnx_ir.Model = program.model
     _strip(graph)
@@ -205,7 +205,7 @@ def cache_shapes(model: Any) -> list[tuple[int, int]]:
             type(model).__name__,
             "a model whose cache is keys and values in every layer",
             type(cache).__name__,
-            "use --format lora or merged",
+            "use `format` lora or merged",
         )
     return [(keys.shape[1], keys.shape[3]) for keys in tensors]
 

@@ -125,7 +125,7 @@ def refuse_left_out(model: Any, candidates: Collection[str], head: str | None) -
         return
     names = sorted({last_component(path) for path in candidates if path != head})
     raise OptionError(
-        "--targets all-linear",
+        "`targets` all-linear",
         "a model whose layers are all linear modules",
         f"fused experts such as {fused[0]}, which would stay as they are",
         "if that is meant, name the layers to adapt, of " + ", ".join(names[:12]),
@@ -160,7 +160,7 @@ def _refused(model: Any, spec: AdapterSpec) -> OptionError:
     names = {last_component(path) for path in linear_layers(model) if path != spec.base.head}
     outside = ", ".join(sorted(names - {*EXPERT_LAYERS}))
     return OptionError(
-        "--targets",
+        "targets",
         "layers that PEFT adapts one by one, or all layers of all experts where it can",
         ", ".join(spec.target_modules) + ", of which some are of fused experts",
         f"name all of {', '.join(EXPERT_LAYERS)}, or only layers outside the experts: {outside}",

@@ -49,7 +49,7 @@ class FrozenArrays:
                  ExportError: its tensors are not the document's.
         """
         if rank_pad < 1:
-            raise OptionError("--rank-pad", "a whole number of at least 1", str(rank_pad))
+            raise OptionError("rank_pad", "a whole number of at least 1", str(rank_pad))
         path = context.files.path_of(frozen.arrays)
         try:
             file = TensorFile.open(path)

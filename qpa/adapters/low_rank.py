@@ -57,7 +57,7 @@ class LowRankKind(WeightKind):
         """
         smallest, path = min((min(layer.n_in, layer.n_out), path) for path, layer in layers.items())
         if rank is not None and rank > smallest:
-            raise OptionError("--rank", f"at most {smallest}, the smaller side of {path}", str(rank))
+            raise OptionError("rank", f"at most {smallest}, the smaller side of {path}", str(rank))
         return min(self.default_rank, smallest) if rank is None else rank
 
     def peft_config(self, spec: AdapterSpec) -> Any:

@@ -111,7 +111,7 @@ class ModuleKind(AdapterKind):
         found = [name for name in self.default_targets if any(selects(name, path) for path in known)]
         if not found:
             expected = f"a model with {', '.join(self.default_targets)}"
-            raise OptionError("--targets", expected, "none of them", "name what to adapt")
+            raise OptionError("targets", expected, "none of them", "name what to adapt")
         return tuple(found[:1] if self.has_one_default else found)
 
     def _check_target(self, target: str, known: Mapping[str, Layer], model: Any) -> None:
@@ -119,7 +119,7 @@ class ModuleKind(AdapterKind):
         if target == ALL_LINEAR:
             if self.takes_all:
                 return
-            raise OptionError("--targets", f"names of blocks with --method {self.name}", ALL_LINEAR)
+            raise OptionError("targets", f"names of blocks with `method` {self.name}", ALL_LINEAR)
         if any(selects(target, path) for path in known):
             return
         matched = [module for path, module in model.named_modules() if selects(target, path)]
@@ -127,7 +127,7 @@ class ModuleKind(AdapterKind):
         names = sorted({last_component(path) for path in known if known[path].form != "embedding"})
         close = difflib.get_close_matches(target, names, n=3, cutoff=0.3)
         advice = "the nearest names are " + ", ".join(close or names[:8])
-        raise OptionError("--targets", expected, f"{target}, {_what_matched(matched)}", advice)
+        raise OptionError("targets", expected, f"{target}, {_what_matched(matched)}", advice)
 
 
 def _what_matched(modules: Sequence[Any]) -> str:

@@ -148,11 +148,11 @@ def _check_layers(model: Any, n_tokens: int) -> None:
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and n_tokens >= limit:
         expected = f"fewer tokens than the base model's context of {limit}"
-        raise OptionError("--rank", expected, str(n_tokens))
+        raise OptionError("rank", expected, str(n_tokens))
     others = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
     if others:
         expected, found = "layers with keys and values for a prefix", ", ".join(sorted(map(str, others)))
-        raise ModelError(type(model).__name__, expected, found, "use another --method")
+        raise ModelError(type(model).__name__, expected, found, "use another `method`")
 
 
 def _states_of_random_tokens(model: Any, spec: AdapterSpec) -> list[Tensor]:
@@ -178,4 +178,4 @@ def _states_of_random_tokens(model: Any, spec: AdapterSpec) -> list[Tensor]:
 
 def _no_cache(model: Any, found: str) -> ModelError:
     expected = "a cache of keys and values in every layer, for the prefix to be in"
-    return ModelError(type(model).__name__, expected, found, "use another --method")
+    return ModelError(type(model).__name__, expected, found, "use another `method`")

@@ -102,7 +102,7 @@ class ExportFormat(Protocol):
 
 
 FORMATS: Registry[type[ExportFormat]] = Registry(
-    "--format",
+    "format",
     {
         "lora": "qpa.exporters.formats.lora:ExportLora",
         "peft": "qpa.exporters.formats.peft:ExportPeft",
@@ -122,7 +122,7 @@ def read_manifest(directory: Path) -> Manifest:
 
     Raises:  DocumentError: there is none, it is damaged, or longer than any manifest.
     """
-    advice = "a directory of another origin can be checked with qpa verify --static"
+    advice = "a directory of another origin can be checked with qpa verify `static`"
     return read_in_export(directory, MANIFEST_PATH, Manifest, advice)
 
 

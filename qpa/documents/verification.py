@@ -35,7 +35,7 @@ class EngineRecord(Protocol):
 
 
 ENGINES: Registry[EngineRecord] = Registry(
-    "--engine",
+    "engines",
     {
         "peft": "qpa.engines.peft_engine:ENGINE",
         "transformers": "qpa.engines.transformers_engine:ENGINE",

@@ -10,7 +10,7 @@ Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, final
 
 from qpa.adapters.registry import KINDS
@@ -31,7 +31,6 @@ from qpa.generators.layout_options import LayoutOptions
 
 N_CIRCUITS = 8
 N_LAYERS = 8
-
 RATE = 3e-3
 """Learning rate of adapters that do not say that another suits them."""
 
@@ -42,6 +41,11 @@ class AlignedKind(GeneratorKind):
 
     name: ClassVar[str] = "aligned"
     words: ClassVar[str] = "rows of A and columns of B, from circuits with random angles"
+    defaults: ClassVar[Mapping[str, str]] = {
+        "layers": str(N_LAYERS),
+        "circuits": str(N_CIRCUITS),
+        "lr": str(RATE),
+    }
 
     def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:
         """Refuse a chunk size."""

@@ -102,11 +102,13 @@ class Generator(Protocol):
 class GeneratorKind(ABC):
     """A way to lay out an adapter for a generator.
 
-    Class attributes: `name` is how a user asks for it; `words` say in a sentence what it is.
+    Class attributes: `name` is how a user asks for it; `words` say in a sentence what it is; `defaults` say
+    what options of plan-layout and train-generator mean that are not given, by field.
     """
 
     name: ClassVar[str]
     words: ClassVar[str]
+    defaults: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:

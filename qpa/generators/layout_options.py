@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+from qpa.circuits.ansatz import ANSATZE
+from qpa.documents import FeatureKind
+from qpa.pipeline.options import defaults_by_name, option
+
+if TYPE_CHECKING:
+    from qpa.generators.generator import GeneratorKind
+    from qpa.registry import Registry
 
 ALL = "all"
 NONE = "none"
+
+_FEATURE_WORDS = {
+    "circuit": "its circuits' probabilities",
+    "classical": "a trained table",
+    "random": "circuits whose angles stay as drawn",
+    "bits": "the bits of a chunk's number",
+}
+
+
+def _generators() -> Registry[GeneratorKind]:
+    from qpa.generators.generator import GENERATORS
+
+    return GENERATORS
+
+
+def _default_of(field: str) -> Callable[[], str]:
+    """Return a function that says what an option means that is not given, by generator."""
+
+    def words() -> str:
+        kinds = {name: _generators()[name].defaults for name in _generators()}
+        return defaults_by_name({name: words[field] for name, words in kinds.items() if field in words})
+
+    return words
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +57,44 @@ class LayoutOptions:
              spectrum, windows, share_inputs: parts of the default generator, to be left out in ablations.
     """
 
-    generator: str | None = None
-    features: str = "circuit"
-    ansatz: str = "ry-cnot-chain"
-    chunk_size: int | None = None
-    qubits: int | None = None
-    layers: int | None = None
-    circuits: int | None = None
-    vectors: tuple[str, ...] = (ALL,)
-    max_params: str | None = None
-    spectrum: bool = True
-    windows: bool = True
-    share_inputs: bool = True
+    generator: str | None = option(
+        None,
+        help="Generator of the adapter: {choices}.",
+        choices=_generators,
+        choice_words=lambda name: _generators()[name].words,
+        shown_default="what suits the kind of adapter",
+    )
+    features: str = option(
+        "circuit",
+        help="What decoders see: {choices}; all but circuit are controls in its place.",
+        choices=get_args(FeatureKind),
+        choice_words=_FEATURE_WORDS.__getitem__,
+    )
+    ansatz: str = option("ry-cnot-chain", help="Gates of the circuits: {choices}.", choices=ANSATZE)
+    chunk_size: int | None = option(
+        None, help="Numbers per chunk of a flat layout.", at_least=1, shown_default=_default_of("chunk_size")
+    )
+    qubits: int | None = option(
+        None, help="Qubits per circuit.", at_least=1, shown_default="as many as the chunks need"
+    )
+    layers: int | None = option(
+        None, help="Layers per circuit.", at_least=1, shown_default=_default_of("layers")
+    )
+    circuits: int | None = option(
+        None,
+        help="Independent circuits.",
+        at_least=1,
+        shown_default=_default_of("circuits"),
+        old_names=("heads",),
+    )
+    vectors: tuple[str, ...] = option(
+        (ALL,), help="Kinds of layers that get vectors besides their spectrum: all, none, or names."
+    )
+    max_params: str | None = option(
+        None, help="Most numbers to train: 5000, or 25% of LoRA r=4. Circuits and vectors follow."
+    )
+    spectrum: bool = option(True, help="Factors of the gradient's singular directions.")
+    windows: bool = option(True, help="A start of every circuit on neighbouring layers of its own.")
+    share_inputs: bool = option(
+        True, help="Rows of A that are shared by the modules that read the same activations."
+    )

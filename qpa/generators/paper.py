@@ -10,7 +10,7 @@ Source: Quantum Parameter Adaptation, Liu, Yang, Goan, Hsieh, ICLR 2025, arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, final
 
 from qpa.circuits.ansatz import make_ansatz
@@ -25,6 +25,7 @@ WIDTHS = (32, 64, 128, 128, 64, 32, 32)
 N_CIRCUITS = 1
 N_LAYERS = 8
 CHUNK_SIZE = 2048
+RATE = 1e-3
 
 
 @final
@@ -33,6 +34,12 @@ class PaperKind(GeneratorKind):
 
     name: ClassVar[str] = "paper"
     words: ClassVar[str] = "flat chunks and one mapping model, arXiv 2410.09846"
+    defaults: ClassVar[Mapping[str, str]] = {
+        "layers": str(N_LAYERS),
+        "circuits": str(N_CIRCUITS),
+        "chunk_size": str(CHUNK_SIZE),
+        "lr": str(RATE),
+    }
 
     def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:
         """Refuse nothing: every option has its meaning here."""
@@ -58,7 +65,7 @@ class PaperKind(GeneratorKind):
 
     def rate(self, spec: AdapterSpec) -> float:
         """Return the rate the bench found best."""
-        return 1e-3
+        return RATE
 
 
 PAPER = PaperKind()

@@ -21,7 +21,7 @@ Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, final
 
@@ -49,6 +49,7 @@ SAME_INPUT = (
 """Module types that, in one parent module, read the same activations."""
 
 N_LAYERS = 1
+RATE = 2e-2
 
 
 @final
@@ -59,6 +60,11 @@ class SpectralKind(GeneratorKind):
     words: ClassVar[str] = (
         "vectors shared by neighbouring layers, and factors of the directions in which the loss falls"
     )
+    defaults: ClassVar[Mapping[str, str]] = {
+        "layers": str(N_LAYERS),
+        "circuits": "one a layer of the model",
+        "lr": str(RATE),
+    }
 
     def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:
         """Refuse an adapter that is no product of factors, and a chunk size."""
@@ -111,7 +117,7 @@ class SpectralKind(GeneratorKind):
 
     def rate(self, spec: AdapterSpec) -> float:
         """Return the rate the bench found best at every size."""
-        return 2e-2
+        return RATE
 
 
 SPECTRAL = SpectralKind()

@@ -12,7 +12,9 @@ from typing import Any
 
 from qpa.documents import BaseModelReference
 from qpa.documents.base import digest_of
-from qpa.errors import ModelError, OptionError
+from qpa.errors import ModelError, OptionError, one_of
+
+DEVICES = ("auto", "cpu", "cuda")
 
 _VOLATILE = frozenset(
     {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures"}
@@ -26,10 +28,10 @@ def torch_device(name: str) -> str:
     """
     import torch
 
-    if name not in ("auto", "cpu", "cuda"):
-        raise OptionError("--device", "auto, cpu or cuda", name)
+    if name not in DEVICES:
+        raise OptionError("device", one_of(DEVICES), name)
     if name == "cuda" and not torch.cuda.is_available():
-        raise OptionError("--device", "a CUDA device", "none on this machine", "use --device cpu")
+        raise OptionError("device", "a CUDA device", "none on this machine", "use `device` cpu")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -159,7 +161,7 @@ def check_permission(base: BaseModelReference, *, trust_remote_code: bool) -> No
             base.name_or_path,
             "permission to run Python code that comes with the model",
             "none",
-            "pass --trust-remote-code if you trust the model's own Python code",
+            "pass `trust_remote_code` if you trust the model's own Python code",
         )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from qpa import __version__
 from qpa.documents.base import Attachment, Document, OptionValue, PassOption, Provenance
 from qpa.errors import PipelineError
+from qpa.pipeline.options import options_of
 from qpa.progress import Progress, silent
 from qpa.seeds import split_seed
 
@@ -68,9 +69,9 @@ class PassContext:
     def provenance(self, made_by: Maker, source: Document | None) -> Provenance:
         """Return the provenance of a document that `made_by` makes from `source`."""
         options = tuple(
-            PassOption(name=option.name, value=_plain(getattr(made_by, option.name)))
-            for option in fields(made_by)
-            if option.metadata.get("provenance", True)
+            PassOption(name=option.field, value=_plain(getattr(made_by, option.field)))
+            for option in options_of(type(made_by))
+            if option.provenance
         )
         return Provenance(
             pass_name=made_by.name,
@@ -88,10 +89,10 @@ class PassContext:
 
 
 class Maker(Protocol):
-    """A frozen dataclass whose fields are its options: a pass or an exporter.
+    """A frozen dataclass whose fields are its options (`qpa.pipeline.options`): a pass or an exporter.
 
-    A field with metadata {"provenance": False} cannot change the result and is left out of provenance.
-    Class attributes: `name` is kebab-case; `requires` are documents that it reads besides its source.
+    Class attributes: `name` is kebab-case; `section`, where there are options, is the part of a configuration
+    file that they belong to; `requires` are documents that it reads besides its source.
     """
 
     name: ClassVar[str]

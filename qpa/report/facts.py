@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
-from qpa.cli.output import number
 from qpa.documents import (
     METHOD_NAMES,
+    AdapterSpec,
+    Document,
+    FrozenAdapter,
+    Manifest,
     Method,
     NativeCircuit,
     ParameterAccount,
@@ -15,14 +20,25 @@ from qpa.documents import (
     Verification,
     WeightLayout,
 )
+from qpa.documents.finding import Finding
 from qpa.documents.trained_generator import perplexity, perplexity_text
+from qpa.documents.verification import read_verification
+from qpa.errors import DocumentError
+from qpa.exporters.contracts.manifest import short
+from qpa.store.tensor_file import TensorEntry
 
 Rows = list[tuple[str, ...]]
+D = TypeVar("D", bound=Document)
 
 VERIFICATION_HEADER = (
     *("engine", "logits - live", "logits - base", "greedy tokens"),
     "missing or unexpected keys",
 )
+
+
+def number(value: int) -> str:
+    """Write an integer with thousands separators."""
+    return f"{value:,}"
 
 
 def adapter_words(method: Method, rank: int, targets: Iterable[str] = ()) -> str:
@@ -128,3 +144,221 @@ def result_json(result: TrainingResult) -> dict[str, Any]:
 def loss_text(loss: float) -> str:
     """Write a loss in nats per token and its perplexity."""
     return f"{loss:.4f}  {perplexity_text(loss)}"
+
+
+def size_rows(layout: WeightLayout) -> Rows:
+    """Return the sizes a layout was chosen among, the chosen one marked, with the loss expected of each."""
+    return [
+        (
+            f"{'*' if size.is_chosen else ' '} {size.words}",
+            f"{number(size.n_trained)} trained, loss {size.loss_difference:+.2f}",
+        )
+        for size in layout.sizes
+    ]
+
+
+def size_title(layout: WeightLayout) -> str:
+    """Return what the sizes are."""
+    words = "its neighbours, and the loss to expect, nats per token"
+    return f"largest plan (*) within {number(layout.budget or 0)} trained numbers, {words}"
+
+
+def plan_title(documents: Sequence[Document]) -> str:
+    """Return what a plan adapts, and how."""
+    spec = _newest(documents, AdapterSpec)
+    alpha = f", alpha {spec.alpha:g}" if spec.pairs else ""
+    words = adapter_words(spec.method, spec.rank, spec.target_modules)
+    return f"{spec.base.name_or_path} ({spec.base.architecture}): {words}{alpha}"
+
+
+def plan_rows(documents: Sequence[Document]) -> Rows:
+    """Return the circuit and the account of a plan."""
+    layout = _newest(documents, WeightLayout)
+    return circuit_rows(layout, _newest(documents, NativeCircuit)) + account_rows(layout.account)
+
+
+def transpiled_rows(documents: Sequence[Document]) -> Rows:
+    """Return what a device makes of a run's circuit."""
+    return circuit_rows(_newest(documents, WeightLayout), _newest(documents, NativeCircuit))
+
+
+def transpiled_json(documents: Sequence[Document]) -> dict[str, Any]:
+    """Return the same by name."""
+    return circuit_json(_newest(documents, WeightLayout), _newest(documents, NativeCircuit))
+
+
+def plan_json(documents: Sequence[Document]) -> dict[str, Any]:
+    """Return what a plan adapts, its circuit and its account."""
+    spec, layout = _newest(documents, AdapterSpec), _newest(documents, WeightLayout)
+    return {
+        **_spec_json(spec),
+        "alpha": spec.alpha,
+        "account": account_json(layout.account),
+        "circuit": circuit_json(layout, _newest(documents, NativeCircuit)),
+    }
+
+
+def run_title(documents: Sequence[Document]) -> str:
+    """Return the adapter of a run, and its base model."""
+    spec = _newest(documents, AdapterSpec)
+    return f"{adapter_words(spec.method, spec.rank)} for {spec.base.name_or_path}"
+
+
+def run_rows(documents: Sequence[Document], stages: Iterable[type[Document]]) -> Rows:
+    """Return a run's stages, made or not, and the facts of those that are made."""
+    made = {type(document): document for document in documents}
+    rows: Rows = [
+        (stage.kind, _made_by(made[stage]) if stage in made else "not made yet") for stage in stages
+    ]
+    if NativeCircuit in made:
+        rows += plan_rows(documents)
+    if FrozenAdapter in made:
+        rows += result_rows(_newest(documents, FrozenAdapter).result)
+    return rows
+
+
+def run_json(documents: Sequence[Document]) -> dict[str, Any]:
+    """Return the digests of a run's documents, and the facts they hold."""
+    kinds = {type(document) for document in documents}
+    content: dict[str, Any] = {"stages": {document.kind: document.digest for document in documents}}
+    content |= _spec_json(_newest(documents, AdapterSpec))
+    if NativeCircuit in kinds:
+        layout = _newest(documents, WeightLayout)
+        content["circuit"] = circuit_json(layout, _newest(documents, NativeCircuit))
+        content["account"] = account_json(layout.account)
+    if FrozenAdapter in kinds:
+        content["result"] = result_json(_newest(documents, FrozenAdapter).result)
+    return content
+
+
+def _spec_json(spec: AdapterSpec) -> dict[str, Any]:
+    return {
+        "model": spec.base.name_or_path,
+        "method": spec.method,
+        "rank": spec.rank,
+        "target_modules": list(spec.target_modules),
+    }
+
+
+def _made_by(document: Document) -> str:
+    return f"{document.digest[:19]}  by {document.provenance.pass_name}, seed {document.provenance.seed}"
+
+
+def _newest(documents: Sequence[Document], kind: type[D]) -> D:
+    return next(document for document in reversed(documents) if isinstance(document, kind))
+
+
+def file_rows(manifest: Manifest) -> Rows:
+    """Return the files of an export and their lengths."""
+    return [(short(entry.file), f"{number(entry.n_bytes)} bytes") for entry in manifest.files]
+
+
+def export_rows(manifest: Manifest, findings: Sequence[Finding]) -> Rows:
+    """Return what an export holds and what its contract says."""
+    return [
+        ("base model", short(manifest.base.name_or_path)),
+        ("adapter, type", f"{adapter_words(manifest.method, manifest.rank)}, {manifest.dtype}"),
+        *file_rows(manifest),
+        ("contract", _contract(findings)),
+        *_origin_rows(manifest),
+    ]
+
+
+def export_json(manifest: Manifest, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return the same by name."""
+    return {
+        "format": manifest.format,
+        "method": manifest.method,
+        "base_model": manifest.base.name_or_path,
+        "rank": manifest.rank,
+        "dtype": manifest.dtype,
+        "files": {entry.file: entry.n_bytes for entry in manifest.files},
+        "findings": [str(finding) for finding in findings],
+        "account": account_json(manifest.account),
+        "result": result_json(manifest.result),
+    }
+
+
+def lora_rows(
+    config: Mapping[str, object],
+    tensors: Mapping[str, TensorEntry],
+    findings: Sequence[Finding],
+    manifest: Manifest | None,
+) -> Rows:
+    """Return what a LoRA directory of any origin holds and what the contract says."""
+    targets = config.get("target_modules")
+    names = ", ".join(short(name) for name in targets) if isinstance(targets, list) else short(targets)
+    dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
+    return [
+        ("base model", short(config.get("base_model_name_or_path"))),
+        ("rank, alpha", f"{short(config.get('r'))}, {short(config.get('lora_alpha'))}"),
+        ("target modules", names),
+        ("tensors", f"{len(tensors)}, {number(_n_numbers(tensors))} numbers, {dtypes}"),
+        ("contract", _contract(findings)),
+        *_origin_rows(manifest),
+    ]
+
+
+def lora_json(
+    config: Mapping[str, object],
+    tensors: Mapping[str, TensorEntry],
+    findings: Sequence[Finding],
+    manifest: Manifest | None,
+) -> dict[str, Any]:
+    """Return the same by name, the config whole."""
+    return {
+        "config": config,
+        "n_tensors": len(tensors),
+        "n_numbers": _n_numbers(tensors),
+        "findings": [str(finding) for finding in findings],
+        "account": account_json(manifest.account) if manifest else None,
+        "result": result_json(manifest.result) if manifest else None,
+    }
+
+
+def _n_numbers(tensors: Mapping[str, TensorEntry]) -> int:
+    return sum(math.prod(tensor.shape) for tensor in tensors.values())
+
+
+def _contract(findings: Sequence[Finding]) -> str:
+    return "kept" if not findings else f"{len(findings)} findings, first: {findings[0]}"
+
+
+def _origin_rows(manifest: Manifest | None) -> Rows:
+    if manifest is None:
+        return [("made by", "unknown: no qpa/manifest.json")]
+    made_by = f"qpa {manifest.provenance.qpa_version}, from {manifest.provenance.parent}"
+    return [("made by", short(made_by)), *account_rows(manifest.account), *result_rows(manifest.result)]
+
+
+def kept_verification_rows(directory: Path) -> Rows:
+    """Return what the verification that is kept in an export says, and whether it is of this export."""
+    verification = _kept_verification(directory)
+    if verification is None:
+        return [("verified", f"not yet: qpa verify {directory}")]
+    if not verification.is_of(directory):
+        return [("verified", f"stale, it is of another export: qpa verify {directory}")]
+    return [
+        (
+            f"verified in {short(engine)}",
+            f"logits - live {live}, logits - base {base}, greedy tokens {tokens}, "
+            f"missing or unexpected keys {short(keys)}",
+        )
+        for engine, live, base, tokens, keys in verification_rows(verification)
+    ]
+
+
+def kept_verification_json(directory: Path) -> dict[str, Any] | None:
+    """Return the same by name; None where there is no verification."""
+    verification = _kept_verification(directory)
+    if verification is None:
+        return None
+    return {"stale": not verification.is_of(directory), **verification_json(verification)}
+
+
+def _kept_verification(directory: Path) -> Verification | None:
+    """Return what is known of an export's verification; a damaged one is a finding of the contract."""
+    try:
+        return read_verification(directory)
+    except DocumentError:
+        return None

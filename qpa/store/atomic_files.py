@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qpa.errors import OptionError
+from qpa.errors import DirectoryError
 
 FILE_MODE = 0o644
 DIRECTORY_MODE = 0o755
@@ -29,13 +29,13 @@ def locked_directory(directory: Path, expected: str, found: str) -> Iterator[Non
     """Hold a directory for one process.
 
     Args:    expected, found: what to say where another process holds it.
-    Raises:  OptionError: another process does.
+    Raises:  DirectoryError: another process does.
     """
     with (directory / ".lock").open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OptionError(str(directory), expected, found) from error
+            raise DirectoryError(str(directory), expected, found) from error
         try:
             yield
         finally:

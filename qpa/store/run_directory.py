@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qpa.documents import AdapterSpec, Attachment, Document
-from qpa.errors import DocumentError, OptionError
+from qpa.errors import DirectoryError, DocumentError
 from qpa.pipeline.stages import STAGES, Stage, ancestors, descendants, stages_through
 from qpa.store.atomic_files import TEMPORARY_PREFIX, locked_directory, new_directory, sha256_of, write_file
 
@@ -85,19 +85,19 @@ class DirectoryStore:
 def check_free(path: Path, *, force: bool) -> None:
     """Check that a run may be made at `path`.
 
-    Raises:  OptionError: a file; a directory that is no run, or holds anything that is not a run's own, with
-             or without `force`; or a run without `force`.
+    Raises:  DirectoryError: a file; a directory that is no run, or holds anything that is not a run's own,
+             with or without `force`; or a run without `force`.
     """
     if (path.exists() or path.is_symlink()) and not path.is_dir():
-        raise OptionError(str(path), "a new directory", "a file")
+        raise DirectoryError(str(path), "a new directory", "a file")
     if not path.is_dir() or not any(path.iterdir()):
         return
     if not _is_run(path):
-        raise OptionError(str(path), "a new or empty directory", "a directory that is no qpa run")
+        raise DirectoryError(str(path), "a new or empty directory", "a directory that is no qpa run")
     if foreign := sorted(entry.name for entry in path.iterdir() if not _is_own(entry)):
-        raise OptionError(str(path), "a directory with nothing but a qpa run", f"{foreign[0]} in it")
+        raise DirectoryError(str(path), "a directory with nothing but a qpa run", f"{foreign[0]} in it")
     if not force:
-        raise OptionError(str(path), "a new directory", "an existing run", "pass --force to replace it")
+        raise DirectoryError(str(path), "a new directory", "an existing run", "pass `force` to replace it")
 
 
 def _is_run(path: Path) -> bool:
@@ -134,7 +134,7 @@ class RunDirectory:
         """Yield a run directory that becomes `path` when the block ends without an error.
 
         Args:    force: replace a run that is already there. Anything else at `path` is never removed.
-        Raises:  OptionError: something is there already.
+        Raises:  DirectoryError: something is there already.
         """
         check_free(path, force=force)
         with new_directory(path) as work:
@@ -148,7 +148,7 @@ class RunDirectory:
         """
         if not (path / AdapterSpec.file_name()).is_file():
             found = "no adapter-spec.json in it" if path.is_dir() else "no such directory"
-            raise DocumentError(str(path), "a run directory", found, f"make one: qpa plan --out {path}")
+            raise DocumentError(str(path), "a run directory", found, f"make one: qpa plan `out` {path}")
         return cls(path)
 
     def write(self, document: Document) -> None:
@@ -214,14 +214,14 @@ class RunDirectory:
         path = self.path / stage.document.file_name()
         source = "run" if stage.made_from is None else stage.made_from.file_name()
         expected = f"a document made from this {source}"
-        advice = "it is stale: run the passes again (qpa plan --force, qpa train)"
+        advice = "it is stale: run the passes again (qpa plan `force`, qpa train)"
         return DocumentError(str(path), expected, "one made from another", advice)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for one process.
 
-        Raises:  OptionError: another process holds it.
+        Raises:  DirectoryError: another process holds it.
         """
         with locked_directory(self.path, "a run that nobody trains", "another qpa train at work"):
             yield

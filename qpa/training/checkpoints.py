@@ -76,9 +76,9 @@ def newest_checkpoint(root: Path, provenance: Provenance) -> tuple[Path, Checkpo
     """
     found = list_checkpoints(root)
     if not found:
-        raise CheckpointError(str(root), "a checkpoint to resume from", "none", "train without --resume")
+        raise CheckpointError(str(root), "a checkpoint to resume from", "none", "train without `resume`")
     path = found[-1]
-    advice = f"remove {path} to resume from the one before" if len(found) > 1 else "train without --resume"
+    advice = f"remove {path} to resume from the one before" if len(found) > 1 else "train without `resume`"
     file = path / Checkpoint.file_name()
     try:
         document = Checkpoint.from_json(file.read_bytes(), str(file))
@@ -149,13 +149,13 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _check_same_training(path: Path, written: Provenance, wanted: Provenance) -> None:
     if written.parents != wanted.parents:
         raise CheckpointError(
-            str(path), "a checkpoint of this plan", "one of another plan", "train without --resume"
+            str(path), "a checkpoint of this plan", "one of another plan", "train without `resume`"
         )
     if written.seed != wanted.seed:
-        raise CheckpointError(str(path), f"--seed {written.seed}, as before", str(wanted.seed))
+        raise CheckpointError(str(path), f"`seed` {written.seed}, as before", str(wanted.seed))
     before = {option.name: option.value for option in written.options}
     now = {option.name: option.value for option in wanted.options}
     for name in now | before:
         if before.get(name) != now.get(name):
-            option = "--" + name.replace("_", "-")
-            raise CheckpointError(str(path), f"{option} {before.get(name)}, as before", str(now.get(name)))
+            expected = f"`{name}` {before.get(name)}, as before"
+            raise CheckpointError(str(path), expected, str(now.get(name)))

@@ -40,7 +40,7 @@ def read_splits(
              OptionError: max_length is below 2.
     """
     if max_length < 2:
-        raise OptionError("--max-length", "at least 2 tokens", str(max_length))
+        raise OptionError("max_length", "at least 2 tokens", str(max_length))
     if eval_data is not None:
         train, evaluation = (_read(path, tokenizer, max_length) for path in (data, eval_data))
         if train[0].keys() != evaluation[0].keys():

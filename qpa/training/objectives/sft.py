@@ -76,7 +76,7 @@ def make_trainer(
     for name, dataset in (("training", trainer.train_dataset), ("evaluation", trainer.eval_dataset)):
         if len(dataset) == 0:
             raise DataError(
-                f"the {name} split", "a completion within --max-length", "none", "raise --max-length"
+                f"the {name} split", "a completion within `max_length`", "none", "raise `max_length`"
             )
     return trainer
 
