@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from qpa.cli.output import (
     progress_bar,
     split_names,
 )
+from qpa.cli.paused_collector import paused_collector
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -109,7 +109,6 @@ def plan(
     json_: JsonOption = False,
 ) -> None:
     """Plan an adapter: its tensors, the layout of its generator, and the circuit, for a target device."""
-    gc.disable()  # a short process that imports much and frees nothing: a quarter of its time otherwise
     from qpa.passes import planning_pipeline
     from qpa.passes.inspect_model import InspectModel
     from qpa.passes.plan_layout import PlanLayout
@@ -139,7 +138,7 @@ def plan(
         ),
         TranspileCircuit(target=target),
     )
-    with RunDirectory.create(out, force=force) as run, progress_bar() as progress:
+    with RunDirectory.create(out, force=force) as run, progress_bar() as progress, paused_collector():
         context = pipeline.run(None, PassContext(seed, run.files, (), progress), run.write)
     if max_params is not None and not json_:
         _explain(context)
