@@ -9,6 +9,7 @@ import typer
 
 from qpa.cli.command import Command, Makers
 from qpa.cli.output import JsonOption, print_json, print_line, print_table, progress_bar
+from qpa.cli.paused_collector import paused_collector
 
 if TYPE_CHECKING:
     from qpa.passes.inspect_model import InspectModel
@@ -54,7 +55,7 @@ def plan(
     from qpa.store.run_directory import RunDirectory
 
     pipeline = planning_pipeline(inspect, layout, transpile)
-    with RunDirectory.create(out, force=force) as run, progress_bar() as progress:
+    with RunDirectory.create(out, force=force) as run, progress_bar() as progress, paused_collector():
         context = pipeline.run(None, PassContext(seed, run.files, (), progress), run.write)
     if json_:
         print_json({"run": str(out), **plan_json(context.documents)})

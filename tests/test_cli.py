@@ -134,6 +134,27 @@ def test_help_imports_no_torch() -> None:
     )
 
 
+def test_planning_leaves_out_packages_it_does_not_need_and_the_collector_on(
+    llama: Path, tmp_path: Path
+) -> None:
+    script = f"""
+import gc, json, sys
+from qpa.cli.main import main
+sys.argv = {["qpa", "plan", "--model", str(llama), "--out", str(tmp_path / "run"), *PLAN]!r}
+try:
+    main()
+finally:
+    print(json.dumps([gc.isenabled(), sorted(sys.modules)]), file=sys.stderr)
+"""
+    command = [sys.executable, "-c", script]
+    printed = subprocess.run(command, capture_output=True, check=True, text=True).stderr
+    is_on, modules = json.loads(printed)
+    unneeded = {"peft", "trl", "datasets", "pandas", "sklearn", "matplotlib", "onnx", "qiskit_aer"}
+    assert is_on
+    assert "torch" in modules
+    assert not (unneeded | {"qpa.training", "qpa.exporters"}) & {*modules}
+
+
 @pytest.mark.parametrize("arguments", [["plan"], ["train"], ["frobnicate"], ["plan", "--rank", "many"]])
 def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
     assert cli(*arguments)[0] == 2
