@@ -81,10 +81,12 @@ def _verify_engines(step: VerifyAdapter, *, as_json: bool) -> None:
     from qpa.passes import verification_pipeline
     from qpa.pipeline.pass_protocol import PassContext
     from qpa.report.facts import VERIFICATION_HEADER, verification_json, verification_rows
+    from qpa.store.atomic_files import remove_leftovers
     from qpa.store.run_directory import DirectoryStore
 
     directory = Path(step.directory)
     manifest, files = read_manifest(directory), DirectoryStore(directory)
+    remove_leftovers((directory / VERIFICATION_PATH).parent)  # which would break the contract
     with progress_bar() as progress:
         context = PassContext(manifest.provenance.seed, files, (), progress)
         document = verification_pipeline(step).run(manifest, context).document(Verification)

@@ -20,7 +20,7 @@ from pathlib import Path
 from qpa.documents import MANIFEST_PATH, Attachment, Method, read_manifest
 from qpa.documents.verification import VERIFICATION_PATH
 from qpa.errors import DocumentError, ExportError
-from qpa.store.atomic_files import sha256_of
+from qpa.store.atomic_files import TEMPORARY_PREFIX, sha256_of
 from qpa.store.tensor_file import Array, TensorPlan, write_tensors
 
 PROBE_FILE = "qpa/probe.safetensors"
@@ -105,7 +105,11 @@ def check_output(out: Path, *, force: bool) -> None:
             str(out), "a new or empty directory", "a directory that is no qpa export"
         ) from error
     own = {entry.file for entry in manifest.files} | {MANIFEST_PATH, VERIFICATION_PATH}
-    present = {entry.relative_to(out).as_posix() for entry in out.rglob("*") if not entry.is_dir()}
+    present = {
+        entry.relative_to(out).as_posix()
+        for entry in out.rglob("*")
+        if not entry.is_dir() and not entry.name.startswith(TEMPORARY_PREFIX)
+    }
     if foreign := sorted(present - own):
         raise ExportError(str(out), "a directory with nothing but a qpa export", f"{foreign[0]} in it")
     if not force:

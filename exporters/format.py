@@ -34,7 +34,7 @@ from qpa.exporters.directory import CARD_FILE, FORMATS_FOR, PROBE_FILE, ExportDi
 from qpa.models.base_model import check_base, load_config, moved_base
 from qpa.pipeline.options import check_options, option
 from qpa.pipeline.pass_protocol import PassContext
-from qpa.store.atomic_files import new_directory
+from qpa.store.atomic_files import new_directory, remove_leftovers
 
 
 def dtype_option() -> Any:
@@ -85,6 +85,7 @@ class Exporter(ABC):
         check_options(self)
         self._check_method(frozen)
         self.check(frozen)
+        remove_leftovers(out.parent)  # which may put an export back
         check_output(out, force=force)
         probe = context.files.get(frozen.probe).read_bytes()
         try:

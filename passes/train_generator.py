@@ -311,11 +311,13 @@ class _Training:
 
     def _open_log(self, checkpoint: tuple[Path, Checkpoint] | None, base_loss: float) -> TrainingLog:
         """Start metrics.jsonl over, together with checkpoints and results, or cut it at the checkpoint."""
+        from qpa.store.atomic_files import remove_leftovers
         from qpa.training.checkpoints import remove_checkpoints
         from qpa.training.training_log import TrainingLog
 
         folder = self.context.files.path
         if checkpoint is not None:
+            remove_leftovers(self.root)
             return TrainingLog(folder / METRICS, checkpoint[1].step)
         for kind in (TrainedGenerator, Measurement, FrozenAdapter):
             (folder / kind.file_name()).unlink(missing_ok=True)

@@ -296,6 +296,19 @@ def test_a_killed_export_leaves_nothing_that_looks_complete(made, tmp_path):
     assert (left / WEIGHTS_FILE).is_file() and not (left / MANIFEST_PATH).exists()
     ExportLora().emit(made.frozen, out, made.context)
     assert check_lora_contract(out) == ()
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_export_that_a_killed_replacement_had_moved_is_there_again_and_not_replaced(made, tmp_path):
+    out = tmp_path / "out"
+    ExportLora().emit(made.frozen, out, made.context)
+    moved = tmp_path / f"{TEMPORARY_PREFIX}replaced-killed"
+    moved.mkdir()
+    out.rename(moved / out.name)
+    with pytest.raises(ExportError, match="an existing export; pass --force"):
+        ExportLora().emit(made.frozen, out, made.context)
+    assert check_lora_contract(out) == ()
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_edited_extra_and_missing_files_break_the_manifest(made, tmp_path):

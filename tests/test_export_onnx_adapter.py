@@ -104,6 +104,19 @@ def test_a_second_export_takes_the_kept_graph(exported, second, store):
     assert sums[0][ADAPTER_FILE] != sums[1][ADAPTER_FILE]
 
 
+def test_keeping_a_graph_removes_what_a_killed_export_left_of_one(tmp_path, monkeypatch):
+    def write_graph(graph: bytes, path: Path) -> list[str]:
+        path.write_bytes(graph)
+        return [path.name]
+
+    monkeypatch.setattr(base_graph, "write_graph", write_graph)
+    (tmp_path / ".incomplete-killed").mkdir()
+    base_graph._keep(b"graph", tmp_path / "kept")
+    base_graph._keep(b"another process's", tmp_path / "kept")
+    assert list(tmp_path.iterdir()) == [tmp_path / "kept"]
+    assert (tmp_path / "kept" / "model.onnx").read_bytes() == b"graph"
+
+
 def test_with_and_without_kept_graphs_the_bytes_are_the_same(exported, three, llama, tmp_path):
     moved, out = tmp_path / "moved", tmp_path / "deeper" / "out"
     shutil.copytree(llama, moved)

@@ -18,6 +18,7 @@ from qpa.exporters.contracts.export import check_contract
 from qpa.exporters.formats.lora import ExportLora
 from qpa.exporters.formats.merged import ExportMerged
 from qpa.store import run_directory
+from qpa.store.atomic_files import TEMPORARY_PREFIX
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.test_documents import seal
 
@@ -65,6 +66,17 @@ def verified(cli: Cli, out: Path) -> Path:
     code, words, _ = cli("verify", out, "--engine", "peft")
     assert code == 0 and f"wrote {out / VERIFICATION_PATH}" in words.replace("\n", "")
     return out / VERIFICATION_PATH
+
+
+def test_what_a_killed_verification_left_is_in_nobodys_way_and_goes_with_the_next(cli, out, made):
+    left = out / "qpa" / f"{TEMPORARY_PREFIX}killed"
+    left.write_bytes(b"{")
+    left.chmod(0o600)
+    verified(cli, out)
+    assert not left.exists()
+    left.write_bytes(b"{")
+    ExportLora().emit(made.frozen, out, made.context, force=True)
+    assert check_contract(out) == () and not left.exists()
 
 
 def words_of(text: str) -> str:

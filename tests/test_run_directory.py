@@ -16,6 +16,7 @@ from qpa.documents import (
 )
 from qpa.errors import DocumentError, OptionError
 from qpa.pipeline.stages import STAGES
+from qpa.store.atomic_files import TEMPORARY_PREFIX
 from qpa.store.run_directory import DirectoryStore, RunDirectory, check_free
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -84,6 +85,19 @@ def test_a_run_is_not_replaced_without_force(run):
     ):
         pytest.fail("the block must not start")
     assert run.read(FrozenAdapter) == DOCUMENTS[-1]
+
+
+def test_a_run_that_a_killed_replacement_had_moved_is_there_again_and_not_replaced(run):
+    moved = run.path.parent / f"{TEMPORARY_PREFIX}replaced-killed"
+    moved.mkdir()
+    run.path.rename(moved / run.path.name)
+    with (
+        pytest.raises(OptionError, match=r"bard: .* an existing run; pass --force"),
+        RunDirectory.create(run.path, force=False),
+    ):
+        pytest.fail("the block must not start")
+    assert run.read(FrozenAdapter) == DOCUMENTS[-1]
+    assert list(run.path.parent.iterdir()) == [run.path]
 
 
 def test_force_replaces_a_run_and_keeps_nothing_of_it(run):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from qpa.documents.base import digest_of
 from qpa.errors import ExportError
 from qpa.exporters.onnx.files import GRAPH_FILE, OPSET
 from qpa.exporters.onnx.graph import write_graph
-from qpa.store.atomic_files import DIRECTORY_MODE, TEMPORARY_PREFIX, sha256_of
+from qpa.store.atomic_files import new_directory, sha256_of
 
 SUMS_FILE = "sha256sums.txt"
 
@@ -81,18 +80,10 @@ def _weights_digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 def _keep(graph: onnx_ir.Model, kept: Path) -> None:
     """Write a graph and its digests to a directory of their own; one that another export made first stays."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=kept.parent, prefix=TEMPORARY_PREFIX))
-    try:
+    with new_directory(kept, keep_existing=True) as work:
         names = write_graph(graph, work / GRAPH_FILE)
-        (work / SUMS_FILE).write_text("".join(f"{sha256_of(work / n)}  {n}\n" for n in names))
-        work.chmod(DIRECTORY_MODE)
-        work.rename(kept)
-    except OSError:
-        if not kept.is_dir():
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        sums = "".join(f"{sha256_of(work / name)}  {name}\n" for name in names)
+        (work / SUMS_FILE).write_text(sums)
 
 
 def _link_all(kept: Path, folder: Path) -> list[str]:

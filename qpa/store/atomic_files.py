@@ -1,4 +1,17 @@
-"""Files and directories that appear whole or not at all."""
+"""Files and directories that appear whole or not at all.
+
+Rules:
+1. What is not whole yet has a name that starts with `TEMPORARY_PREFIX`. Its maker holds a lock on it until it
+   has its own name; the kernel lets go of a process's locks however the process ends.
+2. Whoever makes a new file or directory first removes from the same directory what has such a name and is
+   held by nobody: killed processes left it. A directory that was about to be replaced gets its name back.
+3. A maker holds nothing between making and locking. Where another process took it for a leftover meanwhile,
+   it makes a new one.
+4. What cannot be locked or removed stays, as another user's does, a link, and all that lies on a file system
+   without locks. Machines that write to one directory at once need a file system whose locks they share.
+
+Source: ours; flock(2), of which Linux keeps one for each opening of a file or directory.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +21,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qpa.errors import DirectoryError
@@ -16,6 +29,7 @@ from qpa.errors import DirectoryError
 FILE_MODE = 0o644
 DIRECTORY_MODE = 0o755
 TEMPORARY_PREFIX = ".incomplete-"
+_REPLACED_PREFIX = f"{TEMPORARY_PREFIX}replaced-"
 
 
 def sha256_of(path: Path) -> str:
@@ -31,7 +45,8 @@ def locked_directory(directory: Path, expected: str, found: str) -> Iterator[Non
     Args:    expected, found: what to say where another process holds it.
     Raises:  DirectoryError: another process does.
     """
-    with (directory / ".lock").open("w") as stream:
+    lock = directory / ".lock"
+    with lock.open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -39,7 +54,7 @@ def locked_directory(directory: Path, expected: str, found: str) -> Iterator[Non
         try:
             yield
         finally:
-            Path(stream.name).unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -49,41 +64,117 @@ def write_file(path: Path, content: bytes) -> None:
     Source:  ours.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX)
+    remove_leftovers(path.parent)
+    work, handle = _claim_file(path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(name).chmod(FILE_MODE)
-        Path(name).replace(path)
+            work.chmod(FILE_MODE)
+            work.replace(path)  # before the stream is closed, which lets go of the lock
         _sync_directory(path.parent)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        work.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, *, keep_existing: bool = False) -> Iterator[Path]:
     """Yield a temporary directory that becomes `path` when the block ends without an error.
 
     A process killed inside the block leaves only a directory whose name starts with
     `TEMPORARY_PREFIX`. Files get mode 0644 and are synced before the rename. An existing `path`
     is replaced as late as possible.
 
+    Args:    keep_existing: where another process has made `path` meanwhile, drop the new one instead.
     Raises:  OSError: the disk is full or read-only; `path` is then as it was before.
     Source:  ours.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY_PREFIX))
+    remove_leftovers(path.parent)
+    work, handle = _claim_directory(path.parent, TEMPORARY_PREFIX)
     try:
         yield work
         _settle(work)
-        _swap(work, path)
+        if keep_existing:
+            _rename_unless_there(work, path)
+        else:
+            _swap(work, path)
         _sync_directory(path.parent)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove the temporary files and directories that no living process holds.
+
+    What cannot be removed stays, and nothing with another name is looked at.
+    """
+    for path in parent.glob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(OSError):
+            _remove_unless_held(path)
+
+
+def _remove_unless_held(path: Path) -> None:
+    # Without following a link, and without waiting for somebody to write to a pipe.
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_still_at(path, handle):
+            return
+        if not path.is_dir():
+            path.unlink()
+            return
+        if path.name.startswith(_REPLACED_PREFIX):
+            _put_back(path)
+        shutil.rmtree(path)
+    finally:
+        os.close(handle)
+
+
+def _put_back(replaced: Path) -> None:
+    """Give a directory its name back whose replacement was killed before it had taken the name."""
+    for entry in replaced.iterdir():
+        if not (place := replaced.parent / entry.name).exists():
+            entry.rename(place)
+
+
+def _claim_file(parent: Path) -> tuple[Path, int]:
+    """Return a new temporary file and its handle, which holds it."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=parent, prefix=TEMPORARY_PREFIX)
+        if _holds(handle, Path(name)):
+            return Path(name), handle
+        os.close(handle)
+
+
+def _claim_directory(parent: Path, prefix: str) -> tuple[Path, int]:
+    """Return a new temporary directory and a handle that holds it."""
+    while True:
+        path = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        with suppress(FileNotFoundError):
+            handle = os.open(path, os.O_RDONLY)
+            if _holds(handle, path):
+                return path, handle
+            os.close(handle)
+
+
+def _holds(handle: int, path: Path) -> bool:
+    """Lock what was just made; return False where another process has removed it before."""
+    with suppress(OSError):  # a file system without locks, on which nobody can take it for a leftover
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    return _is_still_at(path, handle)
+
+
+def _is_still_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _settle(directory: Path) -> None:
@@ -104,11 +195,20 @@ def _sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
+def _rename_unless_there(work: Path, path: Path) -> None:
+    try:
+        work.rename(path)
+    except OSError:
+        if not path.is_dir():
+            raise
+        shutil.rmtree(work)
+
+
 def _swap(work: Path, path: Path) -> None:
     if not path.exists():
         work.rename(path)
         return
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY_PREFIX))
+    old, handle = _claim_directory(path.parent, _REPLACED_PREFIX)
     try:
         path.rename(old / path.name)
         try:
@@ -117,4 +217,6 @@ def _swap(work: Path, path: Path) -> None:
             (old / path.name).rename(path)
             raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():  # otherwise the old one is still in there, and is put back when it can be
+            shutil.rmtree(old, ignore_errors=True)
+        os.close(handle)

@@ -21,7 +21,14 @@ from typing import TypeVar
 from qpa.documents import AdapterSpec, Attachment, Document
 from qpa.errors import DirectoryError, DocumentError
 from qpa.pipeline.stages import STAGES, Stage, ancestors, descendants, stages_through
-from qpa.store.atomic_files import TEMPORARY_PREFIX, locked_directory, new_directory, sha256_of, write_file
+from qpa.store.atomic_files import (
+    TEMPORARY_PREFIX,
+    locked_directory,
+    new_directory,
+    remove_leftovers,
+    sha256_of,
+    write_file,
+)
 
 D = TypeVar("D", bound=Document)
 
@@ -136,6 +143,7 @@ class RunDirectory:
         Args:    force: replace a run that is already there. Anything else at `path` is never removed.
         Raises:  DirectoryError: something is there already.
         """
+        remove_leftovers(path.parent)  # which may put a run back
         check_free(path, force=force)
         with new_directory(path) as work:
             yield cls(work)

@@ -24,7 +24,7 @@ from torch import Tensor
 from qpa.compat.peft_ import ADAPTER_NAME
 from qpa.documents import Checkpoint, Provenance
 from qpa.errors import CheckpointError, DocumentError
-from qpa.store.atomic_files import TEMPORARY_PREFIX, new_directory
+from qpa.store.atomic_files import new_directory, remove_leftovers
 from qpa.store.run_directory import DirectoryStore, list_checkpoints
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 
@@ -127,12 +127,13 @@ def optimizer_tensors(optimizer: GeneratedAdapterOptimizer) -> dict[str, Tensor]
 
 
 def remove_checkpoints(root: Path) -> None:
-    """Remove all checkpoints, and what a killed process left of one.
+    """Remove all checkpoints, and what killed processes left of one.
 
-    Raises:  OSError: one cannot be removed.
+    Raises:  OSError: a checkpoint cannot be removed.
     """
-    for entry in (*list_checkpoints(root), *root.glob(f"{TEMPORARY_PREFIX}*")):
-        shutil.rmtree(entry)
+    for checkpoint in list_checkpoints(root):
+        shutil.rmtree(checkpoint)
+    remove_leftovers(root)
 
 
 def _adapter_tensors(peft_model: Any) -> dict[str, Tensor]:
