@@ -19,6 +19,7 @@ from typing import Any
 
 from qpa.errors import DataError, DirectoryError
 from qpa.store.atomic_files import locked_directory
+from qpa.store.disk_space import room_for
 
 FILE_NAME = "results.jsonl"
 Line = dict[str, Any]
@@ -71,12 +72,16 @@ class Book:
         return self._by_key.get(key_of(line))
 
     def write(self, line: Line) -> None:
-        """Append a line and sync it; a run that is there already is not written again."""
+        """Append a line and sync it; a run that is there already is not written again.
+
+        Raises:  DiskFullError: there is no room for it.
+        """
         whole = {**line, "setting": self.facts}
         if self.find(whole) == whole:
             return
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(whole) + "\n")
+        text = json.dumps(whole) + "\n"
+        with room_for(self.path, len(text)), self.path.open("a", encoding="utf-8") as stream:
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         self.lines.append(whole)

@@ -9,6 +9,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,9 +170,10 @@ def write_report(directories: Sequence[Path], out: Path) -> str:
     """Write OUT/table.md and OUT/loss.png; return the table as text.
 
     Raises:  DataError: there are no results, or they do not belong together.
+             DiskFullError: there is no room for one of the files.
     """
     results = read_results(directories)
-    draw(results, out / PLOT)
+    write_file(out / PLOT, draw(results))
     text = f"{markdown_table(_table(results))}\n\n{_notes(results)}\n"
     for title, note, rows in (
         ("Learning rates", _SEARCH_NOTE, _search_table(results)),
@@ -317,8 +319,8 @@ def _is_number(cell: str) -> bool:
     return cell in (_NONE, "diverged") or re.fullmatch(r"[<>+-]?[\d,.]+(e-\d+)?[*%]?", cell) is not None
 
 
-def draw(results: Results, path: Path) -> None:
-    """Draw test loss over trained parameters, one line a method, with deviations; name the base's."""
+def draw(results: Results) -> bytes:
+    """Return a PNG of test loss over trained parameters: a line a method, deviations, and the base's."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 
@@ -335,8 +337,9 @@ def draw(results: Results, path: Path) -> None:
     axes.tick_params(axis="x", which="both", labelrotation=30)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    content = BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 _MARKERS = "osD^v<>PX*"

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 bad input or a failed check (one line on stderr), 2 wrong 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -106,7 +107,9 @@ def main() -> None:
     except QpaError as error:
         _fail(session, error, _line(error))
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        # What qpa itself writes is named in a DiskFullError.
+        unnamed = "standard output or a temporary file" if error.errno == errno.ENOSPC else None
+        where = f"{error.filename or unnamed}: " if error.filename or unnamed else ""
         _fail(session, error, f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,10 +64,24 @@ def train(
     if not (step.resume or force):
         _check_untrained(directory)
     used_seed = documents[0].provenance.seed if seed is None else seed
-    with directory.locked(), progress_bar() as progress:
+    with directory.locked(), progress_bar() as progress, _naming_resume(directory):
         context = PassContext(used_seed, directory.files, documents, progress)
         context = training_pipeline(step, measure, freeze).run(documents[-1], context, directory.write)
     _report(run, context.document(FrozenAdapter), as_json=json_)
+
+
+@contextmanager
+def _naming_resume(run: RunDirectory) -> Iterator[None]:
+    """Say of a full disk that a training with checkpoints can be resumed."""
+    from qpa.errors import DiskFullError
+    from qpa.store.run_directory import CHECKPOINTS, list_checkpoints
+
+    try:
+        yield
+    except DiskFullError as error:
+        if not list_checkpoints(run.path / CHECKPOINTS):
+            raise
+        raise error.advising("free some space and run the same command with --resume") from error
 
 
 def _check_untrained(run: RunDirectory) -> None:

@@ -17,10 +17,11 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from qpa.documents import MANIFEST_PATH, Attachment, Method, read_manifest
+from qpa.documents import MANIFEST_PATH, Attachment, Manifest, Method, read_manifest
 from qpa.documents.verification import VERIFICATION_PATH
 from qpa.errors import DocumentError, ExportError
 from qpa.store.atomic_files import TEMPORARY_PREFIX, sha256_of
+from qpa.store.disk_space import room_for
 from qpa.store.tensor_file import Array, TensorPlan, write_tensors
 
 PROBE_FILE = "qpa/probe.safetensors"
@@ -48,7 +49,7 @@ class ExportDirectory:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file; a name may have folders."""
-        self._new(name).write_bytes(content)
+        self._write(name, content)
         sha256 = hashlib.sha256(content).hexdigest()
         self.files.append(Attachment(file=name, sha256=sha256, n_bytes=len(content)))
 
@@ -69,13 +70,24 @@ class ExportDirectory:
 
     def copy(self, name: str, source: Path) -> None:
         """Copy a file, whatever its size."""
-        shutil.copyfile(source, self._new(name))
+        path = self._new(name)
+        with room_for(path, source.stat().st_size):
+            shutil.copyfile(source, path)
         self.take(name)
 
     def take(self, name: str) -> None:
         """List a file that a library has written below `path`."""
         path = self.path / name
         self.files.append(Attachment(file=name, sha256=sha256_of(path), n_bytes=path.stat().st_size))
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write the list of the files, which does not list itself."""
+        self._write(MANIFEST_PATH, manifest.to_json())
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self._new(name)
+        with room_for(path, len(content)):
+            path.write_bytes(content)
 
     def _new(self, name: str) -> Path:
         path = self.path / name

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, cast, get_args
 
 from qpa.adapters.experts import has_experts
 from qpa.documents import (
-    MANIFEST_PATH,
     METHOD_NAMES,
     Attachment,
     BaseModelReference,
@@ -26,7 +25,7 @@ from qpa.documents import (
 )
 from qpa.documents.finding import Finding
 from qpa.documents.manifest import DtypeName
-from qpa.errors import ExportError, OptionError, one_of
+from qpa.errors import DiskFullError, ExportError, OptionError, one_of
 from qpa.exporters.cards.model_card import CARDS, render_card, targets_head
 from qpa.exporters.contracts.export import check_export
 from qpa.exporters.contracts.manifest import collected
@@ -95,8 +94,10 @@ class Exporter(ABC):
                 directory.write(CARD_FILE, self.card(frozen, rank).encode())
                 directory.write(PROBE_FILE, probe)
                 manifest = _manifest(self, frozen, rank, directory.files, context)
-                (work / MANIFEST_PATH).write_bytes(manifest.to_json())
+                directory.write_manifest(manifest)
                 check_output(out, force=force)  # again: this may have taken minutes
+        except DiskFullError as error:
+            raise ExportError(error.subject, error.expected, error.found, error.advice) from error
         except OSError as error:
             found = error.strerror or type(error).__name__
             other = error.filename if error.filename and str(out.parent) not in str(error.filename) else None

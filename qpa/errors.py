@@ -5,7 +5,9 @@ Every message has four parts: the subject, what was expected, what was found, an
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def one_of(words: Sequence[str]) -> str:
@@ -67,6 +69,39 @@ class PipelineError(QpaError):
 
 class TargetError(QpaError):
     """A circuit cannot be transpiled to the chosen target."""
+
+
+class DiskFullError(QpaError, OSError):
+    """A disk, or the user's share of it, has no room for a file.
+
+    It is an OSError too, which is what functions that write files raise.
+
+    Args:    path: the file or directory.
+             n_bytes: at least what it needs; 0 where that is no more than an entry in its directory.
+             n_free: bytes that are free where it was to be.
+             reason: the system's words.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        n_bytes: int,
+        n_free: int,
+        reason: str,
+        advice: str = "free some space and run the same command again",
+    ) -> None:
+        expected = f"room for at least {n_bytes:,} bytes" if n_bytes else "room for one more file"
+        super().__init__(str(path), expected, f"{n_free:,} bytes free ({reason})", advice)
+        self.errno, self.strerror, self.filename = errno.ENOSPC, reason, str(path)
+        self.path, self.n_bytes, self.n_free, self.reason = path, n_bytes, n_free, reason
+
+    def __str__(self) -> str:
+        """Return the whole message, of which an OSError would show less."""
+        return str(self.args[0])
+
+    def advising(self, advice: str) -> DiskFullError:
+        """Return the same error with other advice."""
+        return DiskFullError(self.path, self.n_bytes, self.n_free, self.reason, advice)
 
 
 class DivergedError(QpaError):

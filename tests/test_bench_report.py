@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qpa.bench.report import best_with_at_most, interpolate, markdown_table, read_results, write_report
-from qpa.errors import DataError
+from qpa.errors import DataError, DiskFullError
 
 FRONTIER = [(100, 4.0), (400, 3.0), (800, 2.9)]
 SETTING = {"steps": 2}
@@ -100,6 +101,19 @@ def test_the_report_is_drawn_from_the_results_alone(results: Path) -> None:
     ]  # fmt: skip
     assert "- theirs cannot meet 5% (110): its nearest size is 400." in text
     assert "The base model's test loss is 5.5000." in text
+
+
+def test_a_full_disk_leaves_the_plot_as_it_was(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "loss.png").write_bytes(b"older")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError, match=r"loss\.png: expected room for at least [\d,]{5,} bytes"):
+        write_report([results], tmp_path)
+    assert (tmp_path / "loss.png").read_bytes() == b"older"
 
 
 def test_the_frontier_names_the_best_at_each_budget(results: Path) -> None:

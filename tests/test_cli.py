@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qpa.cli.main import main
-from qpa.store.run_directory import RunDirectory
+from qpa.store.run_directory import RunDirectory, list_checkpoints
+from qpa.training.objectives import sft
 
 PLAN = ["--rank", "2", "--circuits", "2", "--layers", "2"]
 TRAIN = ["--max-steps", "3", "--max-length", "32", "--batch-size", "2", "--device", "cpu"]
@@ -46,6 +49,12 @@ class Cli:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     return Cli(monkeypatch, capsys)
+
+
+def says_what_lacks_room(line: str, file: Path | str) -> bool:
+    """Return whether an error names a file of a full disk, the bytes it needs, and those that are free."""
+    pattern = rf"error: {file}: expected room for at least [\d,]+ bytes, found [\d,]+ bytes free \(No space"
+    return re.match(pattern, line) is not None
 
 
 def files_under(path: Path) -> dict[str, bytes]:
@@ -424,6 +433,63 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_half_written(
     assert not list(run.rglob("*.incomplete*")) and not list(run.glob("checkpoints/step-*"))
 
 
+def test_a_full_disk_ends_a_training_that_can_be_resumed(
+    cli: Cli, planned: Path, trained: Path, text_file: Path, small_disk: Callable[[str], Path]
+) -> None:
+    checkpoint = list_checkpoints(trained / "checkpoints")[0]
+    n_pages = [
+        sum(len(content) // 4096 + 1 for content in files_under(path).values())
+        for path in (planned, checkpoint)
+    ]
+    disk = small_disk(f"size={4 * (n_pages[0] + n_pages[1] * 3 // 2)}k")
+    run = disk / "run"
+    shutil.copytree(planned, run)
+    options = ["train", run, "--data", text_file, *TRAIN, "--save-steps", "1"]
+    line = cli.refuses(*options)
+    assert says_what_lacks_room(line, rf"{run}/checkpoints/step-00000002/\S+"), line
+    assert line.endswith("; free some space and run the same command with --resume\n")
+    assert not list(run.rglob(".incomplete-*")) and list(run.glob("checkpoints/step-*"))
+    subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+    code, _, err = cli(*options, "--resume")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize(("n_checkpoints", "advice"), [(0, "again"), (1, "with --resume")])
+def test_a_disk_that_says_it_is_full_ends_a_training_that_can_be_resumed(
+    cli: Cli, planned: Path, text_file: Path, tmp_path: Path, n_checkpoints: int, advice: str
+) -> None:
+    """The same where no small disk can be mounted, and without a checkpoint."""
+    run = tmp_path / "run"
+    shutil.copytree(planned, run)
+    options = ["train", run, "--data", text_file, *TRAIN, "--save-steps", "1"]
+    save_checkpoint = sft.save_checkpoint
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def save(root: Path, *rest: Any, **options: Any) -> Path:
+            if len(list_checkpoints(root)) == n_checkpoints:
+                patch.setattr(os, "fsync", full)
+            return save_checkpoint(root, *rest, **options)
+
+        patch.setattr(sft, "save_checkpoint", save)
+        line = cli.refuses(*options)
+    assert says_what_lacks_room(line, rf"{run}/checkpoints/step-0000000{n_checkpoints + 1}/\S+"), line
+    assert line.endswith(f"; free some space and run the same command {advice}\n")
+    assert not list(run.rglob(".incomplete-*"))
+    assert cli(*options, *(["--resume"] if n_checkpoints else []))[0] == 0
+
+
+def test_a_full_disk_behind_standard_output_is_named(trained: Path) -> None:
+    command = [sys.executable, "-m", "qpa.cli", "inspect", str(trained)]
+    with Path("/dev/full").open("w") as stream:
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output or a temporary file: No space left on device\n"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small or read-only disk needs root")
 @pytest.mark.parametrize("options", ["size=4k", "size=1m,ro"])
 def test_a_full_or_read_only_disk_is_one_line_and_nothing_half_written(
@@ -446,4 +512,7 @@ def test_a_full_or_read_only_disk_is_one_line_and_nothing_half_written(
     assert read["export.err"].startswith("error: ") and read["export.err"].count("\n") == 1
     assert (tmp_path / "plan.rc").read_text() == "1\n", read
     assert read["plan.err"].startswith("error: ") and read["plan.err"].count("\n") == 1
+    if options == "size=4k":
+        assert says_what_lacks_room(read["plan.err"], f"{disk}/run/\\S+"), read
+        assert says_what_lacks_room(read["export.err"], f"{disk}/adapter/\\S+"), read
     assert read["left"] == ""

@@ -33,11 +33,12 @@ from gguf import (
 )
 
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
-from qpa.documents import FrozenAdapter
+from qpa.documents import FrozenAdapter, TensorRef
 from qpa.errors import ExportError
 from qpa.exporters.directory import ExportDirectory
 from qpa.exporters.format import OtherNamesExporter
 from qpa.pipeline.pass_protocol import PassContext
+from qpa.store.disk_space import room_for
 from qpa.store.tensor_file import DTYPES, Array
 
 WEIGHTS_FILE = "adapter.gguf"
@@ -94,7 +95,11 @@ class ExportGguf(OtherNamesExporter):
         architecture = ARCHITECTURES[base.architecture]
         names = gguf_names(frozen, architecture, config.num_hidden_layers)
         n_heads = rotated_heads(config) if architecture in ROTATES_PAIRS else {}
-        with closing(GGUFWriter(directory.path / WEIGHTS_FILE, MODEL_ARCH_NAMES[architecture])) as writer:
+        path = directory.path / WEIGHTS_FILE
+        with (
+            room_for(path, sum(_n_bytes(arrays, tensor) for tensor in frozen.tensors)),
+            closing(GGUFWriter(path, MODEL_ARCH_NAMES[architecture])) as writer,
+        ):
             _describe(writer, arrays, names)
             for tensor in frozen.tensors:
                 writer.write_tensor_data(_reordered(arrays.read(tensor.path), tensor.path, n_heads))
@@ -156,9 +161,13 @@ def _describe(writer: GGUFWriter, arrays: FrozenArrays, names: Mapping[str, str]
     writer.add_string(Keys.Adapter.TYPE, "lora")
     writer.add_float32(Keys.Adapter.LORA_ALPHA, float(arrays.rank))
     for tensor in arrays.frozen.tensors:
-        shape = arrays.shape(tensor)
-        n_bytes = shape[0] * shape[1] * dtype.itemsize
-        writer.add_tensor_info(names[tensor.path], shape, dtype, n_bytes, raw_dtype=kind)
+        n_bytes = _n_bytes(arrays, tensor)
+        writer.add_tensor_info(names[tensor.path], arrays.shape(tensor), dtype, n_bytes, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+
+
+def _n_bytes(arrays: FrozenArrays, tensor: TensorRef) -> int:
+    rows, columns = arrays.shape(tensor)
+    return rows * columns * DTYPES[SAFETENSORS_TYPE[arrays.dtype]].itemsize

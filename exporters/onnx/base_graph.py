@@ -30,6 +30,7 @@ from qpa.errors import ExportError
 from qpa.exporters.onnx.files import GRAPH_FILE, OPSET
 from qpa.exporters.onnx.graph import write_graph
 from qpa.store.atomic_files import new_directory, sha256_of
+from qpa.store.disk_space import room_for
 
 SUMS_FILE = "sha256sums.txt"
 
@@ -103,5 +104,6 @@ def _link_all(kept: Path, folder: Path) -> list[str]:
         try:
             os.link(kept / name, folder / name)
         except OSError:
-            shutil.copyfile(kept / name, folder / name)
+            with room_for(folder / name, (kept / name).stat().st_size):
+                shutil.copyfile(kept / name, folder / name)
     return [name for _, name in sums]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qpa.exporters.directory import ExportDirectory, json_text
+from qpa.store.disk_space import room_for
 from qpa.store.tensor_file import Array
 
 OPSET = 20
@@ -27,7 +28,7 @@ def write_adapter(tensors: Mapping[str, Array], path: Path) -> None:
 
     Args:    tensors: float32, by the names of the graph's inputs.
              path: of a new file, in a directory that is there.
-    Raises:  OSError: it cannot be written.
+    Raises:  DiskFullError, OSError: it cannot be written.
     """
     from onnxruntime import AdapterFormat, OrtValue
 
@@ -36,8 +37,9 @@ def write_adapter(tensors: Mapping[str, Array], path: Path) -> None:
     adapter.set_model_version(1)
     adapter.set_parameters({name: OrtValue.ortvalue_from_numpy(tensors[name]) for name in sorted(tensors)})
     try:
-        adapter.export_adapter(str(path))
-    except RuntimeError as error:  # all it says of a full disk
+        with room_for(path, sum(tensor.nbytes for tensor in tensors.values())):
+            adapter.export_adapter(str(path))
+    except RuntimeError as error:  # all it says of a file that it cannot write
         raise OSError(errno.EIO, "onnxruntime cannot write to it") from error
 
 

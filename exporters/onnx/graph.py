@@ -28,6 +28,7 @@ from torch import Tensor
 
 from qpa.errors import ExportError, ModelError
 from qpa.exporters.onnx.files import OPSET
+from qpa.store.disk_space import room_for
 
 EXTERNAL_DATA_BYTES = 1_900_000_000
 """Weights up to here stay in the graph's file, which protobuf limits to 2 GiB."""
@@ -261,13 +262,11 @@ def write_graph(model: onnx_ir.Model, path: Path) -> list[str]:
 
     Args:    path: of a new file, in a directory that is there.
     Returns: the names of the files that were written.
-    Raises:  OSError: they cannot be written.
+    Raises:  DiskFullError, OSError: they cannot be written.
     """
     weights = [value.const_value for value in model.graph.initializers.values()]
     n_bytes = sum(tensor.nbytes for tensor in weights if tensor is not None)
-    if n_bytes <= EXTERNAL_DATA_BYTES:
-        onnx_ir.save(model, path)
-        return [path.name]
-    data = f"{path.name}.data"
-    onnx_ir.save(model, path, external_data=data)
-    return [path.name, data]
+    data = None if n_bytes <= EXTERNAL_DATA_BYTES else f"{path.name}.data"
+    with room_for(path.parent / (data or path.name), n_bytes):
+        onnx_ir.save(model, path, external_data=data)
+    return [path.name, data] if data else [path.name]

@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qpa.errors import DirectoryError
+from qpa.store.disk_space import disk_full, missing_room, room_for
 
 FILE_MODE = 0o644
 DIRECTORY_MODE = 0o755
@@ -44,9 +45,12 @@ def locked_directory(directory: Path, expected: str, found: str) -> Iterator[Non
 
     Args:    expected, found: what to say where another process holds it.
     Raises:  DirectoryError: another process does.
+             DiskFullError: there is no room for the lock's file.
     """
     lock = directory / ".lock"
-    with lock.open("w") as stream:
+    with room_for(lock):
+        stream = lock.open("w")
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -60,23 +64,25 @@ def locked_directory(directory: Path, expected: str, found: str) -> Iterator[Non
 def write_file(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, sync it, and rename it into place.
 
-    Raises:  OSError: the disk is full or read-only; `path` is then as it was before.
+    Raises:  DiskFullError: the disk is full; `path` is then as it was before.
+             OSError: the disk is read-only, or another; the same holds.
     Source:  ours.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent)
-    work, handle = _claim_file(path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-            work.chmod(FILE_MODE)
-            work.replace(path)  # before the stream is closed, which lets go of the lock
-        _sync_directory(path.parent)
-    except BaseException:
-        work.unlink(missing_ok=True)
-        raise
+    with room_for(path, len(content)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        work, handle = _claim_file(path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+                work.chmod(FILE_MODE)
+                work.replace(path)  # before the stream is closed, which lets go of the lock
+            _sync_directory(path.parent)
+        except BaseException:
+            work.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -88,12 +94,14 @@ def new_directory(path: Path, *, keep_existing: bool = False) -> Iterator[Path]:
     is replaced as late as possible.
 
     Args:    keep_existing: where another process has made `path` meanwhile, drop the new one instead.
-    Raises:  OSError: the disk is full or read-only; `path` is then as it was before.
+    Raises:  DiskFullError: the disk is full; `path` is then as it was before.
+             OSError: the disk is read-only, or another; the same holds.
     Source:  ours.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent)
-    work, handle = _claim_directory(path.parent, TEMPORARY_PREFIX)
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        work, handle = _claim_directory(path.parent, TEMPORARY_PREFIX)
     try:
         yield work
         _settle(work)
@@ -102,8 +110,11 @@ def new_directory(path: Path, *, keep_existing: bool = False) -> Iterator[Path]:
         else:
             _swap(work, path)
         _sync_directory(path.parent)
-    except BaseException:
+    except BaseException as error:
+        missing = missing_room(error, work, path)
         shutil.rmtree(work, ignore_errors=True)
+        if missing is not None:
+            raise disk_full(*missing, error) from error
         raise
     finally:
         os.close(handle)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from qpa.documents import Attachment
 from qpa.errors import DocumentError
+from qpa.store.disk_space import room_for
 
 Array = npt.NDArray[Any]
 
@@ -149,12 +150,14 @@ def write_tensors(
              plans: every tensor, in any order.
              read: returns the tensor of a name, of its plan's type and shape.
     Returns: the file's name, digest and length.
-    Raises:  OSError: it cannot be written; what is there is then cut short.
+    Raises:  DiskFullError, OSError: it cannot be written; what is there is then cut short.
     """
     ordered = sorted(plans, key=lambda plan: (-DTYPES[plan.dtype].itemsize, plan.name))
-    with path.open("wb") as file, ThreadPoolExecutor(1) as beside:
+    header = _header(ordered, metadata or {})
+    n_bytes = len(header) + sum(plan.n_bytes for plan in ordered)
+    with room_for(path, n_bytes), path.open("wb") as file, ThreadPoolExecutor(1) as beside:
         stream = _Hashed(file, beside)
-        stream.write(_header(ordered, metadata or {}))
+        stream.write(header)
         for plan in ordered:
             array = read(plan.name)
             if array.shape != plan.shape or array.dtype != DTYPES[plan.dtype]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qpa.store.atomic_files import write_file
+from qpa.store.disk_space import room_for
 
 
 class TrainingLog:
@@ -25,9 +26,13 @@ class TrainingLog:
         write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, step: int, metrics: Mapping[str, object]) -> None:
-        """Append one line: the step and its metrics."""
-        with self.path.open("a") as stream:
-            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        """Append one line: the step and its metrics.
+
+        Raises:  DiskFullError: there is no room for it.
+        """
+        line = json.dumps({"step": step, **metrics}) + "\n"
+        with room_for(self.path, len(line)), self.path.open("a") as stream:
+            stream.write(line)
 
 
 def _is_before(line: dict[str, int], step: int) -> bool:
