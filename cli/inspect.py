@@ -30,10 +30,10 @@ def inspect(
     json_: JsonOption = False,
 ) -> None:
     """Show what a run or an adapter directory holds, and whether it is whole."""
+    from qpa.compat.peft_ import CONFIG_FILE
     from qpa.documents import MANIFEST_PATH, AdapterSpec, read_manifest
     from qpa.documents.manifest import FORMATS
     from qpa.errors import DocumentError
-    from qpa.exporters.contracts.lora import CONFIG_FILE
     from qpa.store.run_directory import RunDirectory
 
     manifest = read_manifest(path) if (path / MANIFEST_PATH).is_file() else None
@@ -77,8 +77,8 @@ def _show_export(path: Path, manifest: Manifest, *, as_json: bool) -> None:
 
 
 def _show_lora(path: Path, manifest: Manifest | None, *, as_json: bool) -> None:
+    from qpa.documents.finding import short
     from qpa.exporters.contracts.lora import check_lora_contract, read_config, read_tensor_file
-    from qpa.exporters.contracts.manifest import short
     from qpa.report.facts import kept_verification_json, kept_verification_rows, lora_json, lora_rows
 
     findings = check_lora_contract(path)

@@ -97,7 +97,7 @@ def _check_untrained(run: RunDirectory) -> None:
 
 
 def _report(run: Path, frozen: FrozenAdapter, *, as_json: bool) -> None:
-    from qpa.exporters.directory import FORMATS_FOR
+    from qpa.exporters.registry import formats_for
     from qpa.report.facts import account_json, account_rows, result_json, result_rows
 
     if as_json:
@@ -110,7 +110,7 @@ def _report(run: Path, frozen: FrozenAdapter, *, as_json: bool) -> None:
         print_line(
             "the adapter is no better than the base model: train again with a lower --lr and --angle-lr"
         )
-    plainest = FORMATS_FOR[frozen.method][0]
+    plainest = formats_for(frozen.method)[0]
     print_line(f"wrote {run}; next: qpa export {run} --format {plainest} --out <directory>")
 
 

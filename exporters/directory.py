@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from qpa.documents import MANIFEST_PATH, Attachment, Manifest, Method, read_manifest
+from qpa.documents import MANIFEST_PATH, Attachment, Manifest, read_manifest
 from qpa.documents.verification import VERIFICATION_PATH
 from qpa.errors import DocumentError, ExportError
 from qpa.store.atomic_files import TEMPORARY_PREFIX, sha256_of
@@ -26,15 +26,6 @@ from qpa.store.tensor_file import Array, TensorPlan, write_tensors
 
 PROBE_FILE = "qpa/probe.safetensors"
 CARD_FILE = "README.md"
-
-FORMATS_FOR: dict[Method, tuple[str, ...]] = {
-    "lora": ("lora", "merged", "onnx", "onnx-adapter", "genai", "gguf", "mlx"),
-    "dora": ("peft", "merged", "onnx"),
-    "ia3": ("peft", "merged", "onnx"),
-    "prefix": ("peft", "onnx"),
-    "ffa": ("onnx",),
-}
-"""The formats that carry each kind of adapter, the plainest first."""
 
 
 class ExportDirectory:

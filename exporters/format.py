@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, cast, get_args
 
 from qpa.adapters.experts import has_experts
+from qpa.adapters.registry import KINDS
 from qpa.documents import (
-    METHOD_NAMES,
     Attachment,
     BaseModelReference,
     Document,
@@ -29,7 +29,7 @@ from qpa.errors import DiskFullError, ExportError, OptionError, one_of
 from qpa.exporters.cards.model_card import CARDS, render_card, targets_head
 from qpa.exporters.contracts.export import check_export
 from qpa.exporters.contracts.manifest import collected
-from qpa.exporters.directory import CARD_FILE, FORMATS_FOR, PROBE_FILE, ExportDirectory, check_output
+from qpa.exporters.directory import CARD_FILE, PROBE_FILE, ExportDirectory, check_output
 from qpa.models.base_model import check_base, load_config, moved_base
 from qpa.pipeline.options import check_options, option
 from qpa.pipeline.pass_protocol import PassContext
@@ -45,8 +45,9 @@ class Exporter(ABC):
     """A frozen dataclass whose fields are its options, of which `dtype` is one.
 
     Class attributes: those of `qpa.documents.manifest.ExportFormat`; `dtypes` are the types it can write;
-    `reads_base_model` says whether it needs the base model; `carries_all` says that it has a place for a
-    LoRA on experts of a mixture, or on an embedding, too.
+    `kinds` are names of adapter kinds that it carries although the kinds do not name it themselves, as a
+    format from outside may; `reads_base_model` says whether it needs the base model; `carries_all` says that
+    it has a place for a LoRA on experts of a mixture, or on an embedding, too.
     """
 
     __slots__ = ()
@@ -55,6 +56,7 @@ class Exporter(ABC):
     requires: ClassVar[tuple[type[Document], ...]] = ()
     files: ClassVar[tuple[str, ...]]
     engines: ClassVar[tuple[str, ...]] = ()
+    kinds: ClassVar[tuple[str, ...]] = ()
     section: ClassVar[str] = "export"
     dtypes: ClassVar[tuple[str, ...]] = get_args(DtypeName)
     merges: ClassVar[bool] = False
@@ -125,10 +127,12 @@ class Exporter(ABC):
             raise OptionError("dtype", one_of(self.dtypes) + format_, self.dtype)
 
     def _check_method(self, frozen: FrozenAdapter) -> None:
-        if self.name not in (formats := FORMATS_FOR[frozen.method]):
-            carried = [METHOD_NAMES[m] for m, names in FORMATS_FOR.items() if self.name in names]
-            found = METHOD_NAMES[frozen.method]
-            raise ExportError(f"`format` {self.name}", one_of(carried), found, f"use {one_of(formats)}")
+        kind = KINDS[frozen.method]
+        if self.name not in kind.formats and kind.name not in self.kinds:
+            carried = [KINDS[name].title for name in KINDS if self.name in KINDS[name].formats]
+            carried += [KINDS[name].title for name in self.kinds]
+            advice = f"use {one_of(kind.formats)}" if kind.formats else ""
+            raise ExportError(f"`format` {self.name}", one_of(carried or ["no kind"]), kind.title, advice)
         others = "experts" if has_experts(frozen.modules) else ", ".join(frozen.embeddings)
         if others and not self.carries_all:
             expected, advice = "an adapter on linear layers of their own", "use lora, merged or onnx"

@@ -1,4 +1,4 @@
-"""The exporter of a format, by the format's name.
+"""The exporter of a format, by the format's name, and the formats of a kind of adapter.
 
 Source: ours.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
+from qpa.adapters.registry import KINDS
 from qpa.documents.manifest import FORMATS
 from qpa.errors import OptionError
 from qpa.exporters.format import Exporter
@@ -27,3 +28,13 @@ def exporter_for(name: str, options: Mapping[str, object]) -> Exporter:
         expected = f"no such option with `format` {name}"
         raise OptionError(field, expected, str(given[field]), "leave it out")
     return exporter(**given)
+
+
+def formats_for(method: str) -> tuple[str, ...]:
+    """Return the names of the formats that carry a kind of adapter, the plainest first.
+
+    The kind names some; formats from outside may name the kind.
+    """
+    named = KINDS[method].formats
+    outside = [name for name in FORMATS.added() if method in cast(type[Exporter], FORMATS[name]).kinds]
+    return (*named, *(name for name in outside if name not in named))

@@ -51,6 +51,10 @@ class Registry(Generic[T]):
             self._things[name] = cast(T, getattr(import_module(module), attribute))
         return self._things[name]
 
+    def added(self) -> tuple[str, ...]:
+        """Return the names of what was added from outside."""
+        return tuple(name for name in self._things if name not in self._places)
+
     def add(self, name: str, thing: T) -> None:
         """Add a thing from outside.
 

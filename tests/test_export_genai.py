@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from qpa.documents import MANIFEST_PATH, read_manifest
+from qpa.documents import MANIFEST_PATH, TensorRef, read_manifest
 from qpa.errors import ExportError, OptionError, VerificationError
 from qpa.exporters.contracts.export import check_contract
 from qpa.exporters.formats.genai import CONFIG_FILE, ExportGenai, genai_config, genai_name
@@ -86,15 +86,16 @@ def test_tensors_are_named_and_laid_out_as_the_model_builder_does(exported):
     made, out = exported
     read = onnxruntime.AdapterFormat.read_adapter(str(out / ADAPTER_FILE))
     found = {name: value.numpy() for name, value in read.get_parameters().items()}
-    assert found.keys() == {genai_name(path) for path in made.tensors}
-    for path, tensor in made.tensors.items():
-        expected = (tensor * 2.0 if path.endswith(".lora_B.weight") else tensor).T
-        assert np.array_equal(found[genai_name(path)], expected.numpy()), path
+    assert found.keys() == {genai_name(tensor) for tensor in made.frozen.tensors}
+    for ref in made.frozen.tensors:
+        tensor = made.tensors[ref.path]
+        expected = (tensor * 2.0 if ref.role == "lora_B" else tensor).T
+        assert np.array_equal(found[genai_name(ref)], expected.numpy()), ref.path
     graph = onnx.load(out / "model.onnx").graph
     assert found.keys() <= {value.name for value in graph.input}
     assert found.keys() <= {value.name for value in graph.initializer}
-    path = "model.layers.0.self_attn.q_proj.lora_A.weight"
-    assert genai_name(path) == "model.layers.0.attn.q_proj.lora_A.MatMul.weight"
+    ref = TensorRef(module="model.layers.0.self_attn.q_proj", role="lora_A", shape=(1, 1))
+    assert genai_name(ref) == "model.layers.0.attn.q_proj.lora_A.MatMul.weight"
 
 
 def test_the_cards_program_runs(exported, capsys):

@@ -19,17 +19,16 @@ from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForCausalLM
 
 from qpa.adapters.frozen_arrays import FrozenArrays
-from qpa.documents import MANIFEST_PATH, ROLES_OF, AdapterSpec, FrozenAdapter, read_manifest
+from qpa.documents import MANIFEST_PATH, TENSOR_RULES, AdapterSpec, FrozenAdapter, read_manifest
 from qpa.documents.manifest import FORMATS
 from qpa.errors import DocumentError, ExportError
 from qpa.exporters.contracts.export import check_contract
 from qpa.exporters.contracts.lora import CONFIG_FILE, WEIGHTS_FILE
-from qpa.exporters.directory import FORMATS_FOR
 from qpa.exporters.formats.merged import ExportMerged
 from qpa.exporters.formats.onnx import ExportOnnx
 from qpa.exporters.formats.peft import ExportPeft
 from qpa.exporters.onnx.adapted_model import put_adapter
-from qpa.exporters.registry import exporter_for
+from qpa.exporters.registry import exporter_for, formats_for
 from qpa.models.base_model import load_model
 from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.store.atomic_files import sha256_of
@@ -217,7 +216,7 @@ def test_numbers_that_are_not_finite_are_refused(adapter_of, tmp_path, method, n
     for wrong in (float("nan"), float("inf")):
         path = [*made.tensors][-1]
         tensors = made.tensors | {path: torch.full_like(made.tensors[path], wrong)}
-        expected = f"^{path}: expected finite" if name in FORMATS_FOR[method] else f"^`format` {name}: "
+        expected = f"^{path}: expected finite" if name in formats_for(method) else f"^`format` {name}: "
         with pytest.raises(ExportError, match=expected) as caught:
             exporter_for(name, {}).emit(with_arrays(made, tensors), tmp_path / "out", made.context)
         assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
@@ -233,7 +232,7 @@ def test_numbers_too_large_for_the_type_are_refused(adapter_of, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_format_that_cannot_carry_a_method_names_those_that_can(adapter_of, tmp_path, method):
-    made, carried = adapter_of("llama", method), FORMATS_FOR[method]
+    made, carried = adapter_of("llama", method), formats_for(method)
     refused = [name for name in FORMATS if name not in carried]
     assert {"lora", "onnx-adapter", "genai", "gguf", "mlx"} <= {*refused} and "onnx" in carried
     for name in refused:
@@ -381,6 +380,7 @@ def test_onnxruntime_answers_as_the_live_model_does(graph):
 
 # Specs of any origin
 
+ROLES_OF = {name: [role.name for role in TENSOR_RULES[name].roles] for name in TENSOR_RULES}
 TENSOR_FIELD = st.one_of(
     st.tuples(st.just("module"), st.sampled_from(["layers.0", "layers.1", "h.0.mlp", ""])),
     st.tuples(st.just("role"), st.sampled_from([role for roles in ROLES_OF.values() for role in roles])),

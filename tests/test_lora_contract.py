@@ -23,7 +23,7 @@ from qpa.exporters.contracts.lora import (
     WEIGHTS_FILE,
     Finding,
     check_lora_contract,
-    module_of,
+    module_of_key,
     selects,
 )
 
@@ -402,7 +402,7 @@ def test_any_value_in_any_field_never_raises(adapter, name, value):
 def test_names_match_as_in_peft():
     assert selects("q_proj", MODULE) and selects("self_attn.q_proj", MODULE) and selects(MODULE, MODULE)
     assert not selects("proj", MODULE) and not selects("q", MODULE) and not selects("v_proj", MODULE)
-    assert module_of(KEY_A) == module_of(KEY_B) == MODULE
+    assert module_of_key(KEY_A) == module_of_key(KEY_B) == MODULE
 
 
 def test_the_check_needs_no_torch_and_less_than_a_second(adapter):

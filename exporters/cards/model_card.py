@@ -16,7 +16,8 @@ from pathlib import Path
 from string import Template
 
 from qpa import __version__
-from qpa.documents import METHOD_NAMES, BaseModelReference, FrozenAdapter
+from qpa.adapters.registry import KINDS
+from qpa.documents import BaseModelReference, FrozenAdapter
 from qpa.documents.trained_generator import perplexity_text
 from qpa.documents.verification import ENGINES
 
@@ -52,7 +53,7 @@ def _fields(frozen: FrozenAdapter) -> dict[str, str]:
         "adapter_of": of_base and f"{of_base}adapter\n",
         "base": base_name(frozen),
         "base_arguments": _arguments(base),
-        "kind": METHOD_NAMES[frozen.method],
+        "kind": KINDS[frozen.method].title,
         "merge_of": of_base and f"{of_base}merge\n",
         "modules": adapted_modules(frozen),
         "origin": _part("origin"),
@@ -73,20 +74,13 @@ def base_name(frozen: FrozenAdapter) -> str:
 
 
 def adapted_modules(frozen: FrozenAdapter) -> str:
-    """Return the names of the adapted modules, in code font; a prefix is not of any."""
-    if frozen.method == "prefix":
-        return "the attention of every layer"
-    return ", ".join(f"`{name}`" for name in sorted(frozen.target_modules))
+    """Return the names of the adapted modules, in code font, or where an adapter is that names none."""
+    return KINDS[frozen.method].place or ", ".join(f"`{name}`" for name in sorted(frozen.target_modules))
 
 
 def adapter_words(frozen: FrozenAdapter) -> str:
     """Return what kind of adapter it is, with an article."""
-    name = METHOD_NAMES[frozen.method]
-    return {
-        "ia3": f"an {name}",
-        "prefix": f"a prefix of {frozen.rank} virtual tokens",
-        "ffa": f"a {name} of width {frozen.rank} behind every block",
-    }.get(frozen.method, f"a rank-{frozen.rank} {name}")
+    return KINDS[frozen.method].phrase(frozen.rank)
 
 
 def vllm_rank_option(rank: int) -> int | None:
@@ -103,7 +97,7 @@ def _account(frozen: FrozenAdapter) -> str:
     account = frozen.account
     return _part(
         "account",
-        kind=METHOD_NAMES[frozen.method],
+        kind=KINDS[frozen.method].title,
         n_angles=f"{account.n_angles:,}",
         n_decoder=f"{account.n_decoder:,}",
         n_generator=f"{account.n_generator:,}",

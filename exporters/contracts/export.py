@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from qpa.compat.peft_ import WEIGHTS_FILE
 from qpa.documents import MANIFEST_PATH, Manifest, read_manifest
-from qpa.documents.finding import Finding
+from qpa.documents.finding import Finding, short
 from qpa.documents.manifest import FORMATS
 from qpa.errors import DocumentError
-from qpa.exporters.contracts.lora import WEIGHTS_FILE, check_lora_contract
-from qpa.exporters.contracts.manifest import check_files, check_manifest, short
+from qpa.exporters.contracts.lora import check_lora_contract
+from qpa.exporters.contracts.manifest import check_files, check_manifest
 
 
 def check_contract(directory: Path) -> tuple[Finding, ...]:

@@ -9,9 +9,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from qpa.documents.finding import Finding
+from qpa.documents.finding import Finding, short
 from qpa.exporters.contracts.lora import MAX_JSON_BYTES
-from qpa.exporters.contracts.manifest import short
 
 CONFIG_FILE = "genai_config.json"
 

@@ -43,14 +43,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from qpa.documents.finding import Finding
+from qpa.compat.peft_ import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
+from qpa.documents.finding import Finding, several, short
 from qpa.errors import DocumentError
-from qpa.exporters.contracts.manifest import check_files, check_manifest, collected, several, short
+from qpa.exporters.contracts.manifest import check_files, check_manifest, collected
+from qpa.models.linear_layers import selects
 from qpa.store.tensor_file import TensorEntry, TensorFile
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-KEY_PREFIX = "base_model.model."
 MAX_JSON_BYTES = 16 << 20
 MAX_JSON_DEPTH = 32
 
@@ -277,7 +276,9 @@ def _check_targets(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> It
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not _is_list_of_names(targets):
         return
-    modules = {module_of(name) for name in tensors if name.endswith(_ALL_ROLES) and _has_right_prefix(name)}
+    modules = {
+        module_of_key(name) for name in tensors if name.endswith(_ALL_ROLES) and _has_right_prefix(name)
+    }
     untargeted = sorted(module for module in modules if not any(selects(t, module) for t in targets))
     if untargeted:
         yield Finding("L19", several(untargeted), "a module that target_modules selects", "tensors only")
@@ -286,14 +287,9 @@ def _check_targets(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> It
         yield Finding("L19", f"target_modules {several(unused)}", "tensors of that module", "none")
 
 
-def module_of(key: str) -> str:
+def module_of_key(key: str) -> str:
     """Return the module path inside the base model of a key that keeps rule L14."""
     return key.removeprefix(KEY_PREFIX).rpartition(".lora_")[0]
-
-
-def selects(target: str, module: str) -> bool:
-    """Return whether PEFT adapts a module for an entry of target_modules: a whole-component suffix."""
-    return module == target or module.endswith(f".{target}")
 
 
 def _has_right_prefix(key: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qpa.documents import MANIFEST_PATH, read_manifest
-from qpa.documents.finding import Finding
+from qpa.documents.finding import Finding, several, short
 from qpa.documents.verification import VERIFICATION_PATH, read_verification
 from qpa.errors import DocumentError
 from qpa.store.atomic_files import sha256_of
@@ -79,15 +79,3 @@ def collected(findings: Iterable[Finding], rule: str, directory: Path) -> tuple[
     except (OSError, MemoryError) as error:
         found = short(getattr(error, "strerror", None) or type(error).__name__)
         return (Finding(rule, short(directory), "a readable directory", found),)
-
-
-def several(names: Iterable[str]) -> str:
-    """Return the first name and how many others there are."""
-    first, *others = names
-    return short(first) + (f" and {len(others)} more" if others else "")
-
-
-def short(value: object) -> str:
-    """Return a value as at most 120 printable characters in one line, whatever it holds."""
-    text = " ".join("".join(c if c.isprintable() else "?" for c in str(value)[:400]).split())
-    return text if len(text) <= 120 else f"{text[:117]}..."

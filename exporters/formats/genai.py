@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from qpa.adapters.frozen_arrays import FrozenArrays
-from qpa.documents import FrozenAdapter, Manifest
+from qpa.documents import FrozenAdapter, Manifest, TensorRef
 from qpa.documents.finding import Finding
 from qpa.errors import ExportError
 from qpa.exporters.contracts.genai import CONFIG_FILE, SESSION_OPTIONS, check_genai_contract
@@ -55,8 +55,7 @@ class ExportGenai(OnnxExporter):
 
     def write_adapter(self, arrays: FrozenArrays, directory: ExportDirectory) -> None:
         """Write the tensors, transposed, by the model builder's names."""
-        paths = [tensor.path for tensor in arrays.frozen.tensors]
-        tensors = {genai_name(path): arrays.read(path).T.copy() for path in paths}
+        tensors = {genai_name(t): arrays.read(t.path).T.copy() for t in arrays.frozen.tensors}
         write_adapter(tensors, directory.path / ADAPTER_FILE)
         directory.take(ADAPTER_FILE)
 
@@ -70,20 +69,20 @@ class ExportGenai(OnnxExporter):
             directory.take(name)
 
 
-def genai_name(path: str) -> str:
+def genai_name(tensor: TensorRef) -> str:
     """Return the model builder's name for a LoRA tensor."""
-    return path.replace(".self_attn.", ".attn.").removesuffix(".weight") + ".MatMul.weight"
+    return f"{tensor.module.replace('.self_attn.', '.attn.')}.{tensor.role}.MatMul.weight"
 
 
 def _graph(frozen: FrozenAdapter, model: Any) -> onnx_ir.Model:
     from qpa.exporters.onnx.graph import trace_causal_lm
 
-    shapes = dict(sorted((tensor.path, tensor.shape) for tensor in frozen.tensors))
-    graph = trace_causal_lm(model, shapes, transposed=True)
+    tensors = {tensor.path: tensor for tensor in frozen.tensors}
+    graph = trace_causal_lm(model, frozen.tensors, transposed=True)
     for value in graph.graph.inputs:
-        if value.name in shapes:
+        if value.name in tensors:
             # The graph's table of initializers follows the value's new name.
-            value.name = genai_name(value.name)
+            value.name = genai_name(tensors[value.name])
     return graph
 
 

@@ -37,6 +37,7 @@ from qpa.documents import FrozenAdapter, TensorRef
 from qpa.errors import ExportError
 from qpa.exporters.directory import ExportDirectory
 from qpa.exporters.format import OtherNamesExporter
+from qpa.models.linear_layers import last_component
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.disk_space import room_for
 from qpa.store.tensor_file import DTYPES, Array
@@ -102,7 +103,7 @@ class ExportGguf(OtherNamesExporter):
         ):
             _describe(writer, arrays, names)
             for tensor in frozen.tensors:
-                writer.write_tensor_data(_reordered(arrays.read(tensor.path), tensor.path, n_heads))
+                writer.write_tensor_data(_reordered(arrays.read(tensor.path), tensor, n_heads))
         directory.take(WEIGHTS_FILE)
         return frozen.rank
 
@@ -120,12 +121,11 @@ def gguf_names(frozen: FrozenAdapter, architecture: MODEL_ARCH, n_layers: int) -
     known = get_tensor_name_map(architecture, n_layers)
     names = {}
     for tensor in frozen.tensors:
-        module, _, role = tensor.path.removesuffix(".weight").rpartition(".")
-        name = known.get_name(module)
+        name = known.get_name(tensor.module)
         if name is None:
             expected = f"a layer that GGUF has a tensor for in {MODEL_ARCH_NAMES[architecture]} models"
-            raise ExportError(module, expected, "none", "use `format` merged")
-        names[tensor.path] = f"{name}.weight.{_ROLES[role]}"
+            raise ExportError(tensor.module, expected, "none", "use `format` merged")
+        names[tensor.path] = f"{name}.weight.{_ROLES[tensor.role]}"
     return names
 
 
@@ -146,10 +146,9 @@ def rows_in_pairs(rows: Array, n_heads: int) -> Array:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def _reordered(array: Array, path: str, n_heads: Mapping[str, int]) -> Array:
-    module, _, role = path.removesuffix(".weight").rpartition(".")
-    kind = module.rpartition(".")[2]
-    return rows_in_pairs(array, n_heads[kind]) if role == "lora_B" and kind in n_heads else array
+def _reordered(array: Array, tensor: TensorRef, n_heads: Mapping[str, int]) -> Array:
+    name = last_component(tensor.module)
+    return rows_in_pairs(array, n_heads[name]) if tensor.role == "lora_B" and name in n_heads else array
 
 
 def _describe(writer: GGUFWriter, arrays: FrozenArrays, names: Mapping[str, str]) -> None:

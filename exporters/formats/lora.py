@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
+from qpa.adapters.low_rank import lora_config
+from qpa.compat.peft_ import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
 from qpa.documents import FrozenAdapter, Manifest
 from qpa.documents.finding import Finding
 from qpa.errors import ExportError
 from qpa.exporters.cards.model_card import loading_in_vllm
-from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, check_lora_contract
+from qpa.exporters.contracts.lora import check_lora_contract
 from qpa.exporters.directory import ExportDirectory
 from qpa.exporters.format import Exporter, dtype_option
 from qpa.pipeline.options import option
@@ -78,7 +80,7 @@ class ExportLora(Exporter):
         directory.write_tensors(
             WEIGHTS_FILE, plans, lambda name: arrays.read(name.removeprefix(KEY_PREFIX)), {"format": "pt"}
         )
-        directory.write_json(CONFIG_FILE, adapter_config(frozen, arrays.rank))
+        directory.write_json(CONFIG_FILE, lora_config(frozen, arrays.rank, use_dora=False))
         return arrays.rank
 
     def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
@@ -99,22 +101,3 @@ def refuse_tied(frozen: FrozenAdapter) -> None:
             "one that embedding and output head share, so what merges the adapter gives wrong tokens",
             "choose targets without the head and the embedding, or pass `allow_tied_head`",
         )
-
-
-def adapter_config(frozen: FrozenAdapter, rank: int) -> dict[str, object]:
-    """Return the content of adapter_config.json for tensors of a rank."""
-    return {
-        "base_model_name_or_path": frozen.base.name_or_path,
-        "bias": "none",
-        "fan_in_fan_out": frozen.fan_in_fan_out,
-        "inference_mode": True,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "peft_type": "LORA",
-        "r": rank,
-        "revision": frozen.base.revision,
-        "target_modules": sorted(frozen.target_modules),
-        "task_type": "CAUSAL_LM",
-        "use_dora": False,
-        "use_rslora": False,
-    }

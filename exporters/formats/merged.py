@@ -1,8 +1,8 @@
 """merged: the base model's own checkpoint with the adapter added to its weights, for any engine.
 
 Rules:
-1. A weight becomes what `qpa.adapters.weight_change` says, W + (alpha / rank) B A for LoRA, in float32,
-   rounded once to the type that is written; of IA3, biases too.
+1. A weight becomes what the kind of adapter says (`qpa.adapters.weight_kind`), W + (alpha / rank) B A for
+   LoRA, in float32, rounded once to the type that is written; of IA3, biases too.
 2. The checkpoint keeps the base's file names, tensor names and tensors. Floating-point tensors all become one
    type, which config.json then names; the others stay as they are.
 3. Which tensor is which module's weight is asked of transformers, on a model without weights: it renames
@@ -25,7 +25,8 @@ import numpy as np
 
 from qpa.adapters.experts import expert_layer
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
-from qpa.adapters.weight_change import WeightChange, bias_scale, weight_change
+from qpa.adapters.weight_change import WeightChange
+from qpa.adapters.weight_kind import WeightKind, weight_kind
 from qpa.documents import FrozenAdapter
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError
@@ -41,6 +42,8 @@ from qpa.exporters.base_checkpoint import (
 from qpa.exporters.directory import ExportDirectory
 from qpa.exporters.format import BaseModelExporter
 from qpa.models.base_model import build_on_meta
+from qpa.models.linear_layers import stores_transpose
+from qpa.models.tied_weights import shares_weight
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import DTYPES, Array, TensorFile, TensorPlan
 
@@ -129,15 +132,24 @@ class Merge:
                  the model is loaded, of another shape, or no floating-point tensor.
         """
         modules = arrays.frozen.modules
-        _check_not_shared(modules, model)
+        for module in modules:
+            if shares_weight(model, module):
+                raise _tied(module)
+        kind, layers = weight_kind(arrays.frozen), {module: _submodule(model, module) for module in modules}
         weights = _by_key([f"{module}.weight" for module in modules], checkpoint, model)
-        scaled = [m for m in modules if bias_scale(arrays, m) is not None and _has_bias(model, m)]
+        with_bias = [m for m, layer in layers.items() if getattr(layer, "bias", None) is not None]
+        scaled = [module for module in with_bias if kind.bias_scale(arrays, module) is not None]
         biases = _by_key([f"{module}.bias" for module in scaled], checkpoint, model)
-        transposed = {m for m in modules if _is_conv1d(model, m)} | arrays.embeddings
+        transposed = {module for module, layer in layers.items() if stores_transpose(layer)}
         merge = cls(arrays, weights, biases, frozenset(transposed), dtype)
         for file in checkpoint.files.values():
             merge._check_file(file)
         return merge
+
+    @property
+    def kind(self) -> WeightKind:
+        """Return the kind of adapter, which says how it changes a weight."""
+        return weight_kind(self.arrays.frozen)
 
     def planned(self, file: TensorFile) -> Iterator[TensorPlan]:
         """Yield the tensors to be written in place of a file's."""
@@ -165,12 +177,13 @@ class Merge:
     def _change(self, key: str, source: Array) -> WeightChange | None:
         """Return what becomes of a tensor, None for one that no module adapts."""
         if key in self.biases:
-            return WeightChange(column_scale=bias_scale(self.arrays, self.biases[key]))
+            return WeightChange(column_scale=self.kind.bias_scale(self.arrays, self.biases[key]))
         if key not in self.weights:
             return None
         module = self.weights[key]
         is_transposed = module in self.transposed
-        return weight_change(self.arrays, module, partial(_blocks, source), transposed=is_transposed)
+        blocks = partial(_blocks, source)
+        return self.kind.weight_change(self.arrays, module, blocks, transposed=is_transposed)
 
     def _cast(self, key: str, numbers: Array) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -200,9 +213,9 @@ class Merge:
     def _shape(self, key: str) -> list[int | None]:
         """Return the shape a tensor must have; None is a side that the adapter does not tell."""
         if key in self.biases:
-            return [self.arrays.sides(self.biases[key])[0]]
+            return [self.kind.sides(self.arrays, self.biases[key])[0]]
         module = self.weights[key]
-        sides = [*self.arrays.sides(module)]
+        sides = [*self.kind.sides(self.arrays, module)]
         return sides[::-1] if module in self.transposed else sides
 
 
@@ -240,27 +253,9 @@ def _by_key(names: Iterable[str], checkpoint: Checkpoint, model: Any) -> dict[st
     return {key: name.rpartition(".")[0] for name, key in keys.items()}
 
 
-def _has_bias(model: Any, module: str) -> bool:
-    return getattr(_submodule(model, module), "bias", None) is not None
-
-
-def _is_conv1d(model: Any, module: str) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(_submodule(model, module), Conv1D)
-
-
 def _submodule(model: Any, module: str) -> Any:
     """Return a module; None for an expert's layer, which is a part of a fused parameter."""
     return None if expert_layer(module) is not None else model.get_submodule(module)
-
-
-def _check_not_shared(modules: Iterable[str], model: Any) -> None:
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    shared = {*tied.keys(), *tied.values()}
-    for module in modules:
-        if f"{module}.weight" in shared:
-            raise _tied(module)
 
 
 def _tied(subject: str) -> ExportError:

@@ -98,9 +98,8 @@ def adapter_config(frozen: FrozenAdapter, n_layers: int) -> dict[str, object]:
 
     Raises:  ExportError: mlx-lm cannot express which modules are adapted.
     """
-    modules = {tensor.path.rpartition(".lora_")[0] for tensor in frozen.tensors}
     head = {frozen.base.head} if targets_head(frozen) else set()
-    n_adapted, keys = keys_in_layers(sorted(modules - head), n_layers)
+    n_adapted, keys = keys_in_layers(sorted({*frozen.modules} - head), n_layers)
     return {
         "fine_tune_type": "lora",
         "lora_parameters": {
@@ -141,8 +140,7 @@ def _write_weights(arrays: FrozenArrays, directory: ExportDirectory) -> None:
     kind = SAFETENSORS_TYPE[arrays.dtype]
     paths, plans = {}, []
     for tensor in arrays.frozen.tensors:
-        module, _, role = tensor.path.removesuffix(".weight").rpartition(".")
-        name = f"{module}.{_ROLES[role]}"
+        name = f"{tensor.module}.{_ROLES[tensor.role]}"
         paths[name] = tensor.path
         plans.append(TensorPlan(name, kind, arrays.shape(tensor)[::-1]))
 

@@ -1,8 +1,9 @@
 """onnx: the merged causal language model as one ONNX graph with a key-value cache.
 
 Rules:
-1. An adapted weight becomes what `qpa.adapters.weight_change` says, in float32, as a parameter of its own: a
-   head that was tied to the input embedding no longer is, so that the embedding stays the base's.
+1. An adapted weight becomes what the kind of adapter says (`qpa.adapters.weight_kind`), in float32, as a
+   parameter of its own: a head that was tied to the input embedding no longer is, so that the embedding
+   stays the base's.
 2. A feed-forward adapter is part of the graph, and so is a prefix: the cache that goes in and out is without
    it, and positions count from 0.
 3. The graph is as in `qpa.exporters.onnx.graph`, beside the model's config and tokenizer.

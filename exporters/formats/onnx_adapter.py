@@ -63,14 +63,13 @@ class ExportOnnxAdapter(OnnxExporter):
         from qpa.exporters.onnx.base_graph import base_graph_digest, link_base_graph
 
         frozen, folder = arrays.frozen, directory.path / BASE_FOLDER
-        shapes = dict(sorted((tensor.path, tensor.shape) for tensor in frozen.tensors))
         folder.mkdir()
         if self.base_graph is None:
-            names = graph.write_graph(graph.trace_causal_lm(model, shapes), folder / GRAPH_FILE)
+            names = graph.write_graph(graph.trace_causal_lm(model, frozen.tensors), folder / GRAPH_FILE)
         else:
             digest = base_graph_digest(frozen, model)
             names = link_base_graph(
-                Path(self.base_graph), digest, lambda: graph.trace_causal_lm(model, shapes), folder
+                Path(self.base_graph), digest, lambda: graph.trace_causal_lm(model, frozen.tensors), folder
             )
         for name in names:
             directory.take(BASE_FOLDER + name)

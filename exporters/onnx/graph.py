@@ -26,37 +26,27 @@ import onnx_ir
 import torch
 from torch import Tensor
 
-from qpa.errors import ExportError, ModelError
+from qpa.compat.transformers_ import cached_states
+from qpa.documents import TensorRef
+from qpa.errors import ExportError
 from qpa.exporters.onnx.files import OPSET
+from qpa.models.linear_layers import submodule
 from qpa.store.disk_space import room_for
 
 EXTERNAL_DATA_BYTES = 1_900_000_000
 """Weights up to here stay in the graph's file, which protobuf limits to 2 GiB."""
 
-ROLES = (".lora_A.weight", ".lora_B.weight")
-
 Prefix = Sequence[tuple[Tensor, Tensor]]
 """Keys and values of each layer, float32[1, n_heads, n_tokens, head_size]."""
-
-
-def module_of(model: Any, path: str) -> Any:
-    """Return a module of the base model.
-
-    Raises:  ModelError: it has none of this path.
-    """
-    try:
-        return model.get_submodule(path)
-    except AttributeError as error:
-        raise ModelError(path, "a module of the base model", "none") from error
 
 
 class _CachedModel(torch.nn.Module):
     """A causal language model whose cache and LoRA tensors are arguments, and whose prefix is its own."""
 
-    def __init__(self, model: Any, lora_paths: Sequence[str], prefix: Prefix, *, transposed: bool) -> None:
+    def __init__(self, model: Any, lora: Sequence[TensorRef], prefix: Prefix, *, transposed: bool) -> None:
         super().__init__()
         self.model = model
-        self.lora_paths = lora_paths
+        self.lora = lora
         self.transposed = transposed
         self.n_prefix = prefix[0][0].shape[2] if prefix else 0
         for index, states in enumerate(prefix):
@@ -72,10 +62,10 @@ class _CachedModel(torch.nn.Module):
         tensors = [tensor if self.transposed else tensor.T for tensor in lora]
         if self.n_prefix:
             inputs, past = self._with_prefix(inputs, past)
-        with _added(self.model, dict(zip(self.lora_paths, tensors, strict=True))):
+        with _added(self.model, self.lora, tensors):
             output = self.model(**inputs, past_key_values=DynamicCache(past), use_cache=True)
-        layers, n = output.past_key_values.layers, self.n_prefix
-        return output.logits, [(layer.keys[:, :, n:], layer.values[:, :, n:]) for layer in layers]
+        states, n = cached_states(output.past_key_values), self.n_prefix
+        return output.logits, [(keys[:, :, n:], values[:, :, n:]) for keys, values in states]
 
     def _with_prefix(
         self, inputs: Mapping[str, Tensor], past: list[tuple[Tensor, Tensor]]
@@ -98,14 +88,18 @@ class _CachedModel(torch.nn.Module):
 
 
 @contextmanager
-def _added(model: Any, lora: Mapping[str, Tensor]) -> Iterator[None]:
-    """Add (x A^T) B^T to what each adapted module returns; `lora` holds A^T and B^T."""
-    handles = []
-    for path in lora:
-        if path.endswith(ROLES[0]):
-            module = path.removesuffix(ROLES[0])
-            hook = _lora_hook(lora[path], lora[module + ROLES[1]])
-            handles.append(module_of(model, module).register_forward_hook(hook))
+def _added(model: Any, lora: Sequence[TensorRef], tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Add (x A^T) B^T to what each adapted module returns.
+
+    Args:    tensors: A^T and B^T, in the order of `lora`.
+    """
+    factors: dict[str, dict[str, Tensor]] = {}
+    for ref, tensor in zip(lora, tensors, strict=True):
+        factors.setdefault(ref.module, {})[ref.axis] = tensor
+    handles = [
+        submodule(model, module).register_forward_hook(_lora_hook(pair["row"], pair["column"]))
+        for module, pair in factors.items()
+    ]
     try:
         yield
     finally:
@@ -122,7 +116,7 @@ def _lora_hook(a: Tensor, b: Tensor) -> Any:
 
 def trace_causal_lm(
     model: Any,
-    lora: Mapping[str, tuple[int, int]] | None = None,
+    lora: Sequence[TensorRef] = (),
     *,
     prefix: Prefix = (),
     transposed: bool = False,
@@ -130,15 +124,15 @@ def trace_causal_lm(
     """Return the ONNX graph of a causal language model with a key-value cache.
 
     Args:    model: of transformers, float32, on the CPU; its attention is set to the eager one.
-             lora: shape of each LoRA tensor that becomes an input, by path. An initializer of zeros, of
-             rank 1, bears the same name, so that the input may be left out.
+             lora: the LoRA tensors that become inputs, in the order of their paths. An initializer of zeros,
+             of rank 1, bears the same name, so that an input may be left out.
              prefix: keys and values that every layer finds before the past.
              transposed: the inputs are lora_A [in, rank] and lora_B [rank, out].
     Returns: a graph as in the module's rules, with the model's weights in it.
     Raises:  ExportError: the model keeps something else than keys and values, or cannot be traced.
     Source:  ours.
     """
-    shapes = {path: (shape[1], shape[0]) if transposed else shape for path, shape in (lora or {}).items()}
+    lora = sorted(lora, key=lambda tensor: tensor.path)
     name = type(model).__name__
     try:
         with _quiet(), torch.no_grad():
@@ -146,8 +140,8 @@ def trace_causal_lm(
             # ONNX has no operator for experts in groups; a dense model is left as it is.
             model.set_experts_implementation("batched_mm")
             heads = cache_shapes(model)
-            wrapped = _CachedModel(model, tuple(shapes), prefix, transposed=transposed)
-            program = _trace(wrapped, heads, shapes)
+            wrapped = _CachedModel(model, lora, prefix, transposed=transposed)
+            program = _trace(wrapped, heads)
     except ExportError:
         raise
     except Exception as error:  # the tracer has errors of many families
@@ -157,11 +151,11 @@ def trace_causal_lm(
         raise ExportError(name, "a model torch.onnx can trace", first_line, advice) from error
     graph: onnx_ir.Model = program.model
     _strip(graph)
-    _make_optional(graph.graph, shapes, transposed)
+    _make_optional(graph.graph, lora, transposed)
     return graph
 
 
-def _trace(wrapped: _CachedModel, heads: list[tuple[int, int]], lora: Mapping[str, tuple[int, int]]) -> Any:
+def _trace(wrapped: _CachedModel, heads: list[tuple[int, int]]) -> Any:
     """Trace with 2 rows of 2 tokens after 3 of the past, and rank 2: lengths of 0 and 1 would be fixed."""
     names = ("batch_size", "sequence_length", "past_length", "total_length", "rank")
     rows, new, past, total, rank = map(torch.export.Dim, names)
@@ -170,17 +164,18 @@ def _trace(wrapped: _CachedModel, heads: list[tuple[int, int]], lora: Mapping[st
     if "position_ids" in inspect.signature(wrapped.model.forward).parameters:
         inputs["position_ids"] = torch.tensor([[3, 4], [3, 4]])
     cache = [(torch.zeros(2, n_heads, 3, size), torch.zeros(2, n_heads, 3, size)) for n_heads, size in heads]
-    axes = {path: _rank_axis(path, wrapped.transposed) for path in lora}
-    tensors = [torch.zeros(_with_rank(shape, axes[path], 2)) for path, shape in lora.items()]
+    axes = [_rank_axis(tensor, wrapped.transposed) for tensor in wrapped.lora]
+    tensors = [_zeros(tensor, 2, wrapped.transposed) for tensor in wrapped.lora]
+    paths = [tensor.path for tensor in wrapped.lora]
     program = torch.onnx.export(
         wrapped,
         (inputs, cache, tensors),
         dynamic_shapes=(
             {name: {0: rows, 1: total if name == "attention_mask" else new} for name in inputs},
             [({0: rows, 2: past}, {0: rows, 2: past}) for _ in heads],
-            [{axes[path]: rank} for path in lora],
+            [{axis: rank} for axis in axes],
         ),
-        input_names=[*inputs, *_cache_names("past_key_values", len(heads)), *lora],
+        input_names=[*inputs, *_cache_names("past_key_values", len(heads)), *paths],
         output_names=["logits", *_cache_names("present", len(heads))],
         opset_version=OPSET,
         dynamo=True,
@@ -199,7 +194,7 @@ def cache_shapes(model: Any) -> list[tuple[int, int]]:
     Raises:  ExportError: the model keeps something else.
     """
     cache = model(input_ids=torch.ones(1, 2, dtype=torch.int64), use_cache=True).past_key_values
-    layers = [getattr(layer, "keys", None) for layer in getattr(cache, "layers", ())]
+    layers = [keys for keys, _ in cached_states(cache)]
     tensors = [keys for keys in layers if isinstance(keys, Tensor) and keys.ndim == 4]
     if not tensors or len(tensors) < len(layers):
         raise ExportError(
@@ -241,20 +236,23 @@ def _strip(model: onnx_ir.Model) -> None:
             value.metadata_props.clear()
 
 
-def _rank_axis(path: str, transposed: bool) -> int:
-    return int(path.endswith(ROLES[0]) == transposed)
+def _rank_axis(tensor: TensorRef, transposed: bool) -> int:
+    """Return the axis of an input that is as long as the rank."""
+    return int((tensor.axis == "row") == transposed)
 
 
-def _with_rank(shape: tuple[int, ...], axis: int, rank: int) -> tuple[int, ...]:
-    return (*shape[:axis], rank, *shape[axis + 1 :])
+def _zeros(tensor: TensorRef, rank: int, transposed: bool) -> Tensor:
+    """Return what an input of a rank is where nothing is added."""
+    n_rows, n_columns = (rank, tensor.shape[1]) if tensor.axis == "row" else (tensor.shape[0], rank)
+    return torch.zeros((n_columns, n_rows) if transposed else (n_rows, n_columns))
 
 
-def _make_optional(graph: onnx_ir.Graph, lora: Mapping[str, tuple[int, int]], transposed: bool) -> None:
+def _make_optional(graph: onnx_ir.Graph, lora: Sequence[TensorRef], transposed: bool) -> None:
     inputs = {value.name: value for value in graph.inputs}
-    for path, shape in lora.items():
-        zeros = torch.zeros(_with_rank(shape, _rank_axis(path, transposed), 1)).numpy()
-        inputs[path].const_value = onnx_ir.tensor(zeros, name=path)
-        graph.register_initializer(inputs[path])
+    for tensor in lora:
+        zeros = _zeros(tensor, 1, transposed).numpy()
+        inputs[tensor.path].const_value = onnx_ir.tensor(zeros, name=tensor.path)
+        graph.register_initializer(inputs[tensor.path])
 
 
 def write_graph(model: onnx_ir.Model, path: Path) -> list[str]:

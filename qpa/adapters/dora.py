@@ -7,14 +7,24 @@ Source: arXiv 2402.09353; names and shapes as in PEFT, which keeps the lengths a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from qpa.adapters.kind import Rates
-from qpa.adapters.low_rank import LORA_A, LORA_B, LowRankKind, check_factors, product
-from qpa.compat.peft_ import dequantized_weight, module_parameter
-from qpa.documents import AdapterSpec, AdapterTensor, TensorRules
+from qpa.adapters.low_rank import LORA_A, LORA_B, LowRankKind, check_factors, lora_config, product
+from qpa.adapters.peft_directory import (
+    MODULE_FIELDS,
+    Fields,
+    PeftDirectory,
+    check_names,
+    is_count,
+    is_one_of,
+)
+from qpa.compat.peft_ import CONFIG_FILE, KEY_PREFIX, dequantized_weight, module_parameter
+from qpa.documents import AdapterSpec, AdapterTensor, FrozenAdapter, TensorRules
+from qpa.documents.base import JsonObject
+from qpa.documents.finding import Finding, short
 from qpa.documents.tensors import Role
 from qpa.models.linear_layers import Layer, linear_layers, stores_transpose
 
@@ -25,7 +35,7 @@ if TYPE_CHECKING:
     from qpa.adapters.frozen_arrays import FrozenArrays
     from qpa.adapters.parameter_view import AdapterParameter
     from qpa.adapters.weight_change import Blocks, WeightChange
-    from qpa.store.tensor_file import Array
+    from qpa.store.tensor_file import Array, TensorFile
 
 MAGNITUDES = Role("lora_magnitude_vector", "column", "base", has_rank=False)
 
@@ -41,12 +51,60 @@ RULES = TensorRules(roles=(LORA_A, LORA_B, MAGNITUDES), check=_check, is_product
 
 
 @final
+class _Directory(PeftDirectory):
+    """A LoRA directory with use_dora, and lora_magnitude_vector [out] beside the factors of each module."""
+
+    tag: ClassVar[str] = "dora"
+    warning: ClassVar[str] = ", and transformers' `load_adapter` takes it without a word for something else"
+    fields: ClassVar[Fields] = {
+        **MODULE_FIELDS,
+        "bias": is_one_of("none"),
+        "lora_alpha": is_count,
+        "lora_dropout": is_one_of(0.0),
+        "peft_type": is_one_of("LORA"),
+        "r": is_count,
+        "use_dora": is_one_of(True),
+        "use_rslora": is_one_of(False),
+    }
+
+    def config(self, frozen: FrozenAdapter) -> JsonObject:
+        """Return LoRA's config with use_dora."""
+        return lora_config(frozen, frozen.rank, use_dora=True)
+
+    def shapes(self, frozen: FrozenAdapter) -> dict[str, tuple[int, ...]]:
+        """Return the shapes, of magnitudes [out]."""
+        shapes = super().shapes(frozen)
+        magnitudes = [tensor for tensor in frozen.tensors if tensor.role == MAGNITUDES.name]
+        return shapes | {KEY_PREFIX + tensor.path: tensor.shape[:1] for tensor in magnitudes}
+
+    def check(self, config: JsonObject, file: TensorFile) -> Iterator[Finding]:
+        """Yield modules without all three tensors of one rank, and an alpha that is not the rank."""
+        rank = config["r"]
+        if config["lora_alpha"] != rank:
+            yield Finding("L23", f"{CONFIG_FILE} lora_alpha", "r", short(config["lora_alpha"]))
+            return
+        shapes = {key: entry.shape for key, entry in file.entries.items()}
+        ends = (".lora_A.weight", ".lora_B.weight", f".{MAGNITUDES.name}")
+        modules = sorted(
+            key.removeprefix(KEY_PREFIX).removesuffix(ends[2]) for key in shapes if key.endswith(ends[2])
+        )
+        wanted = {f"{KEY_PREFIX}{module}{end}" for module in modules for end in ends}
+        yield from check_names(shapes, wanted, modules, config)
+        for module in modules:
+            a, b, m = (shapes.get(f"{KEY_PREFIX}{module}{end}", ()) for end in ends)
+            if a[:1] != (rank,) or b != (*m, rank) or len(a) != 2 or len(m) != 1:
+                found = f"{list(a)}, {list(b)}, {list(m)}"
+                yield Finding("L24", short(module), f"[r, in], [out, r] and [out] with r {rank}", found)
+
+
+@final
 class Dora(LowRankKind):
     """DoRA: LoRA's factors, and lora_magnitude_vector [out, 1], in every module."""
 
     name: ClassVar[str] = "dora"
     title: ClassVar[str] = "DoRA"
     rules: ClassVar[TensorRules] = RULES
+    peft: ClassVar[PeftDirectory] = _Directory()
     formats: ClassVar[tuple[str, ...]] = ("peft", "merged", "onnx")
     direct_rates: ClassVar[Rates] = (3e-3, 1e-2, 3e-2)
     uses_dora: ClassVar[bool] = True

@@ -69,12 +69,6 @@ class FrozenArrays:
             return tensor.shape
         return (self.rank, n_columns) if tensor.axis == "row" else (n_rows, self.rank)
 
-    def sides(self, module: str) -> tuple[int | None, int | None]:
-        """Return out_features and in_features of an adapted module; None is one the adapter does not tell."""
-        from qpa.adapters.weight_change import weight_kind
-
-        return weight_kind(self.frozen).sides(self, module)
-
     def factors(self, module: str) -> tuple[Array, Array]:
         """Return lora_A [rank, in] and lora_B [out, rank] of a module, as `read` gives them."""
         a, b, *_ = self.of_module(module)

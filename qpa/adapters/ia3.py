@@ -8,20 +8,31 @@ Source: arXiv 2205.05638; names and shapes as in PEFT.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from qpa.adapters.kind import Rates
+from qpa.adapters.peft_directory import (
+    MODULE_FIELDS,
+    Fields,
+    PeftDirectory,
+    are_names,
+    check_names,
+    common_config,
+    is_one_of,
+)
 from qpa.adapters.weight_kind import WeightKind
-from qpa.compat.peft_ import module_parameter
-from qpa.documents import AdapterSpec, AdapterTensor, TensorRules
+from qpa.compat.peft_ import KEY_PREFIX, module_parameter
+from qpa.documents import AdapterSpec, AdapterTensor, FrozenAdapter, TensorRules
+from qpa.documents.base import JsonObject
+from qpa.documents.finding import Finding, short
 from qpa.documents.tensors import Role
 from qpa.models.linear_layers import Layer, is_selected, linear_layers, shortest_names
 
 if TYPE_CHECKING:
     from qpa.adapters.frozen_arrays import FrozenArrays
     from qpa.adapters.weight_change import Blocks, WeightChange
-    from qpa.store.tensor_file import Array
+    from qpa.store.tensor_file import Array, TensorFile
 
 FEED_FORWARD_OUTPUTS = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj", "w2", "fc_out")
 """The second layers of feed-forward blocks, of which IA3 scales the input."""
@@ -37,6 +48,44 @@ RULES = TensorRules(roles=(SCALES,), check=_any_shape)
 
 
 @final
+class _Directory(PeftDirectory):
+    """One ia3_l in every module: [1, in] where feedforward_modules selects it, and [out, 1] elsewhere."""
+
+    tag: ClassVar[str] = "ia3"
+    fields: ClassVar[Fields] = {
+        **MODULE_FIELDS,
+        "feedforward_modules": are_names,
+        "peft_type": is_one_of("IA3"),
+    }
+
+    def config(self, frozen: FrozenAdapter) -> JsonObject:
+        """Return the config, with the modules whose inputs are scaled as feedforward_modules."""
+        inputs = [tensor.module for tensor in frozen.tensors if tensor.axis == "row"]
+        return common_config(frozen) | {
+            "fan_in_fan_out": frozen.fan_in_fan_out,
+            "feedforward_modules": names_of_inputs(sorted(frozen.target_modules), inputs),
+            "peft_type": "IA3",
+            "target_modules": sorted(frozen.target_modules),
+        }
+
+    def check(self, config: JsonObject, file: TensorFile) -> Iterator[Finding]:
+        """Yield modules whose ia3_l is missing, or not of the side that the config says."""
+        end = f".{SCALES.name}"
+        shapes = {
+            key.removeprefix(KEY_PREFIX).removesuffix(end): entry.shape for key, entry in file.entries.items()
+        }
+        wanted = {f"{KEY_PREFIX}{module}{end}" for module in shapes}
+        yield from check_names(file.entries, wanted, shapes, config)
+        inputs = config["feedforward_modules"]
+        assert isinstance(inputs, list)
+        for module, shape in sorted(shapes.items()):
+            scales_input = is_selected(module, inputs)
+            if len(shape) != 2 or shape[0 if scales_input else 1] != 1:
+                expected = "[1, in]" if scales_input else "[out, 1]"
+                yield Finding("L24", short(module), expected, str(list(shape)))
+
+
+@final
 class Ia3(WeightKind):
     """IA3: one vector of scales in every module."""
 
@@ -49,6 +98,7 @@ class Ia3(WeightKind):
         *("k_proj", "v_proj", "key", "value", "c_attn", "query_key_value", "qkv_proj"),
         *FEED_FORWARD_OUTPUTS,
     )
+    peft: ClassVar[PeftDirectory] = _Directory()
     formats: ClassVar[tuple[str, ...]] = ("peft", "merged", "onnx")
     rate: ClassVar[float] = 1e-1
     direct_rates: ClassVar[Rates] = (3e-2, 1e-1, 3e-1)

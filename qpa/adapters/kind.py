@@ -15,6 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qpa.adapters.peft_directory import PeftDirectory
 from qpa.documents import AdapterSpec, AdapterTensor, TensorRules
 from qpa.models.linear_layers import last_component
 
@@ -60,6 +61,8 @@ class AdapterKind(ABC):
              rules: of its tensors.
              default_rank: the rank where none is asked for; of other kinds the number they have in its place.
              has_rank, has_alpha, has_targets: the user may choose them.
+             peft: what a directory of the kind in PEFT holds; None where PEFT does not have the kind, or a
+             format has a contract of its own for it.
              formats: the names of the export formats that carry the kind, the plainest first.
              default_generator: the generator that suits the kind.
              rate: peak learning rate of that generator; None for the generator's own.
@@ -78,6 +81,7 @@ class AdapterKind(ABC):
     has_rank: ClassVar[bool] = True
     has_alpha: ClassVar[bool] = False
     has_targets: ClassVar[bool] = True
+    peft: ClassVar[PeftDirectory | None] = None
     formats: ClassVar[tuple[str, ...]] = ()
     default_generator: ClassVar[str] = "aligned"
     rate: ClassVar[float | None] = None

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qpa.adapters.peft_directory import common_config
 from qpa.adapters.weight_kind import WeightKind
-from qpa.documents import AdapterSpec
+from qpa.documents import AdapterSpec, FrozenAdapter
+from qpa.documents.base import JsonObject
 from qpa.documents.tensors import Role
 from qpa.errors import OptionError
 from qpa.models.linear_layers import Layer
@@ -32,6 +34,21 @@ def check_factors(shapes: Sequence[tuple[int, int]], rank: int) -> None:
     (_, n_in), (n_out, _) = shapes[:2]
     if rank > min(n_in, n_out):
         raise ValueError(f"rank {rank} is not within 1 and min(in, out)")
+
+
+def lora_config(frozen: FrozenAdapter, rank: int, *, use_dora: bool) -> JsonObject:
+    """Return the content of adapter_config.json for factors of a rank, with alpha / rank in lora_B."""
+    return common_config(frozen) | {
+        "bias": "none",
+        "fan_in_fan_out": frozen.fan_in_fan_out,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": sorted(frozen.target_modules),
+        "use_dora": use_dora,
+        "use_rslora": False,
+    }
 
 
 class LowRankKind(WeightKind):

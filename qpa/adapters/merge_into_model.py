@@ -13,7 +13,7 @@ import torch
 
 from qpa.adapters.experts import expert_layer
 from qpa.errors import ModelError
-from qpa.models.linear_layers import stores_transpose
+from qpa.models.linear_layers import stores_transpose, submodule
 
 if TYPE_CHECKING:
     from qpa.adapters.frozen_arrays import FrozenArrays
@@ -34,20 +34,13 @@ def change_weights(model: Any, arrays: FrozenArrays, kind: WeightKind) -> None:
             weight = expert.weight(model)
             weight.copy_(_changed(weight, path, arrays, kind, transposed=False))
             continue
-        module = _module_of(model, path)
+        module = submodule(model, path)
         transposed = stores_transpose(module)
         changed = _changed(module.weight, path, arrays, kind, transposed=transposed)
         module.weight = torch.nn.Parameter(changed)
         scale = kind.bias_scale(arrays, path)
         if scale is not None and module.bias is not None:
             module.bias = torch.nn.Parameter(module.bias * torch.from_numpy(scale))
-
-
-def _module_of(model: Any, path: str) -> Any:
-    try:
-        return model.get_submodule(path)
-    except AttributeError as error:
-        raise ModelError(path, "a module of the base model", "none") from error
 
 
 def _changed(

@@ -8,15 +8,25 @@ Source: arXiv 2101.00190; names as in PEFT, roles ours.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from qpa.adapters.kind import AdapterKind, PlannedAdapter, Rates, Request
+from qpa.adapters.peft_directory import (
+    COMMON_FIELDS,
+    Fields,
+    PeftDirectory,
+    common_config,
+    is_count,
+    is_one_of,
+)
 from qpa.adapters.peft_model import wrap_in_peft
-from qpa.compat.peft_ import PROMPT_PARAMETER, complete_prompt_config
+from qpa.compat.peft_ import PROMPT_KEY, PROMPT_PARAMETER, WEIGHTS_FILE, complete_prompt_config
 from qpa.compat.transformers_ import cached_states
-from qpa.documents import AdapterSpec, AdapterTensor, TensorRules
+from qpa.documents import AdapterSpec, AdapterTensor, FrozenAdapter, TensorRules
+from qpa.documents.base import JsonObject
+from qpa.documents.finding import Finding, several
 from qpa.documents.tensors import Role
 from qpa.errors import ModelError, OptionError
 from qpa.seeds import split_seed
@@ -27,7 +37,7 @@ if TYPE_CHECKING:
 
     from qpa.adapters.frozen_arrays import FrozenArrays
     from qpa.adapters.parameter_view import AdapterParameter
-    from qpa.store.tensor_file import Array
+    from qpa.store.tensor_file import Array, TensorFile
 
 KEYS = Role("prefix_key", "row", "base")
 VALUES = Role("prefix_value", "row", "base")
@@ -42,6 +52,51 @@ RULES = TensorRules(roles=(KEYS, VALUES), check=_check)
 
 
 @final
+class _Directory(PeftDirectory):
+    """One tensor prompt_embeddings [n_tokens, n_layers * 2 * width], in which the layers stand in turn."""
+
+    tag: ClassVar[str] = "prefix-tuning"
+    fields: ClassVar[Fields] = {
+        **COMMON_FIELDS,
+        "num_layers": is_count,
+        "num_transformer_submodules": is_one_of(1),
+        "num_virtual_tokens": is_count,
+        "peft_type": is_one_of("PREFIX_TUNING"),
+        "prefix_projection": is_one_of(False),
+    }
+
+    def config(self, frozen: FrozenAdapter) -> JsonObject:
+        """Return the config; what it leaves out, the number of heads, PEFT takes from the base model."""
+        return common_config(frozen) | {
+            "num_layers": len(frozen.modules),
+            "num_transformer_submodules": 1,
+            "num_virtual_tokens": frozen.rank,
+            "peft_type": "PREFIX_TUNING",
+            "prefix_projection": False,
+        }
+
+    def shapes(self, frozen: FrozenAdapter) -> dict[str, tuple[int, ...]]:
+        """Return the shape of the one tensor."""
+        return {PROMPT_KEY: (frozen.rank, sum(tensor.shape[1] for tensor in frozen.tensors))}
+
+    def read(self, arrays: FrozenArrays, key: str) -> Array:
+        """Return keys and values of all layers, side by side."""
+        import numpy as np
+
+        return np.concatenate([arrays.read(tensor.path) for tensor in arrays.frozen.tensors], axis=1)
+
+    def check(self, config: JsonObject, file: TensorFile) -> Iterator[Finding]:
+        """Yield another tensor than the one, or another shape."""
+        n_tokens, n_layers = config["num_virtual_tokens"], config["num_layers"]
+        assert isinstance(n_layers, int)
+        shape = file.entries[PROMPT_KEY].shape if file.entries.keys() == {PROMPT_KEY} else ()
+        if len(shape) != 2 or shape[0] != n_tokens or shape[1] == 0 or shape[1] % (2 * n_layers):
+            expected = f"{PROMPT_KEY} [{n_tokens}, 2 * {n_layers} * width] alone"
+            found = str(list(shape)) if shape else several(sorted(file.entries) or ["nothing"])
+            yield Finding("L24", WEIGHTS_FILE, expected, found)
+
+
+@final
 class Prefix(AdapterKind):
     """Prefix tuning: prefix_key and prefix_value [n_tokens, n_key_value_heads * head_size] in every layer."""
 
@@ -51,6 +106,7 @@ class Prefix(AdapterKind):
     rules: ClassVar[TensorRules] = RULES
     default_rank: ClassVar[int] = 16
     has_targets: ClassVar[bool] = False
+    peft: ClassVar[PeftDirectory] = _Directory()
     formats: ClassVar[tuple[str, ...]] = ("peft", "onnx")
     rate: ClassVar[float] = 1e-1
     direct_rates: ClassVar[Rates] = (3e-2, 1e-1, 3e-1)

@@ -13,10 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qpa.adapters.frozen_arrays import FrozenArrays
-from qpa.adapters.registry import KINDS
-from qpa.adapters.weight_kind import WeightKind
-from qpa.documents import FrozenAdapter
 from qpa.errors import ExportError
 from qpa.store.tensor_file import Array
 
@@ -59,29 +55,3 @@ class WeightChange:
         changed: Array = self.left[rows] @ self.right
         changed += numbers.astype(np.float32, copy=False)
         return changed
-
-
-def weight_change(arrays: FrozenArrays, module: str, blocks: Blocks, *, transposed: bool) -> WeightChange:
-    """Return what the adapter makes of a module's weight.
-
-    Args:    blocks: of the base's weight, for a change that depends on it.
-             transposed: the weight is stored as [in, out].
-    Raises:  ExportError: the arrays are not finite, or the kind of adapter is no change of weights.
-    """
-    return weight_kind(arrays.frozen).weight_change(arrays, module, blocks, transposed=transposed)
-
-
-def bias_scale(arrays: FrozenArrays, module: str) -> Array | None:
-    """Return float32[out], what the adapter multiplies a module's bias with, or None where it leaves it."""
-    return weight_kind(arrays.frozen).bias_scale(arrays, module)
-
-
-def weight_kind(frozen: FrozenAdapter) -> WeightKind:
-    """Return the kind of an adapter that is a change of weights.
-
-    Raises:  ExportError: it is of another kind.
-    """
-    kind = KINDS[frozen.method]
-    if not isinstance(kind, WeightKind):
-        raise ExportError(kind.title, "an adapter that is a change of weights", "one that is not")
-    return kind

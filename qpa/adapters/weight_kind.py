@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from qpa.adapters.experts import check_beside_experts, fused_parameters
 from qpa.adapters.module_kind import ModuleKind
 from qpa.adapters.peft_model import wrap_in_peft
-from qpa.documents import AdapterSpec
+from qpa.documents import AdapterSpec, FrozenAdapter
+from qpa.errors import ExportError
 
 if TYPE_CHECKING:
     from qpa.adapters.frozen_arrays import FrozenArrays
@@ -56,3 +57,16 @@ class WeightKind(ModuleKind):
         from qpa.adapters.merge_into_model import change_weights
 
         change_weights(model, arrays, self)
+
+
+def weight_kind(frozen: FrozenAdapter) -> WeightKind:
+    """Return the kind of an adapter that is a change of weights.
+
+    Raises:  ExportError: it is of another kind.
+    """
+    from qpa.adapters.registry import KINDS
+
+    kind = KINDS[frozen.method]
+    if not isinstance(kind, WeightKind):
+        raise ExportError(kind.title, "an adapter that is a change of weights", "one that is not")
+    return kind

@@ -10,6 +10,9 @@ from typing import Any
 ADAPTER_NAME = "default"
 """The name under which PEFT puts an adapter on a model, where no other is given."""
 
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
 KEY_PREFIX = "base_model.model."
 """What stands before a module's path in the names of a wrapped model's parameters, and in a file's keys."""
 

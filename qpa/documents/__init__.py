@@ -2,12 +2,9 @@
 
 from qpa.documents.account import ParameterAccount
 from qpa.documents.adapter_spec import (
-    EMBEDDING_ROLES,
-    METHOD_NAMES,
     AdapterSpec,
     AdapterTensor,
     BaseModelReference,
-    module_of,
 )
 from qpa.documents.ansatz import MAX_QUBITS, Ansatz
 from qpa.documents.base import Attachment, Document, PassOption, Provenance, Record
@@ -33,10 +30,8 @@ from qpa.documents.weight_layout import (
 )
 
 __all__ = [
-    "EMBEDDING_ROLES",
     "MANIFEST_PATH",
     "MAX_QUBITS",
-    "METHOD_NAMES",
     "TENSOR_RULES",
     "AdapterSpec",
     "AdapterTensor",
@@ -73,6 +68,5 @@ __all__ = [
     "WeightLayout",
     "Windows",
     "account_of",
-    "module_of",
     "read_manifest",
 ]

@@ -17,20 +17,6 @@ from qpa.documents.tensors import (
     check_tensors,
 )
 
-METHOD_NAMES = {
-    "lora": "LoRA",
-    "dora": "DoRA",
-    "ia3": "IA3",
-    "prefix": "prefix tuning",
-    "ffa": "feed-forward adapter",
-}
-EMBEDDING_ROLES = ("lora_embedding_A", "lora_embedding_B")
-
-
-def module_of(path: str) -> str:
-    """Return the module of an `AdapterTensor.path`."""
-    return path.removesuffix(".weight").rpartition(".")[0]
-
 
 class BaseModelReference(Record):
     """The base model an adapter belongs to.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qpa.compat.transformers_ import is_conv1d
+from qpa.errors import ModelError
 
 Form = Literal["linear", "conv1d", "embedding", "block"]
 
@@ -97,6 +98,17 @@ def _has_weights(module: Any) -> bool:
     return any(layer is not None and layer.is_linear for layer in layers) or any(
         parameter.ndim == 3 for parameter in module.parameters()
     )
+
+
+def submodule(model: Any, path: str) -> Any:
+    """Return the module of a path.
+
+    Raises:  ModelError: the model has none.
+    """
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise ModelError(path, "a module of the base model", "none") from error
 
 
 def head_path(model: Any) -> str | None:

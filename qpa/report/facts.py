@@ -7,24 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qpa.adapters.registry import KINDS
 from qpa.documents import (
-    METHOD_NAMES,
     AdapterSpec,
     Document,
     FrozenAdapter,
     Manifest,
-    Method,
     NativeCircuit,
     ParameterAccount,
     TrainingResult,
     Verification,
     WeightLayout,
 )
-from qpa.documents.finding import Finding
+from qpa.documents.finding import Finding, short
 from qpa.documents.trained_generator import perplexity, perplexity_text
 from qpa.documents.verification import read_verification
 from qpa.errors import DocumentError
-from qpa.exporters.contracts.manifest import short
 from qpa.store.tensor_file import TensorEntry
 
 Rows = list[tuple[str, ...]]
@@ -41,15 +39,10 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
-def adapter_words(method: Method, rank: int, targets: Iterable[str] = ()) -> str:
+def adapter_words(method: str, rank: int, targets: Iterable[str] = ()) -> str:
     """Return an adapter's kind, size and place in a few words."""
-    name, names = METHOD_NAMES[method], ", ".join(targets)
-    places = f" on {names}" if names else ""
-    return {
-        "ia3": f"{name}{places}",
-        "prefix": f"{name}, {rank} tokens in every layer",
-        "ffa": f"{name} of width {rank}{places}",
-    }.get(method, f"{name} rank {rank}{places}")
+    names = ", ".join(targets)
+    return KINDS[method].words(rank) + (f" on {names}" if names else "")
 
 
 def account_rows(account: ParameterAccount) -> Rows:

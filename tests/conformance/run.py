@@ -35,8 +35,7 @@ from transformers.utils.logging import disable_progress_bar
 from qpa.documents import Manifest, Method
 from qpa.documents.manifest import FORMATS
 from qpa.errors import QpaError
-from qpa.exporters.directory import FORMATS_FOR
-from qpa.exporters.registry import exporter_for
+from qpa.exporters.registry import exporter_for, formats_for
 from qpa.models.probe import greedy_continuation
 from qpa.passes.verify_adapter import VerifyAdapter
 from tests.random_adapter import RandomAdapter, random_adapter
@@ -156,7 +155,7 @@ def cells_of(
         store = Path(work) / "store"
         options = {"rank": 4, "alpha": alpha, "targets": targets, "scale": kind.scale}
         made = random_adapter(model, store, method=kind.method, **options)
-        for name in filter(FORMATS_FOR[kind.method].__contains__, formats):
+        for name in filter(formats_for(kind.method).__contains__, formats):
             asked = [engine for engine in FORMATS[name].engines if engine in engines]
             row = (adapter, architecture)
             yield from _cells_of_format(row, name, asked, made, Path(work) / name, pythons)
