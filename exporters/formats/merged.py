@@ -15,7 +15,7 @@ Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,9 @@ from qpa.adapters.weight_change import WeightChange, bias_scale, weight_change
 from qpa.documents import FrozenAdapter
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError
-from qpa.exporters.base_checkpoint import (
+from qpa.exporters.directory import ExportDirectory
+from qpa.exporters.format import BaseModelExporter
+from qpa.models.base_checkpoint import (
     CONFIG_FILE,
     COPIED,
     INDEX_FILE,
@@ -38,8 +40,6 @@ from qpa.exporters.base_checkpoint import (
     find_parameters,
     read_json,
 )
-from qpa.exporters.directory import ExportDirectory
-from qpa.exporters.format import BaseModelExporter
 from qpa.models.base_model import build_on_meta
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.tensor_file import DTYPES, Array, TensorFile, TensorPlan
@@ -234,9 +234,10 @@ def _write_weights(merge: Merge, checkpoint: Checkpoint, directory: ExportDirect
         directory.write_json(INDEX_FILE, index)
 
 
-def _by_key(names: Iterable[str], checkpoint: Checkpoint, model: Any) -> dict[str, str]:
+def _by_key(names: Sequence[str], checkpoint: Checkpoint, model: Any) -> dict[str, str]:
     """Return the module of each of some parameters, by its key in the checkpoint."""
-    keys = find_parameters(names, checkpoint.places(), model)
+    fused = {name for name in names if expert_layer(name.rpartition(".")[0]) is not None}
+    keys = find_parameters(names, checkpoint.places(), model, fused=fused)
     return {key: name.rpartition(".")[0] for name, key in keys.items()}
 
 
