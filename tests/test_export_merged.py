@@ -25,10 +25,10 @@ from transformers import (
 
 from qpa.documents import MANIFEST_PATH, FrozenAdapter, read_manifest
 from qpa.errors import DocumentError, ExportError, ModelError, OptionError
-from qpa.exporters.base_checkpoint import INDEX_FILE, WEIGHTS_FILE
 from qpa.exporters.contracts.manifest import check_manifest
 from qpa.exporters.directory import PROBE_FILE
 from qpa.exporters.formats.merged import ExportMerged, with_dtype
+from qpa.models.base_checkpoint import INDEX_FILE, WEIGHTS_FILE
 from qpa.models.base_model import config_file_digest
 from qpa.models.probe import greedy_continuation
 from qpa.passes.verify_adapter import VerifyAdapter

@@ -15,7 +15,7 @@ Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,9 @@ from qpa.adapters.weight_kind import WeightKind, weight_kind
 from qpa.documents import FrozenAdapter
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError
-from qpa.exporters.base_checkpoint import (
+from qpa.exporters.directory import ExportDirectory
+from qpa.exporters.format import BaseModelExporter
+from qpa.models.base_checkpoint import (
     CONFIG_FILE,
     COPIED,
     INDEX_FILE,
@@ -39,8 +41,6 @@ from qpa.exporters.base_checkpoint import (
     find_parameters,
     read_json,
 )
-from qpa.exporters.directory import ExportDirectory
-from qpa.exporters.format import BaseModelExporter
 from qpa.models.base_model import build_on_meta
 from qpa.models.linear_layers import stores_transpose
 from qpa.models.tied_weights import shares_weight
@@ -247,9 +247,10 @@ def _write_weights(merge: Merge, checkpoint: Checkpoint, directory: ExportDirect
         directory.write_json(INDEX_FILE, index)
 
 
-def _by_key(names: Iterable[str], checkpoint: Checkpoint, model: Any) -> dict[str, str]:
+def _by_key(names: Sequence[str], checkpoint: Checkpoint, model: Any) -> dict[str, str]:
     """Return the module of each of some parameters, by its key in the checkpoint."""
-    keys = find_parameters(names, checkpoint.places(), model)
+    fused = {name for name in names if expert_layer(name.rpartition(".")[0]) is not None}
+    keys = find_parameters(names, checkpoint.places(), model, fused=fused)
     return {key: name.rpartition(".")[0] for name, key in keys.items()}
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qpa.adapters.experts import expert_layer
 from qpa.documents import BaseModelReference
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError
@@ -96,11 +95,14 @@ def base_directory(base: BaseModelReference) -> Path:
         raise ExportError(base.name_or_path, "a base model's files from the Hub", found) from error
 
 
-def find_parameters(names: Iterable[str], keys: Collection[str], model: Any) -> dict[str, str]:
+def find_parameters(
+    names: Iterable[str], keys: Collection[str], model: Any, *, fused: Collection[str] = ()
+) -> dict[str, str]:
     """Return the checkpoint's key of each of some parameters.
 
-    Args:    names: such as "model.layers.0.mlp.up_proj.weight", in the model; or of an expert that the
-             model keeps fused, and the checkpoint does not.
+    Args:    names: such as "model.layers.0.mlp.up_proj.weight", in the model.
+             fused: those of the names that are parts of a parameter in the model, and tensors of their own
+             by these names in the checkpoint.
              keys: of all tensors of the checkpoint, to be gone through twice.
              model: on torch's meta device.
     Raises:  ExportError: a parameter is not in the checkpoint, there twice, or not stored as the model
@@ -108,9 +110,7 @@ def find_parameters(names: Iterable[str], keys: Collection[str], model: Any) -> 
     Source:  names as in transformers.core_model_loading.
     """
     wanted = {name: name.rpartition(".")[::2] for name in names}
-    found: dict[str, str] = {}
-    fused = {name for name, (module, _) in wanted.items() if expert_layer(module) is not None}
-    found |= {key: key for key in keys if key in fused}
+    found = {key: key for key in keys if key in fused}
     for key, (name, is_converted) in _loaded_names(keys, model):
         if name not in wanted:
             continue
