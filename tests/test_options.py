@@ -51,6 +51,7 @@ class Bake:
 
     name: ClassVar[str] = "bake"
     section: ClassVar[str] = "kitchen"
+    requires: ClassVar[tuple] = ()
 
     flour: str = option(help="Flour to take.")
     minutes: int = option(30, help="Minutes in the oven.", at_least=1)
