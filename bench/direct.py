@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter
+from qpa.adapters.kind import Rates
 from qpa.adapters.parameter_view import leaf_of
+from qpa.adapters.registry import KINDS
 from qpa.bench.generated import save_adapter, with_seed
 from qpa.bench.method import Attached, BenchBase, Configuration
 
@@ -24,7 +26,7 @@ class Direct:
     """
 
     name: str
-    rates: tuple[float, float, float]
+    rates: Rates
     has_rank: bool = True
 
     def sizes(self, base: BenchBase, budgets: Sequence[int]) -> Sequence[Configuration]:
@@ -57,11 +59,7 @@ class Direct:
 
 
 DIRECT = {
-    method.name: method
-    for method in (
-        Direct("dora", (3e-3, 1e-2, 3e-2)),
-        Direct("ia3", (3e-2, 1e-1, 3e-1), has_rank=False),
-        Direct("prefix", (3e-2, 1e-1, 3e-1)),
-        Direct("ffa", (1e-2, 3e-2, 1e-1)),
-    )
+    name: Direct(name, rates, KINDS[name].has_rank)
+    for name in KINDS
+    if (rates := KINDS[name].direct_rates) is not None
 }

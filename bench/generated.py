@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter
+from qpa.adapters.kind import Rates
 from qpa.adapters.parameter_view import AdapterParameter
+from qpa.adapters.registry import DEFAULT, KINDS
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.generators.chunks import kept_rows
@@ -27,6 +29,7 @@ BATCH_SIZE = 8
 ALIGNED_RANK = 8
 PAPER_RANK = 4
 MAX_CHUNK_SIZE = 4096
+RATES = (1e-2, 2e-2, 4e-2)
 
 Plans = Callable[[LayoutOptions, AdapterSpec, int], Iterable[LayoutOptions]]
 
@@ -44,9 +47,9 @@ class Generated:
     name: str
     plan: LayoutOptions
     plans: Plans
-    rates: tuple[float, float, float] = (1e-2, 2e-2, 4e-2)
+    rates: Rates = RATES
     rank: int | None = None
-    adapter: str = "lora"
+    adapter: str = DEFAULT
 
     def sizes(self, base: BenchBase, budgets: Sequence[int]) -> Sequence[Configuration]:
         """Return the plans around each budget that are smaller than the adapter."""
@@ -86,7 +89,7 @@ class Generated:
         optimizer = GeneratedAdapterOptimizer(
             adapter, make_generator(layout, seed, bases), lr=rate, angle_lr=rate
         )
-        is_lora = self.adapter == "lora"
+        is_lora = self.adapter == DEFAULT
         return Attached(model, optimizer, lambda folder: save_adapter(parameters, folder), is_lora)
 
     def _spec(self, base: BenchBase, seed: int) -> AdapterSpec:
@@ -178,13 +181,13 @@ GENERATED = {
     )
 }
 
-GENERATED_KINDS = {
-    method.name: method
-    for method in (
-        Generated("qpa:dora", LayoutOptions(), _spectral_plans, adapter="dora"),
-        Generated("qpa:ia3", LayoutOptions(), _aligned_plans, (1e-2, 3e-2, 1e-1), adapter="ia3"),
-        Generated("qpa:prefix", LayoutOptions(), _aligned_plans, (1e-2, 3e-2, 1e-1), adapter="prefix"),
-        Generated("qpa:ffa", LayoutOptions(), _aligned_plans, (3e-3, 1e-2, 3e-2), adapter="ffa"),
-    )
-}
+
+def _of_kind(name: str) -> Generated:
+    """Return the generator that suits a kind of adapter."""
+    kind = KINDS[name]
+    plans = _spectral_plans if kind.rules.is_product else _aligned_plans
+    return Generated(f"qpa:{name}", LayoutOptions(), plans, kind.generated_rates or RATES, adapter=name)
+
+
+GENERATED_KINDS = {f"qpa:{name}": _of_kind(name) for name in KINDS if name != DEFAULT}
 """Generators of the other kinds of adapters."""

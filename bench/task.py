@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qpa.adapters.registry import DEFAULT, KINDS
 from qpa.bench.method import BenchBase
 from qpa.bench.setting import Setting
 from qpa.documents import AdapterSpec
@@ -77,8 +78,8 @@ def load_task(setting: Setting) -> Task:
 
 def _inspector(setting: Setting) -> Callable[..., AdapterSpec]:
     @cache
-    def inspect(rank: int | None, method: str = "lora") -> AdapterSpec:
-        targets = setting.targets if method in ("lora", "dora") else None
+    def inspect(rank: int | None, method: str = DEFAULT) -> AdapterSpec:
+        targets = setting.targets if KINDS[method].rules.is_product else None
         inspection = InspectModel(setting.model, rank=rank, targets=targets, method=method)
         context = Pipeline(inspection).run(None, PassContext(0, DirectoryStore(Path())))
         return context.document(AdapterSpec)

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paired import markdown
+from qpa.adapters.registry import DEFAULT
 from qpa.documents import (
     BaseModelReference,
     FrozenAdapter,
@@ -98,7 +99,7 @@ def write_adapter(folder: Path, n_modules: int) -> None:
             ties_lm_head=False,
             trust_remote_code=False,
         ),
-        method="lora",
+        method=DEFAULT,
         rank=RANK,
         alpha=2.0 * RANK,
         target_modules=("o_proj",),

@@ -153,6 +153,7 @@ class _Training:
 
     def __init__(self, options: TrainGenerator, source: LogicalCircuit, context: PassContext) -> None:
         from qpa.adapters.attach import adapter_parameters, attach_adapter
+        from qpa.adapters.registry import KINDS
         from qpa.circuits.circuit import load_circuit
         from qpa.circuits.execution import Execution
         from qpa.generators.chunks import kept_rows
@@ -170,7 +171,7 @@ class _Training:
         tokenizer = load_tokenizer(spec.base, trust_remote_code=trust)
         splits = self._read_splits(tokenizer)
         model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust).to(device)
-        n_before = spec.rank if spec.method == "prefix" else 0
+        n_before = KINDS[spec.method].n_positions(spec.rank)
         _check_length(options.max_length, n_before, model.config)
         self.lr, self.angle_lr = _learning_rates(options, spec, layout)
         self.model = attach_adapter(model, spec, kept_rows(layout))
