@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
@@ -51,7 +52,7 @@ class Bake:
 
     name: ClassVar[str] = "bake"
     section: ClassVar[str] = "kitchen"
-    requires: ClassVar[tuple] = ()
+    requires: ClassVar[tuple[type[Any], ...]] = ()
 
     flour: str = option(help="Flour to take.")
     minutes: int = option(30, help="Minutes in the oven.", at_least=1)
@@ -198,6 +199,14 @@ def run_main(
     except SystemExit as stop:
         code = int(stop.code or 0)
     return code, *capsys.readouterr()
+
+
+def test_options_are_looked_up_without_heavy_packages():
+    script = "import sys\nfrom qpa.cli.main import COMMANDS\n"
+    script += "for command in COMMANDS.values(): command.for_typer(), command.flags()\n"
+    script += "sys.exit(', '.join({'torch', 'transformers', 'qiskit', 'peft', 'onnx_ir'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
 
 
 class Oven:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from qpa.circuits.circuit import Circuit
 from qpa.circuits.gradients.adjoint import Adjoint
-from qpa.circuits.gradients.estimator import GRADIENTS, GradientEstimator, through_estimator
+from qpa.circuits.gradients.autograd import through_estimator
+from qpa.circuits.gradients.estimator import GRADIENTS, GradientEstimator
 from qpa.circuits.sources.exact import ExactSimulator
 from qpa.circuits.sources.source import SOURCES, Cost, Source
 from qpa.errors import OptionError

@@ -23,7 +23,7 @@ OptionValue = bool | int | float | str | tuple[str, ...] | None
 class Record(BaseModel):
     """A frozen, strict part of a document."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True, allow_inf_nan=False)
 
 
 class Attachment(Record):

@@ -14,7 +14,8 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -149,6 +150,11 @@ def options_of(maker: type[Any]) -> tuple[Option, ...]:
     A field that is declared without `option` is one too, of which nothing but its type and default is known.
     Their section is the class attribute `section`, or else `name`.
     """
+    return _options_of(typing.cast(Hashable, maker))
+
+
+@cache
+def _options_of(maker: Any) -> tuple[Option, ...]:
     section = getattr(maker, "section", getattr(maker, "name", maker.__name__))
     annotations = typing.get_type_hints(maker)
     return tuple(_completed(field, section, annotations[field.name]) for field in dataclasses.fields(maker))

@@ -6,16 +6,15 @@ source in one call.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
-
-from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from qpa.circuits.circuit import Circuit
 from qpa.circuits.sources.source import Source
 from qpa.errors import ShapeError
 from qpa.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GradientEstimator(Protocol):
@@ -65,30 +64,3 @@ def check_cotangent(circuit: Circuit, angles: Tensor, cotangent: Tensor) -> None
     if cotangent.shape != (len(angles), circuit.n_states):
         expected = f"[{len(angles)}, {circuit.n_states}]"
         raise ShapeError("cotangent", expected, str(list(cotangent.shape)))
-
-
-def through_estimator(
-    estimator: GradientEstimator, source: Source, circuit: Circuit, angles: Tensor, measured: Tensor
-) -> Tensor:
-    """Return measured probabilities, from which autograd reaches the angles by the estimator.
-
-    Args:    angles: float[n_circuits, n_angles], radians.
-             measured: float[n_circuits, 2**n_qubits], which the source gave for these angles.
-    """
-    connected: Tensor = _Through.apply(angles, measured, estimator, source, circuit)  # type: ignore[no-untyped-call]
-    return connected
-
-
-class _Through(Function):
-    @staticmethod
-    def forward(ctx: Any, angles: Tensor, measured: Tensor, *parts: Any) -> Tensor:
-        ctx.save_for_backward(angles)
-        ctx.parts = parts
-        return measured.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        (angles,) = ctx.saved_tensors
-        estimator, source, circuit = ctx.parts
-        return estimator.vjp(source, circuit, angles, cotangent), None, None, None, None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from qpa.circuits.circuit import Circuit
 from qpa.errors import ShapeError
 from qpa.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Cost(NamedTuple):
