@@ -158,7 +158,7 @@ finally:
     command = [sys.executable, "-c", script]
     printed = subprocess.run(command, capture_output=True, check=True, text=True).stderr
     is_on, modules = json.loads(printed)
-    unneeded = {"peft", "trl", "datasets", "pandas", "sklearn", "matplotlib", "onnx", "qiskit_aer"}
+    unneeded = {"peft", "trl", "datasets", "pandas", "sklearn", "matplotlib", "onnx", "ml_dtypes"}
     assert is_on
     assert "torch" in modules
     assert not (unneeded | {"qpa.training", "qpa.exporters"}) & {*modules}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qpa.adapters.registry import KINDS
 from qpa.documents import (
@@ -23,7 +23,9 @@ from qpa.documents.finding import Finding, short
 from qpa.documents.trained_generator import perplexity, perplexity_text
 from qpa.documents.verification import read_verification
 from qpa.errors import DocumentError
-from qpa.store.tensor_file import TensorEntry
+
+if TYPE_CHECKING:
+    from qpa.store.tensor_file import TensorEntry
 
 Rows = list[tuple[str, ...]]
 D = TypeVar("D", bound=Document)
