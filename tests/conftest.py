@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.command_line import Cli
 from tests.tiny_models import tiny_gpt2, tiny_llama
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared"
@@ -76,6 +77,12 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     if disk.is_mount():
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Return the command line, run in this process."""
+    return Cli(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from qpa.cli.main import main
+from tests.command_line import Cli
 
 SMALL = ["--max-steps", "2", "--batch-size", "2", "--max-length", "32", "--device", "cpu"]
 
 
-class Cli:
-    """Run `qpa bench` in this process and keep what it printed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["qpa", "bench", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = self._capsys.readouterr()
-        return code, printed.out, printed.err
+Bench = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+def cli(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Return a function that runs `qpa bench`: exit code, stdout, stderr."""
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", os.environ.get("TRANSFORMERS_VERBOSITY", ""))
-    return Cli(monkeypatch, capsys)
+    return partial(cli, "bench")
 
 
 def test_a_bench_prints_its_table_and_is_redrawn_from_its_directory(
-    cli: Cli, llama: Path, text_file: Path, tmp_path: Path
+    cli: Bench, llama: Path, text_file: Path, tmp_path: Path
 ) -> None:
     options = ["--model", llama, "--data", text_file, "--out", tmp_path, *SMALL]
     code, out, err = cli(*options, "--methods", "lora,ia3", "--budgets", "25%,40", "--seeds", "2")
@@ -52,7 +40,7 @@ def test_a_bench_prints_its_table_and_is_redrawn_from_its_directory(
 
 
 def test_out_of_time_is_no_failure_and_the_same_command_goes_on(
-    cli: Cli, llama: Path, text_file: Path, tmp_path: Path
+    cli: Bench, llama: Path, text_file: Path, tmp_path: Path
 ) -> None:
     options = ["--model", llama, "--data", text_file, "--out", tmp_path, *SMALL]
     options += ["--methods", "ia3", "--budgets", "320", "--seeds", "1"]
@@ -82,7 +70,7 @@ def test_out_of_time_is_no_failure_and_the_same_command_goes_on(
     ],
 )
 def test_bad_input_is_one_line(
-    cli: Cli, llama: Path, text_file: Path, tmp_path: Path, wrong: list[str], message: str
+    cli: Bench, llama: Path, text_file: Path, tmp_path: Path, wrong: list[str], message: str
 ) -> None:
     options = ["--model", llama, "--data", text_file, "--methods", "lora", "--out", tmp_path]
     code, out, err = cli(*options, *SMALL, *wrong)
@@ -90,7 +78,7 @@ def test_bad_input_is_one_line(
     assert err.startswith(message)
 
 
-def test_the_old_spellings_are_understood(cli: Cli, llama: Path, text_file: Path, tmp_path: Path) -> None:
+def test_the_old_spellings_are_understood(cli: Bench, llama: Path, text_file: Path, tmp_path: Path) -> None:
     both = ["--model", llama, "--data", text_file, "--methods", "lora", "--budgets", "25%", "--seeds", "1"]
     both += ["--batch-size", "2", "--device", "cpu", "--out", tmp_path]
     old = ["--steps", "2", "--length", "32", "--eval", text_file, "--target-modules", "q_proj"]
@@ -101,7 +89,7 @@ def test_the_old_spellings_are_understood(cli: Cli, llama: Path, text_file: Path
     assert (tmp_path / "results.jsonl").read_bytes() == recorded
 
 
-def test_a_report_of_nothing_and_a_bench_of_nothing_are_one_line(cli: Cli, tmp_path: Path) -> None:
+def test_a_report_of_nothing_and_a_bench_of_nothing_are_one_line(cli: Bench, tmp_path: Path) -> None:
     for options in (["--report"], []):
         code, out, err = cli(*options, "--out", tmp_path)
         assert (code, out, err.count("\n")) == (1, "", 1), err

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from qpa.cli.main import main
 from qpa.documents import MANIFEST_PATH
 from qpa.exporters.contracts.export import check_contract
 from qpa.exporters.contracts.lora import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
 from qpa.exporters.formats.merged import ExportMerged
+from tests.command_line import Cli
 from tests.random_adapter import random_adapter
 
 # peft asks transformers by a name that transformers has renamed.
@@ -52,19 +52,9 @@ def adapter(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def inspect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inspect:
+def inspect(cli: Cli) -> Inspect:
     """Return a function that runs `qpa inspect`: exit code, stdout, stderr."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qpa", "inspect", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return partial(cli, "inspect")
 
 
 def test_an_adapter_of_any_origin_is_shown(adapter, inspect):

@@ -5,13 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from qpa.cli.main import main
 from qpa.documents import MANIFEST_PATH, read_manifest
 from qpa.documents.verification import VERIFICATION_PATH, read_verification
 from qpa.exporters.contracts.export import check_contract
@@ -19,6 +16,7 @@ from qpa.exporters.formats.lora import ExportLora
 from qpa.exporters.formats.merged import ExportMerged
 from qpa.store import run_directory
 from qpa.store.atomic_files import TEMPORARY_PREFIX
+from tests.command_line import Cli
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.test_documents import seal
 
@@ -27,8 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.usefixtures("in_process"),
 ]
-
-Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -42,23 +38,6 @@ def out(made: RandomAdapter, tmp_path: Path) -> Path:
     """Return a fresh export of `made`."""
     ExportLora().emit(made.frozen, tmp_path / "out", made.context)
     return tmp_path / "out"
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Return a function that runs `qpa`: exit code, stdout, stderr."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qpa", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def verified(cli: Cli, out: Path) -> Path:

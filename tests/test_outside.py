@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,6 +29,9 @@ from qpa.documents import (
     Verification,
     WeightLayout,
 )
+from qpa.documents.manifest import FORMATS
+from qpa.documents.verification import ENGINES
+from qpa.engines.engine import EngineRecord
 from qpa.exporters.registry import exporter_for
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.passes import planning_pipeline, training_pipeline, verification_pipeline
@@ -38,7 +43,9 @@ from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.registry import Registry
 from qpa.store.run_directory import DirectoryStore, RunDirectory
+from tests.command_line import Cli
 from tests.outside.ansatz import RyCzRing
+from tests.outside.export_format import FACTORS_FILE, ExportNpz
 from tests.outside.generator import TiedKind
 from tests.outside.gradient import CentralDifference
 from tests.outside.source import QiskitSampler
@@ -146,6 +153,41 @@ def test_a_generator_from_outside(llama: Path, text_file: Path, tmp_path: Path, 
         assert export_and_verify(run, tmp_path / "out").engines
 
 
-@pytest.mark.parametrize("registry", [ANSATZE, SOURCES, GRADIENTS, GENERATORS])
+# An export format, and the engine that reads it
+
+
+def test_an_export_format_and_its_engine_from_outside(
+    llama: Path, text_file: Path, tmp_path: Path, cli: Cli
+) -> None:
+    run = plan(llama, tmp_path / "run", circuits=1)
+    train(run, text_file)
+    out = tmp_path / "out"
+    with added(FORMATS, ExportNpz.name, ExportNpz), added(ENGINES, NUMPY.name, NUMPY):
+        code, words, err = cli("export", run.path, "--format", ExportNpz.name, "--out", out)
+        assert code == 0, err
+        assert f"next: qpa verify {out}" in words
+        assert cli("verify", out, "--static") == (0, f"{out}: keeps the contract\n", "")
+        (check,) = json.loads(cli("verify", out, "--json")[1])["engines"]
+        assert check["engine"] == NUMPY.name and check["greedy_tokens_equal"]
+        shown = json.loads(cli("inspect", out, "--json")[1])
+        assert (shown["format"], shown["findings"]) == (ExportNpz.name, [])
+        assert FACTORS_FILE in shown["files"] and shown["verification"]["engines"] == [check]
+        assert f"{out}: {ExportNpz.name}" in cli("inspect", out)[1]
+        factors = dict(np.load(out / FACTORS_FILE))
+        np.savez(out / FACTORS_FILE, **{name: array[:1] for name, array in factors.items()})
+        (line, *_) = cli("verify", out, "--static")[1].splitlines()
+        assert line.startswith("N02 ")
+    assert f"found {ExportNpz.name}" in cli.refuses("export", run.path, "--format", "npz", "--out", out)
+    assert "format must be lora, peft, " in cli.refuses("inspect", out)
+
+
+NUMPY = EngineRecord(
+    "numpy", package="numpy", file=str(Path(__file__).parent / "outside" / "numpy_engine.py")
+)
+"""The record of the engine; the worker is told its file."""
+
+
+@pytest.mark.parametrize("registry", [ANSATZE, SOURCES, GRADIENTS, GENERATORS, FORMATS, ENGINES])
 def test_nothing_from_outside_stays(registry: Registry[Any]) -> None:
-    assert not {RyCzRing.name, QiskitSampler.name, CentralDifference.name, TiedKind.name} & {*registry}
+    names = {RyCzRing.name, QiskitSampler.name, CentralDifference.name, TiedKind.name}
+    assert not {*names, ExportNpz.name, NUMPY.name} & {*registry}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
-from qpa.documents.base import Document, JsonObject, Record, with_parents
+from qpa.documents.base import Document, JsonObject, Record, unchanged, with_parents
 from qpa.documents.tensors import (
     TENSOR_RULES,
     InitialValue,
@@ -68,11 +68,6 @@ def _layer(module: str) -> str:
     return ".".join(parts[: first + 1])
 
 
-def _upgrade_1(content: JsonObject) -> JsonObject:
-    """Version 1 knew LoRA only, and said so in the same words."""
-    return content
-
-
 def _upgrade_2(content: JsonObject) -> JsonObject:
     """Version 2 had its seed in the provenance alone."""
     provenance: Any = content["provenance"]
@@ -96,7 +91,7 @@ class AdapterSpec(Document):
     """
 
     kind: ClassVar[str] = "adapter-spec"
-    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1, _upgrade_2)
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (unchanged, _upgrade_2)
 
     base: BaseModelReference
     method: Method

@@ -9,14 +9,9 @@ from pydantic import model_validator
 
 from qpa.documents.account import ParameterAccount, with_control_account
 from qpa.documents.adapter_spec import BaseModelReference
-from qpa.documents.base import Attachment, Document, JsonObject, with_parents
+from qpa.documents.base import Attachment, Document, JsonObject, unchanged, with_parents
 from qpa.documents.tensors import TENSOR_RULES, Method, TensorRef, check_tensors
 from qpa.documents.trained_generator import TrainingResult
-
-
-def _upgrade_1(content: JsonObject) -> JsonObject:
-    """Version 1 knew LoRA only, and said so in the same words."""
-    return content
 
 
 def _upgrade_2(content: JsonObject) -> JsonObject:
@@ -44,7 +39,7 @@ class FrozenAdapter(Document):
 
     kind: ClassVar[str] = "frozen-adapter"
     upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (
-        _upgrade_1,
+        unchanged,
         _upgrade_2,
     )
 
