@@ -143,7 +143,7 @@ class Merge:
         transposed = {module for module, layer in layers.items() if stores_transpose(layer)}
         merge = cls(arrays, weights, biases, frozenset(transposed), dtype)
         for file in checkpoint.files.values():
-            merge._check_file(file)
+            merge.check_file(file)
         return merge
 
     @property
@@ -195,7 +195,7 @@ class Merge:
             raise ExportError(key, f"finite {self.dtype} numbers", found, advice)
         return result
 
-    def _check_file(self, file: TensorFile) -> None:
+    def check_file(self, file: TensorFile) -> None:
         for key, entry in file.entries.items():
             if entry.dtype not in DTYPES:
                 raise ExportError(f"{key} in {file.path}", f"a type among {', '.join(DTYPES)}", entry.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -22,3 +22,20 @@ def cached_states(cache: Any) -> list[tuple[Any, Any]]:
     """Return the keys and values of every layer of a cache, None where a layer keeps something else."""
     layers = getattr(cache, "layers", ())
     return [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+
+
+def loaded_names(keys: Iterable[str], model: Any) -> Iterator[tuple[str, tuple[str, bool]]]:
+    """Yield, for every key the model reads, its name there and whether it is converted on the way."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
+    prefix, parameters = model.base_model_prefix, model.state_dict()
+    for key in keys:
+        name, pattern = rename_source_key(key, renamings, converters, prefix, parameters)
+        if name not in parameters and key in parameters:
+            name, pattern = rename_source_key(key, [], [], prefix, parameters)
+        if name in parameters:
+            yield key, (name, pattern is not None)

@@ -6,11 +6,12 @@ Source: ours.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qpa.compat.transformers_ import loaded_names
 from qpa.documents import BaseModelReference
 from qpa.documents.base import JsonObject
 from qpa.errors import ExportError
@@ -107,11 +108,10 @@ def find_parameters(
              model: on torch's meta device.
     Raises:  ExportError: a parameter is not in the checkpoint, there twice, or not stored as the model
              uses it.
-    Source:  names as in transformers.core_model_loading.
     """
     wanted = {name: name.rpartition(".")[::2] for name in names}
     found = {key: key for key in keys if key in fused}
-    for key, (name, is_converted) in _loaded_names(keys, model):
+    for key, (name, is_converted) in loaded_names(keys, model):
         if name not in wanted:
             continue
         module, kind = wanted[name]
@@ -125,23 +125,6 @@ def find_parameters(
         if name not in found:
             raise ExportError(module, f"a {kind} in the checkpoint", "none", "use another format")
     return found
-
-
-def _loaded_names(keys: Iterable[str], model: Any) -> Iterator[tuple[str, tuple[str, bool]]]:
-    """Yield, for every key the model reads, its name there and whether it is converted on the way."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, rename_source_key
-
-    mapping = get_model_conversion_mapping(model)
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
-    prefix, parameters = model.base_model_prefix, model.state_dict()
-    for key in keys:
-        name, pattern = rename_source_key(key, renamings, converters, prefix, parameters)
-        if name not in parameters and key in parameters:
-            name, pattern = rename_source_key(key, [], [], prefix, parameters)
-        if name in parameters:
-            yield key, (name, pattern is not None)
 
 
 def _places(index: JsonObject, folder: Path) -> dict[str, str]:
