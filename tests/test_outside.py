@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from qpa.adapters.registry import KINDS
 from qpa.circuits.ansatz import ANSATZE
 from qpa.circuits.circuit import Circuit
 from qpa.circuits.gradients.adjoint import Adjoint
@@ -20,11 +21,15 @@ from qpa.circuits.gradients.estimator import GRADIENTS
 from qpa.circuits.sources.exact import ExactSimulator
 from qpa.circuits.sources.source import SOURCES
 from qpa.documents import (
+    TENSOR_RULES,
+    AdapterSpec,
     FrozenAdapter,
     LogicalCircuit,
     Manifest,
     Measurement,
     NativeCircuit,
+    Role,
+    TensorRules,
     TrainedGenerator,
     Verification,
     WeightLayout,
@@ -32,7 +37,9 @@ from qpa.documents import (
 from qpa.documents.manifest import FORMATS
 from qpa.documents.verification import ENGINES
 from qpa.engines.engine import EngineRecord
-from qpa.exporters.registry import exporter_for
+from qpa.errors import DocumentError, ExportError, OptionError
+from qpa.exporters.formats.merged import ExportMerged
+from qpa.exporters.registry import exporter_for, formats_for
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.passes import planning_pipeline, training_pipeline, verification_pipeline
 from qpa.passes.inspect_model import InspectModel
@@ -44,6 +51,7 @@ from qpa.pipeline.pass_protocol import PassContext
 from qpa.registry import Registry
 from qpa.store.run_directory import DirectoryStore, RunDirectory
 from tests.command_line import Cli
+from tests.outside.adapter_kind import BIAS, BitFit
 from tests.outside.ansatz import RyCzRing
 from tests.outside.export_format import FACTORS_FILE, ExportNpz
 from tests.outside.generator import TiedKind
@@ -187,7 +195,50 @@ NUMPY = EngineRecord(
 """The record of the engine; the worker is told its file."""
 
 
-@pytest.mark.parametrize("registry", [ANSATZE, SOURCES, GRADIENTS, GENERATORS, FORMATS, ENGINES])
+# An adapter kind
+
+
+def test_an_adapter_kind_from_outside(llama: Path, text_file: Path, tmp_path: Path, in_process: None) -> None:
+    with added(KINDS, BitFit.name, BitFit()):
+        run = plan(llama, tmp_path / "run", {"method": BitFit.name, "rank": None})
+        spec, layout = run.read(AdapterSpec), run.read(WeightLayout)
+        assert {tensor.role for tensor in spec.tensors} == {BIAS.name} and len(spec.tensors) == 14
+        assert layout.generator == BitFit.default_generator
+        frozen = train(run, text_file)
+        biases = load_file(run.files.get(frozen.arrays))
+        assert all(bool(biases[tensor.path].any()) for tensor in frozen.tensors)
+        with pytest.raises(ExportError, match=r"expected LoRA, DoRA or IA3, found BitFit; use onnx$"):
+            export_and_verify(run, tmp_path / "merged", "merged")
+        verification = export_and_verify(run, tmp_path / "out", "onnx")
+        assert [check.engine for check in verification.engines] == ["onnxruntime"]
+    with pytest.raises(DocumentError, match=r"found method: .* bitfit is not lora, dora, ia3, prefix or ffa"):
+        run.read(AdapterSpec)
+
+
+def test_a_kind_from_outside_cannot_give_a_known_role_another_meaning() -> None:
+    class Wide(BitFit):
+        name = "wide"
+        rules = TensorRules(roles=(Role("lora_B", "row"),), check=BitFit.rules.check)
+
+    with pytest.raises(OptionError, match="expected a name that is free, found lora_B"):
+        KINDS.add(Wide.name, Wide())
+    assert Wide.name not in KINDS and Wide.name not in TENSOR_RULES
+
+
+def test_a_format_from_outside_may_carry_a_kind_that_does_not_know_it() -> None:
+    class Other(ExportMerged):
+        name = "other"
+        kinds = ("prefix",)
+
+    with added(FORMATS, Other.name, Other):
+        assert formats_for("prefix") == (*KINDS["prefix"].formats, "other")
+        assert formats_for("ia3") == KINDS["ia3"].formats
+
+
+EVERY_REGISTRY = (ANSATZE, SOURCES, GRADIENTS, GENERATORS, FORMATS, ENGINES, KINDS, TENSOR_RULES)
+
+
+@pytest.mark.parametrize("registry", EVERY_REGISTRY)
 def test_nothing_from_outside_stays(registry: Registry[Any]) -> None:
-    names = {RyCzRing.name, QiskitSampler.name, CentralDifference.name, TiedKind.name}
+    names = {RyCzRing.name, QiskitSampler.name, CentralDifference.name, TiedKind.name, BitFit.name, "other"}
     assert not {*names, ExportNpz.name, NUMPY.name} & {*registry}
