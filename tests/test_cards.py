@@ -52,3 +52,8 @@ def test_a_card_is_complete_and_its_code_runs(name, lora, dora, tmp_path):
         code = compile(program.replace("path/to/this/directory", str(out)), name, "exec")
         if name not in ELSEWHERE:
             exec(code, {})
+
+
+def test_a_card_writes_the_kind_as_its_authors_do(dora):
+    card = exporter_for("peft", {}).card(dora.frozen, 4)
+    assert "\nA rank-4 DoRA for " in card

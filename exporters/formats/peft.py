@@ -79,7 +79,9 @@ class ExportPeft(Exporter):
 
     def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
         """Return what only the card of this format says."""
-        rules, what = _directory(frozen), adapter_words(frozen).capitalize()
+        rules, words = _directory(frozen), adapter_words(frozen)
+        # capitalize() would write IA3 and DoRA in small letters.
+        what = words[:1].upper() + words[1:]
         return {"tag": rules.tag, "what_it_is": what, "warning": rules.warning}
 
 
