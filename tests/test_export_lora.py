@@ -305,7 +305,7 @@ def test_an_export_that_a_killed_replacement_had_moved_is_there_again_and_not_re
     moved = tmp_path / f"{TEMPORARY_PREFIX}replaced-killed"
     moved.mkdir()
     out.rename(moved / out.name)
-    with pytest.raises(ExportError, match="an existing export; pass --force"):
+    with pytest.raises(ExportError, match="an existing export; pass `force`"):
         ExportLora().emit(made.frozen, out, made.context)
     assert check_lora_contract(out) == ()
     assert list(tmp_path.iterdir()) == [out]

@@ -92,7 +92,7 @@ def test_a_run_that_a_killed_replacement_had_moved_is_there_again_and_not_replac
     moved.mkdir()
     run.path.rename(moved / run.path.name)
     with (
-        pytest.raises(OptionError, match=r"bard: .* an existing run; pass --force"),
+        pytest.raises(OptionError, match=r"bard: .* an existing run; pass `force`"),
         RunDirectory.create(run.path, force=False),
     ):
         pytest.fail("the block must not start")
