@@ -22,3 +22,19 @@ def cached_states(cache: Any) -> list[tuple[Any, Any]]:
     """Return the keys and values of every layer of a cache, None where a layer keeps something else."""
     layers = getattr(cache, "layers", ())
     return [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+
+
+def use_one_device(arguments: Any) -> None:
+    """Keep a trainer from wrapping its model in DataParallel, which it does where it sees several devices.
+
+    Args:    arguments: `transformers.TrainingArguments`.
+    """
+    arguments._n_gpu = 1
+
+
+def keep_weights_on_resume(trainer: Any) -> None:
+    """Keep a trainer from reading weights when it resumes; its counters and its data order it does resume.
+
+    Args:    trainer: `transformers.Trainer`, whose optimizer's state makes the adapter again.
+    """
+    trainer._load_from_checkpoint = lambda *_, **__: None
