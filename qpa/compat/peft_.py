@@ -68,3 +68,10 @@ def quiet_about_experts() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
         yield
+
+
+def is_adapted(module: Any) -> bool:
+    """Return whether PEFT has put an adapter on a module."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer)

@@ -39,3 +39,19 @@ def loaded_names(keys: Iterable[str], model: Any) -> Iterator[tuple[str, tuple[s
             name, pattern = rename_source_key(key, [], [], prefix, parameters)
         if name in parameters:
             yield key, (name, pattern is not None)
+
+
+def use_one_device(arguments: Any) -> None:
+    """Keep a trainer from wrapping its model in DataParallel, which it does where it sees several devices.
+
+    Args:    arguments: `transformers.TrainingArguments`.
+    """
+    arguments._n_gpu = 1
+
+
+def keep_weights_on_resume(trainer: Any) -> None:
+    """Keep a trainer from reading weights when it resumes; its counters and its data order it does resume.
+
+    Args:    trainer: `transformers.Trainer`, whose optimizer's state makes the adapter again.
+    """
+    trainer._load_from_checkpoint = lambda *_, **__: None

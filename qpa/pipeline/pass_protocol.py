@@ -36,6 +36,10 @@ class FileStore(Protocol):
         """Return the file's path after checking its length alone."""
         ...
 
+    def drop_from(self, kind: type[Document]) -> None:
+        """Remove a document and all that is made from it: a pass that takes long begins to make it anew."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class PassContext:

@@ -88,6 +88,14 @@ class DirectoryStore:
             )
         return path
 
+    def drop_from(self, kind: type[Document], *, keep_first: bool = False) -> None:
+        """Remove a document and all that is made from it.
+
+        Args:    keep_first: keep the document itself.
+        """
+        for stale in (*(() if keep_first else (kind,)), *descendants(kind)):
+            (self.path / stale.file_name()).unlink(missing_ok=True)
+
 
 def check_free(path: Path, *, force: bool) -> None:
     """Check that a run may be made at `path`.
@@ -162,15 +170,7 @@ class RunDirectory:
     def write(self, document: Document) -> None:
         """Write a document and drop what was made from the one before, which is stale now."""
         write_file(self.path / document.file_name(), document.to_json())
-        self.drop_from(type(document), keep_first=True)
-
-    def drop_from(self, kind: type[Document], *, keep_first: bool = False) -> None:
-        """Remove a document and all that is made from it.
-
-        Args:    keep_first: keep the document itself.
-        """
-        for stale in (*(() if keep_first else (kind,)), *descendants(kind)):
-            (self.path / stale.file_name()).unlink(missing_ok=True)
+        self.files.drop_from(type(document), keep_first=True)
 
     def has(self, kind: type[Document]) -> bool:
         """Return whether the stage's document is there."""

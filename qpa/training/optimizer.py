@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from qpa.adapters.parameter_view import AdapterParameter, leaf_of
+from qpa.compat.torch_ import add_each, copy_each, norm_of_each
 from qpa.errors import CheckpointError, DivergedError, OptionError, ShapeError
 from qpa.generators.generator import Generator, ParameterGroup
 
@@ -55,7 +56,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         _check_shapes(adapter, generator)
         if not lr > 0:
             raise OptionError("lr", "a number above 0", str(lr))
-        self.generator = generator.to(adapter[0].device)
+        self.generator: Generator = generator.to(adapter[0].device)
         self._groups = self.generator.parameter_groups()
         self.inner = torch.optim.AdamW(
             [
@@ -93,9 +94,9 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         self._measured = None if probabilities is None else probabilities.detach()
         self._features = self.generator.features(probabilities)
         with torch.no_grad():
-            torch._foreach_copy_(_numbers(self._adapter), list(self.generator.decode(self._features)))
+            copy_each(_numbers(self._adapter), self.generator.decode(self._features))
             if self._initial:
-                torch._foreach_add_(_numbers(self._shifted), self._initial)
+                add_each(_numbers(self._shifted), self._initial)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move the generator one AdamW step along the adapter's gradient, then the adapter with it.
@@ -129,7 +130,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
             pairs = [(g, c) for g, c in zip(generated, gradients, strict=True) if g.requires_grad]
             torch.autograd.backward([g for g, _ in pairs], [c for _, c in pairs])
         # Every number that is generated reaches a decoder's gradient: these norms see all that is not finite.
-        norms = torch._foreach_norm([p.grad for p in self.generator.parameters() if p.grad is not None])
+        norms = norm_of_each([p.grad for p in self.generator.parameters() if p.grad is not None])
         if not bool(torch.isfinite(torch.stack(norms)).all()):
             self.inner.zero_grad(set_to_none=True)
             self.push_forward()
