@@ -14,6 +14,7 @@ from qpa.cli.output import JsonOption, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from qpa.documents import Manifest
+    from qpa.exporters.registry import FormatChoice
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -27,26 +28,18 @@ qpa export runs/bard --format onnx-adapter --base-graph graphs --out adapters/ba
 
 
 def makers() -> Makers:
-    """Return the exporters, of which each has some of the options that `qpa export` takes."""
+    """Return the choice of a format, and the exporters, each of which has some of the other options."""
     from qpa.documents.manifest import FORMATS
+    from qpa.exporters.registry import FormatChoice
 
-    return {"options": tuple(FORMATS[name] for name in FORMATS)}
+    return {"choice": FormatChoice, "options": tuple(FORMATS[name] for name in FORMATS)}
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory with a trained adapter.")],
     out: Annotated[Path, typer.Option(help="Directory to make.")],
+    choice: FormatChoice,
     options: dict[str, Any],
-    format_: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="lora: for PEFT, transformers, vLLM. peft: DoRA, IA3 and prefixes, for PEFT. merged: base "
-            "model and adapter in one, for engines without LoRA. onnx: the same as one ONNX graph. "
-            "onnx-adapter: a base graph and an adapter that onnxruntime switches at run time. genai: that "
-            "for onnxruntime-genai. gguf: a LoRA for llama.cpp. mlx: a LoRA for mlx-lm.",
-        ),
-    ] = "lora",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -56,7 +49,7 @@ def export(
     from qpa.pipeline.pass_protocol import PassContext
     from qpa.store.run_directory import RunDirectory
 
-    exporter = exporter_for(format_, options)
+    exporter = exporter_for(choice.format, options)
     directory = RunDirectory.open(run)
     documents = directory.read_through(FrozenAdapter)
     frozen = documents[-1]

@@ -44,7 +44,8 @@ def dtype_option() -> Any:
 class Exporter(ABC):
     """A frozen dataclass whose fields are its options, of which `dtype` is one.
 
-    Class attributes: those of `qpa.documents.manifest.ExportFormat`; `dtypes` are the types it can write;
+    Class attributes: those of `qpa.documents.manifest.ExportFormat`; `words` say for whom and what it is;
+    `dtypes` are the types it can write;
     `kinds` are names of adapter kinds that it carries although the kinds do not name it themselves, as a
     format from outside may; `reads_base_model` says whether it needs the base model; `carries_all` says that
     it has a place for a LoRA on experts of a mixture, or on an embedding, too.
@@ -53,6 +54,7 @@ class Exporter(ABC):
     __slots__ = ()
 
     name: ClassVar[str]
+    words: ClassVar[str] = ""
     requires: ClassVar[tuple[type[Document], ...]] = ()
     files: ClassVar[tuple[str, ...]]
     engines: ClassVar[tuple[str, ...]] = ()

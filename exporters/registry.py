@@ -6,13 +6,30 @@ Source: ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
 from qpa.adapters.registry import KINDS
 from qpa.documents.manifest import FORMATS
 from qpa.errors import OptionError
 from qpa.exporters.format import Exporter
-from qpa.pipeline.options import options_of
+from qpa.pipeline.options import option, options_of
+
+
+def _words(name: str) -> str:
+    return cast(type[Exporter], FORMATS[name]).words
+
+
+@dataclass(frozen=True)
+class FormatChoice:
+    """What a user chooses of an export before the options of a format, which differ.
+
+    Args:    format: a name in `FORMATS`.
+    """
+
+    section: ClassVar[str] = "export"
+
+    format: str = option("lora", help="{choices}.", choices=FORMATS, choice_words=_words)
 
 
 def exporter_for(name: str, options: Mapping[str, object]) -> Exporter:

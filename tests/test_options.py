@@ -20,6 +20,7 @@ from qpa.cli.main import COMMANDS, main
 from qpa.documents import PassOption
 from qpa.documents.manifest import FORMATS
 from qpa.errors import DirectoryError, ModelError, OptionError
+from qpa.exporters.registry import FormatChoice
 from qpa.passes.freeze_adapter import FreezeAdapter
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.measure_circuit import MeasureCircuit
@@ -38,7 +39,7 @@ TAKEN_BY: dict[str, tuple[type[Any], ...]] = {
     "plan": (InspectModel, PlanLayout, TranspileCircuit),
     "transpile": (TranspileCircuit,),
     "train": (TrainGenerator, MeasureCircuit, FreezeAdapter),
-    "export": EXPORTERS,
+    "export": (FormatChoice, *EXPORTERS),
     "verify": (VerifyAdapter,),
     "bench": (Setting, Extent),
 }
@@ -62,7 +63,14 @@ class Bake:
     salt: float = option(0.5, help="Salt.", at_least=0, at_most=5)
     eggs: int = option(2, help="Eggs.", at_least=2, unit="eggs")
     heat: float = option(200.0, help="Heat of the oven.", above=0)
-    shape: str = option("round", help="One of {choices}.", choices=SHAPES, name="form", old_names=("shape",))
+    shape: str = option(
+        "round",
+        help="One of {choices}.",
+        choices=SHAPES,
+        choice_words=lambda name: "with corners" if name == "square" else "",
+        name="form",
+        old_names=("shape",),
+    )
     spices: tuple[str, ...] = option(("salt", "mace"), help="Spices, separated by commas.")
     tray: str | None = option(None, help="Where it goes.", is_path=True, provenance=False)
     cover: bool = option(True, help="Foil on top.")
@@ -84,7 +92,7 @@ def test_facts_are_those_of_the_fields_in_their_order():
     assert (facts("flour").is_required, facts("minutes").is_required) == (True, False)
     assert (facts("minutes").default, facts("spices").default) == (30, ("salt", "mace"))
     assert (facts("shape").key, facts("minutes").key) == ("kitchen.form", "kitchen.minutes")
-    assert facts("shape").full_help() == "One of round or square."
+    assert facts("shape").full_help() == "One of round or square (with corners)."
     texts = {name: facts(name).default_text() for name in ("minutes", "sugar", "spices", "tray", "cover")}
     assert texts == {"minutes": "30", "sugar": "as `flour`", "spices": "salt,mace", "tray": "", "cover": ""}
 
@@ -125,7 +133,7 @@ def test_choices_may_be_added_from_outside():
     SHAPES.add("oval", 1.0)
     try:
         check_options(Bake("rye", shape="oval"))
-        assert facts("shape").full_help() == "One of round, square or oval."
+        assert facts("shape").full_help() == "One of round, square (with corners) or oval."
     finally:
         SHAPES.remove("oval")
 
@@ -166,7 +174,7 @@ def test_every_option_of_every_pass_is_on_the_command_and_nothing_is_twice(comma
         for found in options_of(maker)
         if not found.positional
     }
-    own = {flag_of(name) for name in ("out", "seed", "force", "json", "format", "static", "report")}
+    own = {flag_of(name) for name in ("out", "seed", "force", "json", "static", "report")}
     assert expected <= flags
     assert flags - expected <= own
     assert not expected & own

@@ -45,6 +45,7 @@ class ExportGenai(OnnxExporter):
     """
 
     name: ClassVar[str] = "genai"
+    words: ClassVar[str] = "the same for onnxruntime-genai"
     files: ClassVar[tuple[str, ...]] = (CONFIG_FILE, GRAPH_FILE, ADAPTER_FILE)
     engines: ClassVar[tuple[str, ...]] = ("onnxruntime-genai",)
 

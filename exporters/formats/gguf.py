@@ -79,6 +79,7 @@ class ExportGguf(OtherNamesExporter):
     """
 
     name: ClassVar[str] = "gguf"
+    words: ClassVar[str] = "a LoRA for llama.cpp"
     files: ClassVar[tuple[str, ...]] = (WEIGHTS_FILE,)
     engines: ClassVar[tuple[str, ...]] = ("llama.cpp",)
     architectures: ClassVar[Collection[str]] = ARCHITECTURES

@@ -50,6 +50,7 @@ class ExportLora(Exporter):
     """
 
     name: ClassVar[str] = "lora"
+    words: ClassVar[str] = "for PEFT, transformers and vLLM"
     files: ClassVar[tuple[str, ...]] = (CONFIG_FILE, WEIGHTS_FILE)
     engines: ClassVar[tuple[str, ...]] = ("peft", "transformers", "vllm")
     any_origin: ClassVar[bool] = True

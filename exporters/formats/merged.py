@@ -65,6 +65,7 @@ class ExportMerged(BaseModelExporter):
     """
 
     name: ClassVar[str] = "merged"
+    words: ClassVar[str] = "base model and adapter in one, for engines without LoRA"
     files: ClassVar[tuple[str, ...]] = (CONFIG_FILE,)
     engines: ClassVar[tuple[str, ...]] = ("transformers", "vllm")
     merges: ClassVar[bool] = True

@@ -66,6 +66,7 @@ class ExportMlx(OtherNamesExporter):
     """
 
     name: ClassVar[str] = "mlx"
+    words: ClassVar[str] = "a LoRA for mlx-lm"
     files: ClassVar[tuple[str, ...]] = (CONFIG_FILE, WEIGHTS_FILE)
     engines: ClassVar[tuple[str, ...]] = ("mlx",)
     architectures: ClassVar[Collection[str]] = ARCHITECTURES

@@ -34,6 +34,7 @@ class ExportOnnx(OnnxExporter):
     """
 
     name: ClassVar[str] = "onnx"
+    words: ClassVar[str] = "base model and adapter as one ONNX graph"
     files: ClassVar[tuple[str, ...]] = (GRAPH_FILE,)
     engines: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     merges: ClassVar[bool] = True

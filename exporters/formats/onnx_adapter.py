@@ -40,6 +40,7 @@ class ExportOnnxAdapter(OnnxExporter):
     """
 
     name: ClassVar[str] = "onnx-adapter"
+    words: ClassVar[str] = "a base graph, and an adapter that onnxruntime switches at run time"
     files: ClassVar[tuple[str, ...]] = (BASE_FOLDER + GRAPH_FILE, ADAPTER_FILE)
     engines: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     folder: ClassVar[str] = BASE_FOLDER

@@ -45,6 +45,7 @@ class ExportPeft(Exporter):
     """
 
     name: ClassVar[str] = "peft"
+    words: ClassVar[str] = "of other kinds of adapters, for PEFT alone"
     files: ClassVar[tuple[str, ...]] = (CONFIG_FILE, WEIGHTS_FILE)
     engines: ClassVar[tuple[str, ...]] = ("peft",)
 

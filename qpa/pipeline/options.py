@@ -79,10 +79,11 @@ class Option:
         """Return the help with its choices."""
         if "{choices}" not in self.help:
             return self.help
-        words = self.choice_words
-        return self.help.replace(
-            "{choices}", one_of([f"{name} ({words(name)})" if words else name for name in self.known()])
-        )
+        return self.help.replace("{choices}", one_of([self._in_words(name) for name in self.known()]))
+
+    def _in_words(self, choice: str) -> str:
+        words = self.choice_words(choice) if self.choice_words else ""
+        return f"{choice} ({words})" if words else choice
 
     def default_text(self) -> str:
         """Return the default as a user would write it, or what the absence of a value means; else ""."""
