@@ -1,4 +1,4 @@
-"""An adapter kind from outside: BitFit, a bias that is trained behind linear layers (arXiv 2106.10199)."""
+"""An adapter kind from outside: BitFit, a trained bias behind every linear layer (arXiv 2106.10199)."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class SFT:
         eval_data = Path(options.eval_data) if options.eval_data else None
         read = read_splits(Path(options.data), eval_data, self.tokenizer, options.max_length, seed)
         splits = Splits(*(tokenise_rows(rows, self.tokenizer, options.max_length) for rows in read))
-        for name, rows in splits._asdict().items():
+        for name, rows in (("training", splits.training), ("evaluation", splits.evaluation)):
             if not rows:
                 expected, advice = "a completion within `max_length`", "raise `max_length`"
                 raise DataError(f"the {name} split", expected, "none", advice)
