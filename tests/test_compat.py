@@ -1,0 +1,82 @@
+"""The private and undocumented names of other libraries that qpa uses are still there, and mean the same."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model, get_peft_model_state_dict
+from transformers import AutoModelForCausalLM, Conv1D, DynamicCache, Trainer, TrainingArguments
+
+from qpa.compat import peft_, torch_, transformers_
+
+
+@pytest.fixture
+def model(llama: Path):
+    return AutoModelForCausalLM.from_pretrained(llama)
+
+
+def test_peft_names_parameters_and_keys_as_before(model) -> None:
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]), adapter_name=peft_.ADAPTER_NAME)
+    module = "model.layers.0.self_attn.q_proj"
+    assert peft_.module_parameter(module, "lora_A") in dict(wrapped.named_parameters())
+    key = f"{peft_.KEY_PREFIX}{module}.lora_A.weight"
+    assert key in get_peft_model_state_dict(wrapped, adapter_name=peft_.ADAPTER_NAME)
+    layer = wrapped.get_base_model().get_submodule(module)
+    assert peft_.is_adapted(layer) and not peft_.is_adapted(layer.base_layer)
+    assert peft_.parameter_inside(module) in dict(wrapped.get_base_model().named_modules())
+    assert torch.equal(peft_.dequantized_weight(layer.base_layer), layer.base_layer.weight)
+
+
+def test_peft_names_and_completes_prefixes_as_before(model) -> None:
+    config = PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    peft_.complete_prompt_config(config, model.config)
+    assert config.num_layers == model.config.num_hidden_layers and config.token_dim > 0
+    wrapped = get_peft_model(model, config, adapter_name=peft_.ADAPTER_NAME)
+    assert peft_.PROMPT_PARAMETER in dict(wrapped.named_parameters())
+    assert peft_.PROMPT_KEY in get_peft_model_state_dict(wrapped, adapter_name=peft_.ADAPTER_NAME)
+
+
+def test_the_warning_about_experts_is_kept_away() -> None:
+    with warnings.catch_warnings(), peft_.quiet_about_experts():
+        warnings.warn("The following rank_pattern keys were not found", RuntimeWarning, stacklevel=1)
+
+
+def test_transformers_tells_tied_parameters_and_caches_as_before(model, gpt2: Path) -> None:
+    assert transformers_.is_conv1d(Conv1D(2, 3)) and not transformers_.is_conv1d(torch.nn.Linear(2, 3))
+    tied = AutoModelForCausalLM.from_pretrained(gpt2)
+    assert tied.config.tie_word_embeddings and "lm_head.weight" in transformers_.tied_parameters(tied)
+    answer = model(input_ids=torch.ones(1, 2, dtype=torch.int64), use_cache=True)
+    assert isinstance(answer.past_key_values, DynamicCache)
+    states = transformers_.cached_states(answer.past_key_values)
+    assert len(states) == model.config.num_hidden_layers
+    assert all(isinstance(keys, torch.Tensor) and keys.ndim == 4 for keys, _ in states)
+    assert transformers_.cached_states(SimpleNamespace(layers=[object()])) == [(None, None)]
+
+
+def test_transformers_renames_the_keys_of_a_checkpoint_as_before(model) -> None:
+    found = dict(transformers_.loaded_names(model.state_dict(), model))
+    assert found["model.layers.0.mlp.up_proj.weight"] == ("model.layers.0.mlp.up_proj.weight", False)
+    # A checkpoint of the base model alone has no prefix.
+    stripped = dict(transformers_.loaded_names(["layers.0.mlp.up_proj.weight"], model))
+    assert stripped["layers.0.mlp.up_proj.weight"][0] == "model.layers.0.mlp.up_proj.weight"
+
+
+def test_transformers_trainer_has_what_is_replaced(tmp_path: Path) -> None:
+    assert callable(Trainer._load_from_checkpoint)
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    assert hasattr(arguments, "_n_gpu")
+    transformers_.use_one_device(arguments)
+    assert arguments.n_gpu == 1
+
+
+def test_torch_works_on_lists_of_tensors_as_before() -> None:
+    targets = [torch.zeros(2), torch.zeros(3)]
+    torch_.copy_each(targets, [torch.ones(2), torch.full((3,), 2.0)])
+    torch_.add_each(targets, [torch.ones(2), torch.ones(3)])
+    assert [target.tolist() for target in targets] == [[2.0, 2.0], [3.0, 3.0, 3.0]]
+    norms = torch_.norm_of_each(targets)
+    torch.testing.assert_close(torch.stack(norms), torch.tensor([8.0, 27.0]).sqrt())
