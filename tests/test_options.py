@@ -43,7 +43,7 @@ TAKEN_BY: dict[str, tuple[type[Any], ...]] = {
     "verify": (VerifyAdapter,),
     "bench": (Setting, Extent),
 }
-MAKERS = tuple({maker for makers in TAKEN_BY.values() for maker in makers})
+MAKERS = tuple(dict.fromkeys(maker for makers in TAKEN_BY.values() for maker in makers))
 SHAPES = Registry("shape", {"round": "math:pi", "square": "math:e"})
 
 
