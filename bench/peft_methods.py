@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from qpa.bench.method import Attached, BenchBase, Configuration
+from qpa.errors import one_sentence
 
 MAX_SERVED_RANK = 64
 Knobs = dict[str, int]
@@ -127,7 +128,7 @@ def _label(knobs: Knobs) -> str:
 
 def _say_refused(name: str, refused: list[tuple[str, Exception]]) -> None:
     labels = "; ".join(label for label, _ in refused)
-    reason = (str(refused[0][1]).strip() or type(refused[0][1]).__name__).splitlines()[0][:120]
+    reason = one_sentence(refused[0][1], limit=120)
     print(f"note: {name} cannot be built at {labels}: {reason}", file=sys.stderr)
 
 

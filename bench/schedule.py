@@ -30,7 +30,7 @@ from qpa.bench.setting import Setting
 from qpa.bench.sizes import MAX_SIZE_RATIO, Budget, choose, size_ratio
 from qpa.bench.task import Task, load_task
 from qpa.bench.trial import Measured, losses, run_trial
-from qpa.errors import OptionError
+from qpa.errors import OptionError, one_sentence
 
 SEARCH_SEED = 0
 
@@ -215,7 +215,7 @@ class Grid:
     def _skip(self, cell: Cell, error: BaseException) -> None:
         """Leave a cell whose run broke; a second start of the bench tries it again."""
         self._failed.add(cell)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = one_sentence(error, limit=200)
         self.say(
             f"error: {cell.method.name} {cell.configuration.label}: {reason}; its other runs are skipped"
         )

@@ -36,6 +36,7 @@ from benchmarks.paired import markdown, spread, spread_of_ratios, time_in_turns
 from qpa.circuits.ansatz import make_ansatz
 from qpa.circuits.circuit import Circuit
 from qpa.circuits.sources.exact import ExactSimulator
+from qpa.errors import one_sentence
 
 N_LAYERS = 8
 N_LOOPED = 8
@@ -135,7 +136,7 @@ def _disagreement(contender: Contender, angles: Tensor, cotangent: Tensor) -> st
     try:
         found = contender.probabilities(angles[few]).detach(), _call(contender, angles[few], cotangent[few])()
     except Exception as error:  # whatever a peer raises for what it does not support
-        return f"{type(error).__name__}, {str(error).splitlines()[0][:80]}"
+        return f"{type(error).__name__}, {one_sentence(error, limit=80)}"
     expected = ours.probabilities(angles[few]), _call(ours, angles[few], cotangent[few])()
     for name, a, b in zip(("probabilities", "gradients"), found, expected, strict=True):
         difference = float((a - b).abs().max() / b.abs().max())

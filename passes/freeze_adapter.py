@@ -23,7 +23,7 @@ from qpa.documents import (
     WeightLayout,
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX
-from qpa.errors import DocumentError
+from qpa.errors import DocumentError, one_sentence
 from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
 
@@ -137,10 +137,8 @@ def decode_adapter(
         with torch.no_grad():
             outputs = generator.decode(generator.features(probabilities))
     except (RuntimeError, IndexError) as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise DocumentError(
-            "the generator's arrays", "tensors of this layout", detail, "train again"
-        ) from error
+        expected, found = "tensors of this layout", one_sentence(error)
+        raise DocumentError("the generator's arrays", expected, found, "train again") from error
     initial = initial_adapter(spec, kept_rows(layout), from_base)
     generated = {
         tensor.path: initial[tensor.path] + output

@@ -21,6 +21,7 @@ included.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -40,11 +41,12 @@ from qpa.documents import (
 )
 from qpa.documents.manifest import FORMATS
 from qpa.documents.verification import ENGINES, NeededFile
-from qpa.errors import ModelError, OptionError, VerificationError
+from qpa.errors import ModelError, OptionError, VerificationError, last_sentence
 from qpa.pipeline.options import check_options, option
 from qpa.pipeline.pass_protocol import PassContext
 
 WORKER = Path(str(qpa.__file__)).parent / "engines" / "worker.py"
+_TRACEBACK = "Traceback (most recent call last):"
 ROUNDOFF = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 ROUNDING = 16.0
 
@@ -219,9 +221,8 @@ class VerifyAdapter:
             check=False,
         )
         if finished.returncode != 0:
-            lines = finished.stderr.strip().splitlines()
-            found = lines[-1].strip() if lines else f"exit status {finished.returncode}"
-            raise VerificationError(self.directory, "an adapter that engines load", found[:300])
+            found = _what_was_raised(finished.stderr) or f"exit status {finished.returncode}"
+            raise VerificationError(self.directory, "an adapter that engines load", found)
         answer: dict[str, Any] = json.loads(finished.stdout)
         return answer
 
@@ -258,6 +259,19 @@ class VerifyAdapter:
         if difference is not None and not 4 * difference <= from_base:
             expected = f"logits four times nearer to the trained model's than to the base's, {from_base:.1e}"
             raise VerificationError(subject, expected, f"a difference of {difference:.1e}", "use float32")
+
+
+def _what_was_raised(stderr: str) -> str:
+    """Return how the last exception's message in a process's stderr ends, or how stderr does; "" for nothing.
+
+    A message may have several lines, and a line may stand behind the mark of its process, "[rank0]: ".
+    """
+    before, traceback, after = stderr.strip().rpartition(_TRACEBACK)
+    mark = before.splitlines()[-1] if traceback and before and not before.endswith("\n") else ""
+    lines = [line.removeprefix(mark) for line in after.splitlines() if line.strip()]
+    frames = itertools.takewhile(lambda line: line[:1].isspace(), lines)
+    message = lines[len(list(frames)) :] if traceback else []
+    return last_sentence("\n".join(message or lines[-1:])) if lines else ""
 
 
 def _engine_check(answer: dict[str, Any]) -> EngineCheck:

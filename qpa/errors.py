@@ -6,14 +6,64 @@ Every message has four parts: the subject, what was expected, what was found, an
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+_GOES_ON = (":", ",", ";", "(", " or", " and")
+_STATUS_LINE = re.compile(r"\d{3} (Client|Server) Error\b.*Request ID.*")
 
 
 def one_of(words: Sequence[str]) -> str:
     """Return "a, b or c"."""
     *others, last = words
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def one_sentence(error: BaseException | str, limit: int = 300) -> str:
+    """Return what another library says, as one whole sentence without its full stop.
+
+    Rules:
+    1. Of several lines the first counts, with the lines after it for as long as the text plainly goes on:
+       it ends with a colon, a comma, "or" and the like.
+    2. The line with an HTTP status and a request id, which the Hub's client puts first, is left out.
+    3. A KeyError, whose message is the key alone, is called one.
+    4. What is longer than `limit` characters ends at a word, with " ..".
+
+    Args:    error: the exception, or its text where it came out of another process.
+             limit: characters, at most.
+    """
+    kind = "" if isinstance(error, str) else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and _STATUS_LINE.fullmatch(lines[0]):
+        del lines[0]
+    if not lines:
+        return kind or "no message"
+    text, *others = lines
+    while others and text.endswith(_GOES_ON):
+        text = f"{text} {others.pop(0)}"
+    text = text.rstrip(".:") or text
+    if isinstance(error, KeyError):
+        text = f"{text} (KeyError)"
+    return text if len(text) <= limit else f"{_cut(text, limit - 3)} .."
+
+
+def last_sentence(text: str, limit: int = 300) -> str:
+    """Return how a text of several lines ends, as `one_sentence` does how one begins.
+
+    It is the last line, with those before it that plainly go on.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    start = max(0, len(lines) - 1)
+    while start and lines[start - 1].endswith(_GOES_ON):
+        start -= 1
+    return one_sentence("\n".join(lines[start:]), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return the start of a text, up to the end of a word where there is one."""
+    head, space, _ = text[: limit + 1].rpartition(" ")
+    return head if space else text[:limit]
 
 
 class QpaError(Exception):

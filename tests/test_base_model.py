@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import transformers
+from safetensors.torch import load_file, save_file
 from transformers import dynamic_module_utils
 
 from qpa.documents import BaseModelReference
@@ -159,3 +162,53 @@ def test_a_local_directory_that_is_gone_is_never_looked_for_on_the_hub(what, tmp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"^models/gone: .* found no such directory"):
         LOADS[what](reference("models/gone"))
+
+
+# What is said when something is missing
+
+
+def test_a_directory_without_a_tokenizer_is_told(llama, tmp_path):
+    shutil.copytree(llama, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(reference(tmp_path / "model"))
+    assert str(caught.value) == (
+        f"{tmp_path / 'model'}: expected a tokenizer in the model's directory, found no file of one, such as "
+        "tokenizer.json; copy its files from where the model is from"
+    )
+
+
+def test_a_tokenizer_that_cannot_be_made_is_told_to_the_end(llama, tmp_path):
+    """What transformers says is a list of several lines, of which the first ends in a colon."""
+    shutil.copytree(llama, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(reference(tmp_path / "model"))
+    assert "from one of: (1) " in caught.value.found and "(3) " in caught.value.found
+    assert not caught.value.found.endswith((":", ",", "or"))
+
+
+@pytest.mark.parametrize(
+    ("n_missing", "found"),
+    [(1, "none for model.layers.0.mlp.down_proj.weight"), (2, "none for .*down_proj.weight and 1 more")],
+)
+def test_missing_weights_are_counted(llama, tmp_path, n_missing, found):
+    shutil.copytree(llama, tmp_path / "model")
+    weights = load_file(llama / "model.safetensors")
+    for name in ("down_proj", "gate_proj")[:n_missing]:
+        del weights[f"model.layers.0.mlp.{name}.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=f"expected weights for every parameter, found {found}$"):
+        load_model(reference(tmp_path / "model"), keep_dtype=False)
+
+
+def test_a_package_that_is_missing_is_named(llama, monkeypatch):
+    def load(*_: object, **__: object) -> None:
+        raise ImportError(
+            "\nIt requires the timm library. You can install it with pip:\n`pip install timm`.\nNote"
+        )
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
+    with pytest.raises(ModelError) as caught:
+        load_model(reference(llama), keep_dtype=False)
+    assert caught.value.expected == "the packages that this model needs"
+    assert caught.value.found.endswith("install it with pip: `pip install timm`")

@@ -272,6 +272,47 @@ def test_the_worker_names_nothing_of_qpa():
     assert imports and not any(name.startswith(("qpa", "qiskit")) for name in imports)
 
 
+TRACEBACK = "Traceback (most recent call last):\n  File 'x.py', line 1\n    load()\n"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "found"),
+    [
+        (
+            f"{TRACEBACK}ValueError: one of:\n(1) a file,\n(2) a class.",
+            "ValueError: one of: (1) a file, (2) a class",
+        ),
+        (
+            f"{TRACEBACK}KeyError: 'a'\n\nDuring handling:\n\n{TRACEBACK}TypeError: b",
+            "TypeError: b",
+        ),
+        (
+            "[rank0]: "
+            + TRACEBACK.replace("\n  ", "\n[rank0]:   ").replace("\n    ", "\n[rank0]:     ")
+            + "[rank0]: ValueError: no",
+            "ValueError: no",
+        ),
+        (
+            f"{TRACEBACK}RuntimeError: two faults:\n\tone,\n\tanother",
+            "RuntimeError: two faults: one, another",
+        ),
+        (TRACEBACK, "load()"),
+        ("a remark\nKilled", "Killed"),
+        ("", "exit status 3"),
+    ],
+)
+@pytest.mark.usefixtures("no_static_check")
+def test_what_an_engine_raised_is_told_whole(made, tmp_path, monkeypatch, stderr, found):
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 3, "", stderr)
+
+    ExportLora().emit(made.frozen, tmp_path / "out", made.context)
+    monkeypatch.setattr(verify_adapter.subprocess, "run", run)
+    with pytest.raises(VerificationError) as caught:
+        VerifyAdapter(directory=str(tmp_path / "out")).run(read_manifest(tmp_path / "out"), made.context)
+    assert caught.value.found == found
+
+
 @pytest.mark.usefixtures("in_process", "no_static_check")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_smaller_type_is_judged_by_its_rounding_and_not_more(made, tmp_path, dtype):

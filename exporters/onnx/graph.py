@@ -29,7 +29,7 @@ from torch import Tensor
 from qpa.compat.logging_ import without_logs
 from qpa.compat.transformers_ import cached_states, use_batched_experts
 from qpa.documents import TensorRef
-from qpa.errors import ExportError
+from qpa.errors import ExportError, one_sentence
 from qpa.exporters.onnx.files import OPSET
 from qpa.models.linear_layers import submodule
 from qpa.store.disk_space import room_for
@@ -147,9 +147,9 @@ def trace_causal_lm(
         raise
     except Exception as error:  # the tracer has errors of many families
         cause = error.__cause__ or error  # the error itself tells how to report one
-        first_line = f"{type(cause).__name__}: {cause}".strip().splitlines()[0][:200]
+        found = one_sentence(f"{type(cause).__name__}: {cause}", limit=200)
         advice = "use `format` lora or merged"
-        raise ExportError(name, "a model torch.onnx can trace", first_line, advice) from error
+        raise ExportError(name, "a model torch.onnx can trace", found, advice) from error
     graph: onnx_ir.Model = program.model
     _strip(graph)
     _make_optional(graph.graph, lora, transposed)

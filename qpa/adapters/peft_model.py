@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qpa.compat.peft_ import ADAPTER_NAME, quiet_about_experts
-from qpa.errors import ModelError
+from qpa.errors import ModelError, one_sentence
 
 
 def wrap_in_peft(model: Any, config: Any, title: str) -> Any:
@@ -22,5 +22,5 @@ def wrap_in_peft(model: Any, config: Any, title: str) -> Any:
         with quiet_about_experts():
             return get_peft_model(model, config, adapter_name=ADAPTER_NAME)
     except (ValueError, TypeError) as error:
-        found = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ModelError(type(model).__name__, f"a model on which PEFT has {title}", found) from error
+        expected = f"a model on which PEFT has {title}"
+        raise ModelError(type(model).__name__, expected, one_sentence(error)) from error

@@ -28,7 +28,7 @@ from qpa.documents import AdapterSpec, AdapterTensor, FrozenAdapter, TensorRules
 from qpa.documents.base import JsonObject
 from qpa.documents.finding import Finding, several
 from qpa.documents.tensors import Role
-from qpa.errors import ModelError, OptionError
+from qpa.errors import ModelError, OptionError, one_sentence
 from qpa.seeds import split_seed
 
 if TYPE_CHECKING:
@@ -193,8 +193,7 @@ def _peft_config(model: Any, n_tokens: int) -> Any:
     try:
         complete_prompt_config(config, model.config)
     except (ValueError, AttributeError, KeyError) as error:
-        found = str(error).splitlines()[0]
-        raise ModelError(type(model).__name__, "layers with keys and values", found) from error
+        raise ModelError(type(model).__name__, "layers with keys and values", one_sentence(error)) from error
     return config
 
 

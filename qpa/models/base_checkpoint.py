@@ -14,7 +14,7 @@ from typing import Any
 from qpa.compat.transformers_ import loaded_names
 from qpa.documents import BaseModelReference
 from qpa.documents.base import JsonObject
-from qpa.errors import ExportError
+from qpa.errors import ExportError, one_sentence
 from qpa.store.tensor_file import TensorFile
 
 WEIGHTS_FILE = "model.safetensors"
@@ -92,8 +92,8 @@ def base_directory(base: BaseModelReference) -> Path:
     try:
         return Path(snapshot_download(base.name_or_path, revision=base.revision, allow_patterns=wanted))
     except Exception as error:  # the Hub's client raises errors of many libraries
-        found = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ExportError(base.name_or_path, "a base model's files from the Hub", found) from error
+        expected = "a base model's files from the Hub"
+        raise ExportError(base.name_or_path, expected, one_sentence(error)) from error
 
 
 def find_parameters(

@@ -12,13 +12,17 @@ from typing import Any
 
 from qpa.documents import BaseModelReference
 from qpa.documents.base import digest_of
-from qpa.errors import ModelError, OptionError, one_of
+from qpa.errors import ModelError, OptionError, one_of, one_sentence
 
 DEVICES = ("auto", "cpu", "cuda")
 
 _VOLATILE = frozenset(
     {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures"}
 )
+
+
+_TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.spm")
+"""Of these a tokenizer of transformers has at least one: tokenizer.json, vocab.txt, spiece.model or such."""
 
 
 def torch_device(name: str) -> str:
@@ -99,9 +103,8 @@ def load_model(base: BaseModelReference, *, keep_dtype: bool, trust_remote_code:
         raise _model_error(name, "a model with its weights", error) from error
     missing = sorted(info["missing_keys"])
     if missing:
-        raise ModelError(
-            name, "weights for every parameter", f"none for {missing[0]} and {len(missing) - 1} more"
-        )
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(name, "weights for every parameter", f"none for {missing[0]}{more}")
     return model.eval()
 
 
@@ -116,6 +119,7 @@ def load_tokenizer(base: BaseModelReference, *, trust_remote_code: bool = False)
 
     name = base.name_or_path
     check_base(base, trust_remote_code=trust_remote_code)
+    _check_tokenizer_files(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=base.revision, trust_remote_code=base.trust_remote_code
@@ -208,8 +212,20 @@ def _check_local(name_or_path: str) -> None:
             raise ModelError(str(config), "JSON that transformers reads", "a byte order mark", advice)
 
 
+def _check_tokenizer_files(name: str) -> None:
+    """Check that a local model has a tokenizer; some kinds are made without files, and know no token."""
+    folder = Path(name)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        expected, advice = (
+            "a tokenizer in the model's directory",
+            "copy its files from where the model is from",
+        )
+        raise ModelError(name, expected, "no file of one, such as tokenizer.json", advice)
+
+
 def _model_error(name: str, expected: str, error: Exception) -> ModelError:
     if isinstance(error, UnicodeEncodeError):
         return ModelError(name, expected, "half of a surrogate pair in a string")
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ModelError(name, expected, first_line[:300])
+    if isinstance(error, ImportError):
+        expected = "the packages that this model needs"
+    return ModelError(name, expected, one_sentence(error))

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from qpa.documents import Attachment
-from qpa.errors import DocumentError
+from qpa.errors import DocumentError, one_sentence
 from qpa.store.disk_space import room_for
 
 Array = npt.NDArray[Any]
@@ -92,7 +92,7 @@ class TensorFile:
             with safe_open(path, framework="numpy") as reader:
                 metadata = reader.metadata() or {}
         except (SafetensorError, OSError, ValueError) as error:
-            raise DocumentError(str(path), "a whole safetensors file", str(error)[:200]) from error
+            raise DocumentError(str(path), "a whole safetensors file", one_sentence(error)) from error
         with path.open("rb") as stream:
             n_header = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(n_header))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qpa.compat.peft_ import ADAPTER_NAME
 from qpa.documents import Checkpoint, Provenance
-from qpa.errors import CheckpointError, DocumentError
+from qpa.errors import CheckpointError, DocumentError, one_sentence
 from qpa.store.atomic_files import new_directory, remove_leftovers
 from qpa.store.run_directory import DirectoryStore, list_checkpoints
 from qpa.training.optimizer import GeneratedAdapterOptimizer
@@ -100,7 +100,8 @@ def restore_optimizer(path: Path, optimizer: GeneratedAdapterOptimizer, document
     try:
         tensors = load_file(path / OPTIMIZER_FILE)
     except SafetensorError as error:
-        raise CheckpointError(str(path / OPTIMIZER_FILE), "a safetensors file", str(error)) from error
+        subject = str(path / OPTIMIZER_FILE)
+        raise CheckpointError(subject, "a safetensors file", one_sentence(error)) from error
     state = optimizer.state_dict()
     for group in state["param_groups"]:
         group["lr"] = document.lr

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.compat.torch_ import add_each, copy_each, norm_of_each
-from qpa.errors import CheckpointError, DivergedError, OptionError, ShapeError
+from qpa.errors import CheckpointError, DivergedError, OptionError, ShapeError, one_sentence
 from qpa.generators.generator import Generator, ParameterGroup
 
 
@@ -184,7 +184,8 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
             self.generator.load_state_dict(generator)
             self.inner.load_state_dict(inner)
         except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError("optimizer state", "one of this run's generator", str(error)) from error
+            expected = "one of this run's generator"
+            raise CheckpointError("optimizer state", expected, one_sentence(error)) from error
         self.n_steps = n_steps
         self._measured = None if measured is None else measured.to(self._adapter[0].device)
         self.push_forward()
