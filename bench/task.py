@@ -25,6 +25,7 @@ from qpa.documents import AdapterSpec
 from qpa.errors import DataError
 from qpa.generators.size_search import REFERENCE_RANK
 from qpa.models.base_model import load_model, load_tokenizer, torch_device
+from qpa.models.causality import check_causal
 from qpa.passes.inspect_model import InspectModel
 from qpa.pipeline.options import check_options
 from qpa.pipeline.pass_protocol import PassContext
@@ -89,8 +90,9 @@ def _inspector(setting: Setting) -> Callable[..., AdapterSpec]:
 
 def _loader(setting: Setting, spec: AdapterSpec) -> Callable[[], Any]:
     def load() -> Any:
-        model = load_model(spec.base, keep_dtype=setting.bf16)
-        return model.requires_grad_(False).to(setting.device)
+        model = load_model(spec.base, keep_dtype=setting.bf16).to(setting.device)
+        check_causal(model, spec.base.name_or_path, bf16=setting.bf16)
+        return model.requires_grad_(False)
 
     return load
 

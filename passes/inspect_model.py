@@ -6,8 +6,10 @@ Rules:
    hears, only the language model and the head are adapted.
 3. target_modules of the result is the shortest list of names that selects exactly these modules in PEFT:
    module types where they are unambiguous, full paths where they are not.
-4. Where a model keeps its experts fused, the adapter is tried on, without weights: PEFT takes some names for
-   the experts, whatever else has them.
+4. The adapter is tried on, without weights: PEFT refuses some modules, and where a model keeps its experts
+   fused, it takes some names for the experts, whatever else has them.
+5. As far as a config tells, a model that is not causal is refused, and one whose quantised weights cannot be
+   loaded here.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from qpa.adapters.registry import DEFAULT, KINDS
 from qpa.documents import AdapterSpec, BaseModelReference, Document
 from qpa.errors import OptionError
 from qpa.models.base_model import build_on_meta, config_file_digest, load_config
+from qpa.models.causality import check_causal_config
 from qpa.models.linear_layers import head_path
+from qpa.models.quantization import check_quantization
 from qpa.models.tied_weights import ties_head
 from qpa.pipeline.options import check_options, defaults_by_name, option
 from qpa.pipeline.pass_protocol import PassContext
@@ -83,13 +87,16 @@ class InspectModel:
 
         Raises:  OptionError: method, rank or alpha out of range, a target that matches nothing, or
                  all-linear on a model with fused experts, or a name that PEFT takes for these.
-                 ModelError: no config, an unknown architecture, or nothing to adapt.
+                 ModelError: no config, an unknown architecture, a model that is not causal, weights
+                 quantised in a way for which packages are missing, or nothing that can be adapted.
         """
         check_options(self)
         kind = KINDS[self.method]
         self._check_kind(kind)
         config = load_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        check_quantization(config, self.model)
         model = build_on_meta(config, self.model, trust_remote_code=self.trust_remote_code)
+        check_causal_config(config, self.model, trust_remote_code=self.trust_remote_code)
         planned = kind.plan(model, Request(self.rank, self.alpha, self.targets))
         spec = AdapterSpec(
             provenance=context.provenance(self, None),

@@ -161,19 +161,21 @@ def test_formats_without_experts_say_so(made, tmp_path, format_):
     [("gate_proj",), ("gate_proj", "up_proj"), ("experts.0.down_proj",), ("gate_proj", "down_proj")],
 )
 def test_what_peft_reads_otherwise_is_refused(moe, targets):
-    with pytest.raises(OptionError, match=r"fused experts; name all of .* outside the experts: k_proj"):
+    with pytest.raises(
+        OptionError, match=r"fused experts; name all of .* outside the experts: `targets` q_proj,"
+    ):
         inspected(moe, *targets)
 
 
 def test_models_whose_experts_peft_calls_otherwise_are_refused(tmp_path):
     MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2).save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match=r"outside the experts: k_proj, o_proj, q_proj, v_proj"):
+    with pytest.raises(OptionError, match=r"outside the experts: `targets` q_proj,k_proj,v_proj,o_proj$"):
         inspected(tmp_path)
     assert len(inspected(tmp_path, "q_proj", "k_proj").tensors) == 8
 
 
 def test_all_linear_of_a_kind_without_experts_asks_for_names(moe):
-    words = r"experts\.gate_up_proj, .* name the layers to adapt, of k_proj, o_proj, q_proj, v_proj$"
+    words = r"experts\.gate_up_proj, .* outside the experts: `targets` q_proj,k_proj,v_proj,o_proj$"
     with pytest.raises(OptionError, match=words):
         InspectModel(model=str(moe), method="dora").run(None, NOWHERE)
 

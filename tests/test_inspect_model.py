@@ -9,13 +9,18 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
+    JambaConfig,
     LlamaConfig,
     MixtralConfig,
     OPTConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
 )
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter, initial_adapter
@@ -185,6 +190,56 @@ def test_fused_experts_are_not_left_out_in_silence(tmp_path):
     with pytest.raises(OptionError, match=r"targets: .* fused experts; .* outside the experts: .*q_proj"):
         inspect(tmp_path)
     assert len(modules(inspect(tmp_path, targets=("q_proj", "v_proj")))) == 4
+
+
+FUSED = {
+    "mixtral": MixtralConfig(**GATED, num_local_experts=2),
+    "qwen2-moe": Qwen2MoeConfig(
+        **GATED, num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16
+    ),
+    "gpt-oss": GptOssConfig(**GATED, num_local_experts=2, head_dim=8, layer_types=["full_attention"] * 2),
+    "deepseek": DeepseekV3Config(
+        **GATED,
+        n_routed_experts=8,
+        moe_intermediate_size=16,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=1,
+    ),
+    "jamba": JambaConfig(**GATED, num_experts=2, mamba_d_state=4),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("name", FUSED)
+def test_the_command_that_leaves_fused_experts_out_can_be_typed(tmp_path, name, method):
+    FUSED[name].save_pretrained(tmp_path)
+    targets = ("all-linear",) if name != "qwen2-moe" or method == "dora" else ("gate_proj", "q_proj")
+    with pytest.raises(OptionError) as caught:
+        inspect(tmp_path, method=method, rank=2, targets=targets)
+    command = str(caught.value).rpartition(" layers outside the experts: `targets` ")[2]
+    assert len(str(caught.value)) < 400
+    names = tuple(command.split(","))
+    assert inspect(tmp_path, method=method, rank=2, targets=names).target_modules == names
+
+
+def test_the_names_of_many_targets_are_counted(tmp_path):
+    config = Qwen3MoeConfig(
+        **GATED | {"num_hidden_layers": 8},
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        mlp_only_layers=[0, 1, 2, 3, 4, 5, 6],
+    )
+    config.save_pretrained(tmp_path)
+    with pytest.raises(OptionError) as caught:
+        inspect(tmp_path, method="dora", targets=("q_proj", "gate_proj"))
+    assert caught.value.found == (
+        "q_proj, model.layers.0.mlp.gate_proj, model.layers.1.mlp.gate_proj, model.layers.2.mlp.gate_proj "
+        "and 4 more, of which some are of fused experts"
+    )
 
 
 # What is refused

@@ -15,12 +15,14 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     OPTConfig,
     Phi3Config,
@@ -172,6 +174,30 @@ def tiny_gpt_neox(path: Path, *, seed: int = 0) -> Path:
         initializer_range=_SHAPE["initializer_range"],
         tie_word_embeddings=False,
         **_special_tokens(),
+    )
+    return _write(path, config, seed)
+
+
+def tiny_bert(path: Path, *, is_decoder: bool = False, seed: int = 0) -> Path:
+    """Write a 2-layer BERT, which sees in both directions unless it is a decoder; return `path`."""
+    config = BertConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=N_CONTEXT,
+        initializer_range=_SHAPE["initializer_range"],
+        is_decoder=is_decoder,
+        **_special_tokens(),
+    )
+    return _write(path, config, seed)
+
+
+def tiny_mamba(path: Path, *, seed: int = 0) -> Path:
+    """Write a 2-layer Mamba, which has no attention, with a tied head; return `path`."""
+    config = MambaConfig(
+        vocab_size=VOCABULARY_SIZE, hidden_size=64, num_hidden_layers=2, state_size=4, **_special_tokens()
     )
     return _write(path, config, seed)
 

@@ -20,7 +20,6 @@ Source: ours; the layouts are those of PEFT 0.21 and transformers 5.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from qpa.compat.peft_ import FUSED_GATE_UP_B, module_parameter, parameter_inside
 from qpa.documents import AdapterSpec, AdapterTensor
 from qpa.errors import ModelError, OptionError
-from qpa.models.linear_layers import Layer, last_component, linear_layers
+from qpa.models.linear_layers import Layer, head_path, last_component, linear_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +113,7 @@ def fused_parameters(model: Any) -> list[str]:
     return [path for path, value in model.named_parameters() if value.ndim == 3 and "expert" in path]
 
 
-def refuse_left_out(model: Any, candidates: Collection[str], head: str | None) -> None:
+def refuse_left_out(model: Any, candidates: Collection[str]) -> None:
     """Refuse to adapt all linear layers where that would leave fused experts out in silence.
 
     Args:    candidates: the modules that can be adapted.
@@ -123,12 +122,11 @@ def refuse_left_out(model: Any, candidates: Collection[str], head: str | None) -
     fused = fused_parameters(model)
     if not fused or has_experts(candidates):
         return
-    names = sorted({last_component(path) for path in candidates if path != head})
     raise OptionError(
         "`targets` all-linear",
         "a model whose layers are all linear modules",
         f"fused experts such as {fused[0]}, which would stay as they are",
-        "if that is meant, name the layers to adapt, of " + ", ".join(names[:12]),
+        f"if that is meant, name the layers outside the experts: {_outside(model, 2)}",
     )
 
 
@@ -139,32 +137,49 @@ def check_beside_experts(model: Any, spec: AdapterSpec) -> None:
     only beside down_proj.
 
     Args:    model: on torch's meta device, and not used any more afterwards.
-    Raises:  OptionError: PEFT does not make exactly the tensors of the spec.
+    Raises:  OptionError: PEFT does not make exactly the tensors of the spec, of names that experts have.
+             ModelError: PEFT refuses another module.
     """
-    import torch
-
-    from qpa.adapters.attach import adapter_parameters, wrap_model
+    from qpa.adapters.peft_check import check_in_peft
 
     modules, refused = {tensor.module for tensor in spec.tensors}, _refused(model, spec)
     if not {needs_down(module) for module in modules} <= {None, *modules}:
         raise refused
     try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            adapter_parameters(wrap_model(model, spec), spec)
+        check_in_peft(model, spec)
     except (ModelError, ValueError) as error:
+        if not _named(spec) & {*EXPERT_LAYERS}:
+            raise
         raise refused from error
 
 
 def _refused(model: Any, spec: AdapterSpec) -> OptionError:
-    names = {last_component(path) for path in linear_layers(model) if path != spec.base.head}
-    outside = ", ".join(sorted(names - {*EXPERT_LAYERS}))
+    outside = f"only layers outside the experts: {_outside(model, spec.rank)}"
+    both = f"name all of {', '.join(EXPERT_LAYERS)}, or {outside}"
+    some = ", ".join(spec.target_modules[:4])
+    n_more = len(spec.target_modules[4:])
     return OptionError(
         "targets",
         "layers that PEFT adapts one by one, or all layers of all experts where it can",
-        ", ".join(spec.target_modules) + ", of which some are of fused experts",
-        f"name all of {', '.join(EXPERT_LAYERS)}, or only layers outside the experts: {outside}",
+        f"{some}{f' and {n_more} more' if n_more else ''}, of which some are of fused experts",
+        f"name {outside}" if _named(spec).issuperset(EXPERT_LAYERS) else both,
     )
+
+
+def _named(spec: AdapterSpec) -> set[str]:
+    """Return the types of the modules that are targets."""
+    return {last_component(target) for target in spec.target_modules}
+
+
+def _outside(model: Any, rank: int) -> str:
+    """Return the option that names every type of layer outside the experts that has room for a rank."""
+    head = head_path(model)
+    names = (
+        last_component(path)
+        for path, layer in linear_layers(model).items()
+        if path != head and min(layer.n_in, layer.n_out) >= rank
+    )
+    return "`targets` " + ",".join(name for name in dict.fromkeys(names) if name not in EXPERT_LAYERS)
 
 
 def _is_fused(block: Any) -> bool:

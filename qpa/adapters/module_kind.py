@@ -95,7 +95,7 @@ class ModuleKind(AdapterKind):
             self._check_target(target, known, model)
         takes_all = ALL_LINEAR in targets
         if takes_all:
-            refuse_left_out(model, known, head)
+            refuse_left_out(model, known)
         chosen = {
             path: layer
             for path, layer in known.items()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpa.adapters.experts import check_beside_experts, fused_parameters
 from qpa.adapters.module_kind import ModuleKind
+from qpa.adapters.peft_check import check_in_peft
 from qpa.adapters.peft_model import wrap_in_peft
 from qpa.documents import AdapterSpec, FrozenAdapter
 from qpa.errors import ExportError
@@ -44,9 +45,11 @@ class WeightKind(ModuleKind):
         return None
 
     def check(self, model: Any, spec: AdapterSpec) -> None:
-        """Check that PEFT makes exactly the tensors of the spec, where a model has fused experts."""
+        """Check that PEFT makes exactly the tensors of the spec."""
         if fused_parameters(model):
             check_beside_experts(model, spec)
+        else:
+            check_in_peft(model, spec)
 
     def wrap(self, model: Any, spec: AdapterSpec) -> Any:
         """Return a `peft.PeftModel`."""

@@ -33,6 +33,7 @@ from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import CheckpointError, DivergedError, OptionError
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_model, load_tokenizer, torch_device
+from qpa.models.causality import check_causal
 from qpa.models.probe import record_probe
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.atomic_files import remove_leftovers
@@ -113,6 +114,7 @@ def prepare(options: TrainingOptions, provenance: Provenance, context: PassConte
     objective = OBJECTIVES[options.objective](options, tokenizer)
     splits = objective.rows(context.seed_for("split"))
     model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust).to(device)
+    check_causal(model, spec.base.name_or_path, bf16=options.bf16)
     _check_length(options.max_length, spec, model.config)
     circuit = load_circuit(context, native=SOURCES[options.source].runs_native)
     execution = Execution.named(circuit, options.source, options.gradient, context.seed_for("circuits"))
