@@ -63,7 +63,7 @@ class MeasureCircuit:
         """
         check_options(self)
         name = self.source or source.source
-        if context.document(WeightLayout).features.kind not in ("circuit", "random"):
+        if not context.document(WeightLayout).features.has_circuits:
             return self._document(context, source, name, {"probabilities": None, "n_executions": 0})
         return self._measure(source, name, context)
 

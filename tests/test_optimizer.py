@@ -17,8 +17,10 @@ from qpa.models.base_model import load_model, load_tokenizer
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
-from qpa.training.objectives.sft import make_trainer
+from qpa.training.objectives.objective import Splits
+from qpa.training.objectives.sft import SFT
 from qpa.training.optimizer import GeneratedAdapterOptimizer
+from qpa.training.training_options import TrainingOptions
 from tests.ddp_worker import plan_adapter, random_bases, training_rows
 
 LR, ANGLE_LR, N_STEPS = 0.02, 0.04, 3
@@ -212,15 +214,13 @@ def test_transformers_trainer_gives_the_same_adapter(adapt, tmp_path, n_micro_ba
 def test_trl_sft_trainer_gives_the_same_adapter(adapt, tmp_path, n_micro_batches, checkpointing):
     adapted = adapt()
     rows = [{"input_ids": row} for row in training_rows().tolist()]
-    make_trainer(
+    SFT(TrainingOptions("text.txt"), load_tokenizer(adapted.spec.base)).trainer(
         adapted.model,
         adapted.optimizer,
-        load_tokenizer(adapted.spec.base),
-        (rows, rows),
+        Splits(rows, rows),
         output=tmp_path,
         seed=0,
         bf16=False,
-        max_length=64,
         activation_checkpointing=checkpointing,
         **trainer_options(n_micro_batches),
     ).train()

@@ -23,13 +23,13 @@ from qpa.documents import (
 )
 from qpa.errors import CheckpointError, DataError, DivergedError, DocumentError, ModelError, OptionError
 from qpa.passes import planning_pipeline, training_pipeline
-from qpa.passes import train_generator as module
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.passes.train_generator import TrainGenerator
 from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.pipeline.pass_protocol import PassContext
-from qpa.store.run_directory import RunDirectory
+from qpa.store.run_directory import METRICS, RunDirectory
+from qpa.training import session as module
 
 STEPS = 6
 
@@ -92,7 +92,7 @@ def test_metrics_have_both_learning_rates_and_both_evaluations(
 ) -> None:
     run = plan(llama, tmp_path / "run")
     frozen = train(run, text_file, max_steps=10, angle_lr=6e-3, lr=3e-3)
-    lines = [json.loads(line) for line in (run.path / module.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (run.path / METRICS).read_text().splitlines()]
     assert (lines[0]["step"], lines[0]["eval_loss"]) == (0, frozen.result.base_loss)
     assert lines[0]["eval_perplexity"] == pytest.approx(math.exp(frozen.result.base_loss))
     assert lines[-1]["eval_loss"] == frozen.result.eval_loss
@@ -120,7 +120,7 @@ def test_learning_rates_are_those_given_or_those_that_suit_the_generator(
     layout = WeightLayout.from_json(layout_file.read_bytes(), layout_file.name)
     spec_file = golden / "adapter-spec-2" / f"{method}.json"
     spec = AdapterSpec.from_json(spec_file.read_bytes(), spec_file.name)
-    lr, angle_lr = module._learning_rates(TrainGenerator(data="text.txt", **given), spec, layout)
+    lr, angle_lr = module.learning_rates(TrainGenerator(data="text.txt", **given), spec, layout)
     assert lr == given.get("lr", default)
     assert angle_lr == given.get("angle_lr", lr)
 
@@ -139,16 +139,16 @@ def test_frozen_tensors_are_the_live_models_bit_for_bit(
     llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    original = module._Training.run
+    original = module.record
 
-    def spy(self: Any) -> TrainedGenerator:
-        seen.append(self)
-        return original(self)
+    def spy(session: module.Session, *rest: Any) -> TrainedGenerator:
+        seen.append(session)
+        return original(session, *rest)
 
-    monkeypatch.setattr(module._Training, "run", spy)
+    monkeypatch.setattr(module, "record", spy)
     run = plan(llama, tmp_path / "run")
     train(run, text_file)
-    live = adapter_parameters(seen[0].model, run.read(AdapterSpec))
+    live = adapter_parameters(seen[0].adapted.model, run.read(AdapterSpec))
     assert same_bits({path: parameter.detach() for path, parameter in live.items()}, tensors(run))
 
 
@@ -179,10 +179,10 @@ def test_resuming_a_finished_training_changes_nothing(
     trained: RunDirectory, text_file: Path, tmp_path: Path
 ) -> None:
     run = copied(trained, tmp_path)
-    before = (run.read(FrozenAdapter), (run.path / module.METRICS).read_text())
+    before = (run.read(FrozenAdapter), (run.path / METRICS).read_text())
     assert sorted((run.path / "checkpoints").iterdir())[-1].name == f"step-{STEPS:08d}"
     train(run, text_file, resume=True)
-    assert (run.read(FrozenAdapter), (run.path / module.METRICS).read_text()) == before
+    assert (run.read(FrozenAdapter), (run.path / METRICS).read_text()) == before
 
 
 def test_resuming_takes_the_bases_from_the_checkpoint(
@@ -194,7 +194,7 @@ def test_resuming_takes_the_bases_from_the_checkpoint(
         train(run, text_file)
     monkeypatch.undo()
     monkeypatch.setattr(
-        "qpa.training.calibration.gradient_bases", lambda *_: pytest.fail("the gradient was read again")
+        "qpa.training.generated_adapter.gradient_bases", lambda *_: pytest.fail("the gradient was read again")
     )
     train(run, text_file, resume=True)
     assert same_bits(arrays(run), arrays(trained))
@@ -215,21 +215,20 @@ def test_before_the_first_step_the_bases_are_there_and_the_function_is_the_base_
     llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     seen: list[Any] = []
-    original = module._Training._fit
+    original = module.fit
 
-    def spy(self: Any, *rest: Any) -> None:
-        ids = torch.arange(1, 33)[None]
-        self.model.eval()
+    def spy(session: module.Session, *rest: Any) -> None:
+        ids, model = torch.arange(1, 33)[None], session.adapted.model.eval()
         with torch.no_grad():
-            live = self.model(input_ids=ids).logits
-            with self.model.disable_adapter():
-                seen.append((live, self.model(input_ids=ids).logits))
-        for path, parameter in self.parameters.items():
+            live = model(input_ids=ids).logits
+            with model.disable_adapter():
+                seen.append((live, model(input_ids=ids).logits))
+        for path, parameter in session.adapted.parameters.items():
             filled = [bool(row.any()) for row in parameter]
             assert all(filled) if "lora_A" in path else not any(filled)
-        original(self, *rest)
+        original(session, *rest)
 
-    monkeypatch.setattr(module._Training, "_fit", spy)
+    monkeypatch.setattr(module, "fit", spy)
     run = plan(llama, tmp_path / "run", **options)
     frozen = train(run, text_file, max_steps=2)
     ((live, base),) = seen
@@ -263,7 +262,7 @@ def test_training_again_forgets_the_old_result_before_the_first_step(
 
 
 def _interrupt_after(monkeypatch: pytest.MonkeyPatch, n_steps: int) -> None:
-    from qpa.training.objectives.sft import GeneratorCallback
+    from qpa.training.generator_callback import GeneratorCallback
 
     original = GeneratorCallback.on_step_begin
 

@@ -146,6 +146,11 @@ class Features(Record):
     windows: Windows | None
     has_index_bits: bool
 
+    @property
+    def has_circuits(self) -> bool:
+        """Return whether circuits are run, be their angles trained or not."""
+        return self.kind in ("circuit", "random")
+
     def n_angles(self, ansatz: Ansatz) -> int:
         """Return how many angles are trained."""
         return self.n_circuits * ansatz.n_angles if self.kind == "circuit" else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -93,6 +93,11 @@ def _next_token_loss(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
 def count_tokens(labels: Tensor) -> int:
     """Return how many positions of int64[n_rows, n_positions] labels carry a loss."""
     return int((labels[:, 1:] != IGNORED).sum())
+
+
+def count_row_tokens(rows: Iterable[dict[str, Any]]) -> int:
+    """Return how many tokens of rows with "labels" carry a loss."""
+    return sum(count_tokens(torch.tensor([row["labels"]])) for row in rows)
 
 
 def digest_of_rows(*splits: Sequence[dict[str, Any]]) -> str:

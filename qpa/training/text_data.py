@@ -3,7 +3,7 @@
 Two kinds of file, both in UTF-8, with or without a byte order mark:
 1. Rows (suffix .jsonl, .ndjson or .json, in any case): one JSON object a line, or in a .json file also one
    array of objects; all with "text", or all with "prompt" and "completion". Tokenised, truncated and masked
-   by TRL's SFTTrainer: the prompt carries no loss.
+   in `qpa.training.token_rows`: the prompt carries no loss.
 2. Any other file is one text. It is tokenised once and cut into blocks of `max_length` tokens; the last
    block may be shorter.
 """

@@ -1,0 +1,71 @@
+"""A model whose adapter is generated: the adapter on it, and the optimizer that holds the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from qpa.adapters.attach import adapter_parameters, attach_adapter
+from qpa.adapters.parameter_view import AdapterParameter
+from qpa.documents import AdapterSpec
+from qpa.generators.chunks import kept_rows
+from qpa.generators.generator import Generator
+from qpa.training.calibration import gradient_bases
+from qpa.training.optimizer import GeneratedAdapterOptimizer
+
+
+@dataclass(frozen=True)
+class GeneratedAdapter:
+    """A model, its adapter and the adapter's generator, ready to train.
+
+    Args:    model: as `qpa.adapters.attach.attach_adapter` returns it.
+             parameters: of the adapter, by path.
+             from_base: initial values that the base model gave, float32 on the CPU, by path.
+             optimizer: trains the generator, and sets the adapter to what it generates.
+    """
+
+    model: Any
+    parameters: dict[str, AdapterParameter]
+    from_base: dict[str, Tensor]
+    optimizer: GeneratedAdapterOptimizer
+
+    @property
+    def generator(self) -> Generator:
+        """Return the generator."""
+        return self.optimizer.generator
+
+    def calibrate(self, spec: AdapterSpec, loss: Callable[[Any], Tensor], batches: Sequence[Any]) -> None:
+        """Give the generator's spectra the directions of the loss's gradient, see `gradient_bases`.
+
+        Args:    loss: of the model on a batch.
+        Raises:  DivergedError: the gradient is not finite.
+        """
+        layout = self.generator.layout
+        self.generator.set_bases(gradient_bases(self.parameters, spec, layout, loss, batches))
+        self.optimizer.push_forward()
+
+
+def attach_generator(
+    model: Any, spec: AdapterSpec, generator: Generator, *, lr: float, angle_lr: float
+) -> GeneratedAdapter:
+    """Put an adapter on a model, and a generator of it into an optimizer.
+
+    Args:    model: of transformers, on the device to train on; changed in place.
+             generator: of a layout of this adapter.
+             lr, angle_lr: see `GeneratedAdapterOptimizer`.
+    Raises:  ModelError: the adapter does not fit the model.
+    """
+    layout = generator.layout
+    wrapped = attach_adapter(model, spec, kept_rows(layout))
+    parameters = adapter_parameters(wrapped, spec)
+    from_base = {
+        tensor.path: parameters[tensor.path].detach().cpu().clone()
+        for tensor in spec.tensors
+        if tensor.initial == "base"
+    }
+    adapter = [parameters[tensor.path] for tensor in layout.tensors]
+    optimizer = GeneratedAdapterOptimizer(adapter, generator, lr=lr, angle_lr=angle_lr)
+    return GeneratedAdapter(wrapped, parameters, from_base, optimizer)

@@ -1,0 +1,308 @@
+"""One training, from top to bottom: prepare, calibrate, fit, score, record.
+
+`train` is the whole of it. What it needs is made in `prepare` and nowhere else; what it leaves is written in
+`_start_log`, in the callback of the trainer and in `_record`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from transformers import PrinterCallback
+
+from qpa.adapters.registry import KINDS
+from qpa.circuits.circuit import load_circuit
+from qpa.circuits.execution import Execution
+from qpa.circuits.sources.source import SOURCES, Cost
+from qpa.compat.transformers_ import keep_weights_on_resume
+from qpa.documents import (
+    AdapterSpec,
+    Checkpoint,
+    Provenance,
+    TrainedGenerator,
+    TrainingResult,
+    WeightLayout,
+)
+from qpa.documents.trained_generator import INITIAL_PREFIX
+from qpa.errors import CheckpointError, DivergedError, OptionError
+from qpa.generators.generator import GENERATORS, make_generator
+from qpa.models.base_model import load_model, load_tokenizer, torch_device
+from qpa.models.probe import record_probe
+from qpa.pipeline.pass_protocol import PassContext
+from qpa.store.atomic_files import remove_leftovers
+from qpa.store.run_directory import CHECKPOINTS, METRICS
+from qpa.training.calibration import choose_rows
+from qpa.training.checkpoints import newest_checkpoint, remove_checkpoints, restore_optimizer
+from qpa.training.evaluation import count_row_tokens, digest_of_rows
+from qpa.training.generated_adapter import GeneratedAdapter, attach_generator
+from qpa.training.generator_callback import GeneratorCallback
+from qpa.training.objectives.objective import LOSS, OBJECTIVES, Objective, Splits
+from qpa.training.training_log import TrainingLog
+from qpa.training.training_options import TrainingOptions
+
+Resumed = tuple[Path, Checkpoint]
+"""A checkpoint's directory and document."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything that one training is made of.
+
+    Args:    options, provenance, context: of the pass.
+             splits: tokenised; data_digest: of both.
+             adapted: the model with its adapter, and the optimizer with the generator.
+             trainer: of transformers, which has all of these.
+             n_steps: optimizer steps of the whole training.
+             step_cost: of one of them, on the circuits' source.
+    """
+
+    options: TrainingOptions
+    provenance: Provenance
+    context: PassContext
+    objective: Objective
+    splits: Splits
+    data_digest: str
+    adapted: GeneratedAdapter
+    trainer: Any
+    n_steps: int
+    step_cost: Cost
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the directory of the run's checkpoints."""
+        return self.context.files.path / CHECKPOINTS
+
+
+def train(options: TrainingOptions, provenance: Provenance, context: PassContext) -> TrainedGenerator:
+    """Train a generator and describe what came of it.
+
+    Args:    provenance: of the document that is returned, and of all checkpoints.
+             context: holds the plan; arrays, metrics and checkpoints are left in its files.
+    Raises:  OptionError, ModelError, DataError, CheckpointError: there is something to train with that is
+             wrong; what an earlier training left is untouched.
+             DivergedError: a loss or gradient is not finite; the last checkpoint stays.
+    """
+    session = prepare(options, provenance, context)
+    resumed = _checkpoint_to_resume(session)
+    with session.adapted.model.disable_adapter():
+        before = score(session, "evaluating the base model", step=0)
+    log = _start_log(session, resumed, before)
+    if resumed is None:
+        calibrate(session)
+    fit(session, resumed, log)
+    after = score(session, "evaluating the adapted model", step=session.n_steps)
+    log.write(session.n_steps, _as_metrics(after))
+    return record(session, before, after)
+
+
+def prepare(options: TrainingOptions, provenance: Provenance, context: PassContext) -> Session:
+    """Read the data, load the model, and put adapter, generator and trainer around it.
+
+    Raises:  OptionError, ModelError, DataError: see `train`.
+    """
+    spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
+    device, trust = torch_device(options.device), options.trust_remote_code
+    context.progress("loading the base model and the data", 0, 1)
+    tokenizer = load_tokenizer(spec.base, trust_remote_code=trust)
+    objective = OBJECTIVES[options.objective](options, tokenizer)
+    splits = objective.rows(context.seed_for("split"))
+    model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust).to(device)
+    _check_length(options.max_length, spec, model.config)
+    circuit = load_circuit(context, native=SOURCES[options.source].runs_native)
+    execution = Execution.named(circuit, options.source, options.gradient, context.seed_for("circuits"))
+    generator = make_generator(layout, layout.seed, execution=execution)
+    lr, angle_lr = learning_rates(options, spec, layout)
+    adapted = attach_generator(model, spec, generator, lr=lr, angle_lr=angle_lr)
+    n_steps = _count_steps(options, len(splits.training))
+    trainer = objective.trainer(
+        adapted.model,
+        adapted.optimizer,
+        splits,
+        output=context.files.path / CHECKPOINTS,
+        seed=context.seed_for("data order"),
+        bf16=options.bf16,
+        max_steps=options.max_steps or -1,
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.grad_accum,
+        learning_rate=lr,
+        warmup_steps=_count_warmup(options, n_steps),
+        logging_steps=10,
+    )
+    return Session(
+        options=options,
+        provenance=provenance,
+        context=context,
+        objective=objective,
+        splits=splits,
+        data_digest=digest_of_rows(*splits),
+        adapted=adapted,
+        trainer=trainer,
+        n_steps=n_steps,
+        step_cost=_cost_of_step(execution, layout),
+    )
+
+
+def calibrate(session: Session) -> None:
+    """Give the generator's spectra the directions of the gradient of a few training batches."""
+    context, rows = session.context, session.splits.training
+    chosen = choose_rows(len(rows), session.options.batch_size, context.seed_for("calibration"))
+    context.progress("reading the gradient", 0, 1)
+    session.adapted.calibrate(
+        context.document(AdapterSpec),
+        lambda batch: session.objective.calibration_loss(session.adapted.model, batch),
+        [[rows[index] for index in batch] for batch in chosen],
+    )
+
+
+def fit(session: Session, resumed: Resumed | None, log: TrainingLog) -> None:
+    """Take all optimizer steps, or those that a checkpoint leaves to be taken.
+
+    Raises:  DivergedError: a gradient is not finite; the error names the last good checkpoint.
+    """
+    if resumed is not None and resumed[1].step >= session.n_steps:
+        restore_optimizer(resumed[0], session.adapted.optimizer, resumed[1])
+        return
+    callback = GeneratorCallback(
+        peft_model=session.adapted.model,
+        optimizer=session.adapted.optimizer,
+        log=log,
+        progress=session.context.progress,
+        root=session.checkpoints,
+        save_steps=session.options.save_steps,
+        seed=session.context.seed_for("steps"),
+        provenance=session.provenance,
+        data_digest=session.data_digest,
+        resume_from=resumed,
+    )
+    trainer = session.trainer
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(callback)
+    keep_weights_on_resume(trainer)
+    try:
+        trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+    except DivergedError as error:
+        saved = callback.last_saved
+        kept = f"the last good checkpoint is {saved}" if saved else "no checkpoint yet"
+        raise DivergedError(error.subject, error.expected, error.found, f"{error.advice}; {kept}") from error
+
+
+def score(session: Session, description: str, *, step: int) -> Mapping[str, float]:
+    """Return the objective's scores of the model as it is, on the evaluation split.
+
+    Raises:  DivergedError: the loss is not finite.
+    """
+    scores = session.objective.scores(
+        session.adapted.model, session.splits.evaluation, session.context.progress, description
+    )
+    if not math.isfinite(scores[LOSS]):
+        advice = "lower `lr` or `angle_lr`" if step else "the base model itself gives it"
+        raise DivergedError(f"step {step}", "a finite evaluation loss", str(scores[LOSS]), advice)
+    return scores
+
+
+def record(session: Session, before: Mapping[str, float], after: Mapping[str, float]) -> TrainedGenerator:
+    """Leave generator, adapter and a probe of the adapted model in the files, and return their document.
+
+    The model is on the CPU and in float32 afterwards.
+    """
+    adapted, splits, options = session.adapted, session.splits, session.options
+    model = adapted.model.cpu().float()
+    arrays = {name: tensor.cpu().contiguous() for name, tensor in adapted.generator.state_dict().items()}
+    arrays |= {f"{INITIAL_PREFIX}{path}": tensor for path, tensor in adapted.from_base.items()}
+    adapter = {path: parameter.detach().cpu().contiguous() for path, parameter in adapted.parameters.items()}
+    probe = record_probe(model, torch.tensor(splits.evaluation[0]["input_ids"]))
+    put = session.context.files.put
+    return TrainedGenerator(
+        provenance=session.provenance,
+        arrays=put("{sha256}.safetensors", save(arrays, {"format": "pt"})),
+        adapter=put("{sha256}.safetensors", save(adapter, {"format": "pt"})),
+        probe=put("{sha256}.safetensors", save(probe, {"format": "pt"})),
+        source=options.source,
+        gradient=options.gradient,
+        result=TrainingResult(
+            n_steps=session.n_steps,
+            n_train_tokens=count_row_tokens(splits.training),
+            n_eval_tokens=count_row_tokens(splits.evaluation),
+            base_loss=before[LOSS],
+            eval_loss=after[LOSS],
+            data_digest=session.data_digest,
+        ),
+    )
+
+
+def learning_rates(options: TrainingOptions, spec: AdapterSpec, layout: WeightLayout) -> tuple[float, float]:
+    """Return the peak learning rates of decoders and angles."""
+    lr = GENERATORS[layout.generator].rate(spec) if options.lr is None else options.lr
+    return lr, lr if options.angle_lr is None else options.angle_lr
+
+
+def _count_steps(options: TrainingOptions, n_rows: int) -> int:
+    """Return how many optimizer steps there will be."""
+    n_per_epoch = math.ceil(math.ceil(n_rows / options.batch_size) / options.grad_accum)
+    return options.max_steps or math.ceil(options.epochs * n_per_epoch)
+
+
+def _count_warmup(options: TrainingOptions, n_steps: int) -> int:
+    """Return the steps of the warm-up.
+
+    A share of all steps is rounded down: the trainer would round it up, and train nothing in one step.
+    """
+    return int(options.warmup * n_steps if options.warmup < 1 else options.warmup)
+
+
+def _cost_of_step(execution: Execution, layout: WeightLayout) -> Cost:
+    """Return what a step costs on the source: nothing where a control has no circuits."""
+    if not layout.features.has_circuits:
+        return Cost(0, 0, 0)
+    if layout.features.n_angles(layout.ansatz):
+        return execution.step_cost(layout.n_circuits)
+    return execution.source.cost(execution.circuit, layout.n_circuits)
+
+
+def _check_length(max_length: int, spec: AdapterSpec, config: Any) -> None:
+    """Check that the text fits the base model's context behind what the adapter puts before it."""
+    n_before = KINDS[spec.method].n_positions(spec.rank)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and max_length + n_before > limit:
+        prefix = f" less the prefix's {n_before} tokens" if n_before else ""
+        expected = f"at most {limit - n_before}, the base model's context{prefix}"
+        raise OptionError("max_length", expected, str(max_length))
+
+
+def _checkpoint_to_resume(session: Session) -> Resumed | None:
+    """Return the newest checkpoint, where one is asked for.
+
+    Raises:  CheckpointError: there is none, or it is not this training's.
+    """
+    if not session.options.resume:
+        return None
+    path, document = newest_checkpoint(session.checkpoints, session.provenance)
+    if document.data_digest != session.data_digest:
+        raise CheckpointError(str(path), "the data it was trained on", "other data in the same files")
+    return path, document
+
+
+def _start_log(session: Session, resumed: Resumed | None, before: Mapping[str, float]) -> TrainingLog:
+    """Start metrics.jsonl over, and forget what an earlier training gave; or cut it at the checkpoint."""
+    files = session.context.files
+    if resumed is not None:
+        remove_leftovers(session.checkpoints)
+        return TrainingLog(files.path / METRICS, resumed[1].step)
+    files.drop_from(TrainedGenerator)
+    remove_checkpoints(session.checkpoints)
+    log = TrainingLog(files.path / METRICS)
+    cost = session.step_cost
+    costs = {"step_circuits": cost.n_circuits, "step_executions": cost.n_executions}
+    log.write(0, {**_as_metrics(before), **costs})
+    return log
+
+
+def _as_metrics(scores: Mapping[str, float]) -> dict[str, float]:
+    return {f"eval_{name}": value for name, value in scores.items()}
