@@ -16,7 +16,7 @@ import pytest
 
 from qpa.cli.main import main
 from qpa.store.run_directory import RunDirectory, list_checkpoints
-from qpa.training.objectives import sft
+from qpa.training import generator_callback
 from tests.command_line import Cli
 
 PLAN = ["--rank", "2", "--circuits", "2", "--layers", "2"]
@@ -434,7 +434,7 @@ def test_a_disk_that_says_it_is_full_ends_a_training_that_can_be_resumed(
     run = tmp_path / "run"
     shutil.copytree(planned, run)
     options = ["train", run, "--data", text_file, *TRAIN, "--save-steps", "1"]
-    save_checkpoint = sft.save_checkpoint
+    save_checkpoint = generator_callback.save_checkpoint
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -446,7 +446,7 @@ def test_a_disk_that_says_it_is_full_ends_a_training_that_can_be_resumed(
                 patch.setattr(os, "fsync", full)
             return save_checkpoint(root, *rest, **options)
 
-        patch.setattr(sft, "save_checkpoint", save)
+        patch.setattr(generator_callback, "save_checkpoint", save)
         line = cli.refuses(*options)
     assert says_what_lacks_room(line, rf"{run}/checkpoints/step-0000000{n_checkpoints + 1}/\S+"), line
     assert line.endswith(f"; free some space and run the same command {advice}\n")

@@ -49,13 +49,15 @@ from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.registry import Registry
-from qpa.store.run_directory import DirectoryStore, RunDirectory
+from qpa.store.run_directory import METRICS, DirectoryStore, RunDirectory
+from qpa.training.objectives.objective import OBJECTIVES
 from tests.command_line import Cli
 from tests.outside.adapter_kind import BIAS, BitFit
 from tests.outside.ansatz import RyCzRing
 from tests.outside.export_format import FACTORS_FILE, ExportNpz
 from tests.outside.generator import TiedKind
 from tests.outside.gradient import CentralDifference
+from tests.outside.objective import SmoothedLabels
 from tests.outside.source import QiskitSampler
 
 
@@ -235,10 +237,34 @@ def test_a_format_from_outside_may_carry_a_kind_that_does_not_know_it() -> None:
         assert formats_for("ia3") == KINDS["ia3"].formats
 
 
-EVERY_REGISTRY = (ANSATZE, SOURCES, GRADIENTS, GENERATORS, FORMATS, ENGINES, KINDS, TENSOR_RULES)
+# An objective
+
+
+def test_an_objective_from_outside(llama: Path, text_file: Path, tmp_path: Path, in_process: None) -> None:
+    run = plan(llama, tmp_path / "run")
+    plain = train(run, text_file)
+    with added(OBJECTIVES, SmoothedLabels.name, SmoothedLabels):
+        frozen = train(run, text_file, objective=SmoothedLabels.name)
+    trained = run.read(TrainedGenerator)
+    assert ("objective", SmoothedLabels.name) in {(o.name, o.value) for o in trained.provenance.options}
+    assert frozen.result.data_digest == plain.result.data_digest
+    assert frozen.result.n_eval_tokens == plain.result.n_eval_tokens
+    assert frozen.result.base_loss != pytest.approx(plain.result.base_loss, rel=1e-3)
+    assert frozen.result.eval_loss < frozen.result.base_loss
+    assert frozen.arrays != plain.arrays
+    lines = [json.loads(line) for line in (run.path / METRICS).read_text().splitlines()]
+    assert lines[-1]["eval_loss"] == frozen.result.eval_loss
+    assert 0 <= lines[-1]["eval_accuracy"] <= 1
+    assert export_and_verify(run, tmp_path / "out").engines
+
+
+EVERY_REGISTRY = (
+    *(ANSATZE, SOURCES, GRADIENTS, GENERATORS, OBJECTIVES),
+    *(FORMATS, ENGINES, KINDS, TENSOR_RULES),
+)
 
 
 @pytest.mark.parametrize("registry", EVERY_REGISTRY)
 def test_nothing_from_outside_stays(registry: Registry[Any]) -> None:
     names = {RyCzRing.name, QiskitSampler.name, CentralDifference.name, TiedKind.name, BitFit.name, "other"}
-    assert not {*names, ExportNpz.name, NUMPY.name} & {*registry}
+    assert not {*names, SmoothedLabels.name, ExportNpz.name, NUMPY.name} & {*registry}

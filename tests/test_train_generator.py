@@ -395,6 +395,7 @@ def test_bf16_and_accumulation_keep_a_float32_adapter(
         ({"max_length": 1}, "max_length"),
         ({"max_length": 4096}, "max_length"),
         ({"device": "abacus"}, "device"),
+        ({"objective": "stf"}, "objective"),
     ],
 )
 def test_options_out_of_range_are_named(
