@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Module, Parameter
-from transformers.pytorch_utils import Conv1D
 
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.bench.peft_methods import MAX_SERVED_RANK
+from qpa.models.linear_layers import stores_transpose
 from qpa.training.calibration import choose_rows
 from qpa.training.evaluation import causal_loss
 
@@ -102,7 +102,7 @@ def _smaller_sides(base: BenchBase) -> list[int]:
 def _weight(module: Any) -> Tensor:
     """Return a linear layer's weight as float32[n_out, n_in]."""
     weight: Tensor = module.weight.detach().float()
-    return weight.T if isinstance(module, Conv1D) else weight
+    return weight.T if stores_transpose(module) else weight
 
 
 def _weight_bases(base: BenchBase, model: Any, rank: int) -> dict[str, Basis]:
@@ -133,7 +133,7 @@ def _gradients(base: BenchBase, seed: int) -> dict[str, Tensor]:
         batch = base.train_rows[numbers].to(model.device)
         torch.autograd.backward(causal_loss(model, batch, batch, bf16=base.bf16))
     gradients = {path: module.weight.grad for path, module in modules.items()}
-    return {path: g.T if isinstance(modules[path], Conv1D) else g for path, g in gradients.items()}
+    return {path: g.T if stores_transpose(modules[path]) else g for path, g in gradients.items()}
 
 
 def _wrap(model: Any, path: str, left: Tensor, right: Tensor) -> CoreLinear:

@@ -43,6 +43,7 @@ from torch.nn import Parameter
 
 from benchmarks.paired import markdown, spread, spread_of_ratios, time_in_turns
 from qpa.adapters.attach import adapter_parameters, attach_adapter
+from qpa.compat.torch_ import allocations
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.generators.chunks import kept_rows
 from qpa.generators.generator import make_generator
@@ -233,10 +234,9 @@ def _run_steps(setup: Setup, kind: str) -> None:
 
 def _peak_of_allocations(profile: torch.profiler.profile) -> int:
     """Return the largest sum of what was allocated and not yet freed, in bytes, from the records' start."""
-    records = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
-    for record in sorted(records, key=lambda event: event.start_ns()):
-        now += record.nbytes()
+    for n_bytes in allocations(profile):
+        now += n_bytes
         peak = max(peak, now)
     return peak
 

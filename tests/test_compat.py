@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model, get_peft_model_
 from transformers import AutoModelForCausalLM, Conv1D, DynamicCache, Trainer, TrainingArguments
 
 from qpa.compat import peft_, torch_, transformers_
+from qpa.compat.logging_ import without_logs
+from tests.tiny_models import tiny_qwen3_moe
 
 
 @pytest.fixture
@@ -80,3 +83,64 @@ def test_torch_works_on_lists_of_tensors_as_before() -> None:
     assert [target.tolist() for target in targets] == [[2.0, 2.0], [3.0, 3.0, 3.0]]
     norms = torch_.norm_of_each(targets)
     torch.testing.assert_close(torch.stack(norms), torch.tensor([8.0, 27.0]).sqrt())
+
+
+def test_fused_experts_are_wrapped_twice_and_peft_warns_of_its_own_pattern(tmp_path: Path) -> None:
+    model = _load(tiny_qwen3_moe(tmp_path))
+    config = LoraConfig(r=2, target_modules=["gate_proj", "up_proj", "down_proj"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with peft_.quiet_about_experts():
+            names = {*dict(get_peft_model(model, config).named_parameters())}
+    assert not [str(warning.message) for warning in caught if "_pattern" in str(warning.message)]
+    block = "model.layers.0.mlp.experts"
+    assert peft_.module_parameter(peft_.parameter_inside(block), "lora_A") in names
+    assert peft_.module_parameter(block, "lora_A") in names
+    assert sum(name.endswith(peft_.FUSED_GATE_UP_B) for name in names) == 2
+    with pytest.warns(RuntimeWarning, match=r"The following (rank|alpha)_pattern keys"):
+        get_peft_model(_load(tmp_path), config)
+
+
+def test_experts_as_batched_products_answer_as_before(tmp_path: Path, llama: Path) -> None:
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        for path in (tiny_qwen3_moe(tmp_path), llama):
+            model = _load(path).eval()
+            before = model(input_ids=ids).logits
+            transformers_.use_batched_experts(model)
+            torch.testing.assert_close(model(input_ids=ids).logits, before, atol=1e-5, rtol=1e-5)
+
+
+def test_transformers_fuses_the_experts_of_a_checkpoint(tmp_path: Path) -> None:
+    model, expert = _load(tiny_qwen3_moe(tmp_path)), "model.layers.0.mlp.experts.0.up_proj.weight"
+    found = dict(transformers_.loaded_names([expert], model))
+    assert found == {expert: ("model.layers.0.mlp.experts.gate_up_proj", True)}
+
+
+def test_a_trainer_that_keeps_its_weights_reads_no_checkpoint(model, tmp_path: Path) -> None:
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    with pytest.raises(ValueError, match="find a valid checkpoint"):
+        trainer._load_from_checkpoint(str(tmp_path))
+    transformers_.keep_weights_on_resume(trainer)
+    trainer._load_from_checkpoint(str(tmp_path))
+
+
+def test_torch_records_what_was_allocated_and_freed() -> None:
+    with torch.profiler.profile(profile_memory=True) as profile:
+        numbers = torch.ones(1000)
+        del numbers
+    found = torch_.allocations(profile)
+    assert 4000 in found and -4000 in found and sum(found) == 0
+
+
+def test_logs_come_back_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
+    logger, before = logging.getLogger("qpa.test"), logging.root.manager.disable
+    with without_logs(logging.WARNING):
+        logger.warning("not seen")
+        logger.error("seen")
+    assert [record.message for record in caplog.records] == ["seen"]
+    assert logging.root.manager.disable == before
+
+
+def _load(path: Path):
+    return AutoModelForCausalLM.from_pretrained(path)

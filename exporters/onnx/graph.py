@@ -26,7 +26,8 @@ import onnx_ir
 import torch
 from torch import Tensor
 
-from qpa.compat.transformers_ import cached_states
+from qpa.compat.logging_ import without_logs
+from qpa.compat.transformers_ import cached_states, use_batched_experts
 from qpa.documents import TensorRef
 from qpa.errors import ExportError
 from qpa.exporters.onnx.files import OPSET
@@ -138,7 +139,7 @@ def trace_causal_lm(
         with _quiet(), torch.no_grad():
             model.requires_grad_(False).set_attn_implementation("eager")
             # ONNX has no operator for experts in groups; a dense model is left as it is.
-            model.set_experts_implementation("batched_mm")
+            use_batched_experts(model)
             heads = cache_shapes(model)
             wrapped = _CachedModel(model, lora, prefix, transposed=transposed)
             program = _trace(wrapped, heads)
@@ -209,14 +210,8 @@ def cache_shapes(model: Any) -> list[tuple[int, int]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the tracer's remarks on its own parts from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with without_logs(logging.WARNING), warnings.catch_warnings(action="ignore"):
+        yield
 
 
 def _strip(model: onnx_ir.Model) -> None:

@@ -1,11 +1,13 @@
 """What qpa uses of torch beyond its documented interface, as seen in torch 2.13.
 
-Each of these is one call for a list of tensors, on a GPU one kernel, where a loop would be one for each.
+What is done to each of some tensors is one call for the list of them, and on a GPU one kernel, where a loop
+would be one for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,3 +26,10 @@ def add_each(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 def norm_of_each(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the Euclidean norm of every tensor."""
     return list(torch._foreach_norm(list(tensors)))
+
+
+def allocations(profile: torch.profiler.profile) -> list[int]:
+    """Return the bytes of every allocation, negative where they were freed, in the order of time."""
+    profiler: Any = profile.profiler
+    records = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    return [record.nbytes() for record in sorted(records, key=lambda event: event.start_ns())]

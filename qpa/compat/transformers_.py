@@ -24,6 +24,11 @@ def cached_states(cache: Any) -> list[tuple[Any, Any]]:
     return [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
 
 
+def use_batched_experts(model: Any) -> None:
+    """Let the experts of a mixture be batched matrix products; a dense model is left as it is."""
+    model.set_experts_implementation("batched_mm")
+
+
 def loaded_names(keys: Iterable[str], model: Any) -> Iterator[tuple[str, tuple[str, bool]]]:
     """Yield, for every key the model reads, its name there and whether it is converted on the way."""
     from transformers.conversion_mapping import get_model_conversion_mapping
