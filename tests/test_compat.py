@@ -1,168 +1,136 @@
-"""Every name of another library that is private or not documented is still there, and means what it meant."""
+"""The private and undocumented names of other libraries that qpa uses are still there, and mean the same."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Conv1D, DynamicCache, Trainer, TrainingArguments
 
-from qpa.compat import peft_, transformers_
+from qpa.compat import peft_, torch_, transformers_
 from qpa.compat.logging_ import without_logs
-from qpa.compat.torch_ import add_each, allocations, copy_each, norm_of_each
-from tests.tiny_models import tiny_gpt2, tiny_llama, tiny_qwen3_moe
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+from tests.tiny_models import tiny_qwen3_moe
 
 
-def load(path: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(path)
+@pytest.fixture
+def model(llama: Path):
+    return AutoModelForCausalLM.from_pretrained(llama)
 
 
-def trained_names(wrapped: Any) -> set[str]:
-    return {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
+def test_peft_names_parameters_and_keys_as_before(model) -> None:
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]), adapter_name=peft_.ADAPTER_NAME)
+    module = "model.layers.0.self_attn.q_proj"
+    assert peft_.module_parameter(module, "lora_A") in dict(wrapped.named_parameters())
+    key = f"{peft_.KEY_PREFIX}{module}.lora_A.weight"
+    assert key in get_peft_model_state_dict(wrapped, adapter_name=peft_.ADAPTER_NAME)
+    layer = wrapped.get_base_model().get_submodule(module)
+    assert peft_.is_adapted(layer) and not peft_.is_adapted(layer.base_layer)
+    assert peft_.parameter_inside(module) in dict(wrapped.get_base_model().named_modules())
+    assert torch.equal(peft_.dequantized_weight(layer.base_layer), layer.base_layer.weight)
 
 
-# PEFT
-
-
-def test_the_names_of_a_wrapped_models_parameters(llama: Path) -> None:
-    config = LoraConfig(r=2, target_modules=["model.layers.0.self_attn.q_proj", "embed_tokens"])
-    wrapped = get_peft_model(load(llama), config)
-    assert wrapped.active_adapter == peft_.ADAPTER_NAME
-    assert trained_names(wrapped) == {
-        peft_.module_parameter("model.layers.0.self_attn.q_proj", "lora_A"),
-        peft_.module_parameter("model.layers.0.self_attn.q_proj", "lora_B"),
-        peft_.module_parameter("model.embed_tokens", "lora_embedding_A", is_module=False),
-        peft_.module_parameter("model.embed_tokens", "lora_embedding_B", is_module=False),
-    }
-    keys = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    assert all(key.startswith(peft_.KEY_PREFIX) for key in keys)
-    adapted = wrapped.get_base_model().model.layers[0].self_attn
-    assert peft_.is_adapted(adapted.q_proj) and not peft_.is_adapted(adapted.k_proj)
-
-
-def test_the_files_of_a_directory(llama: Path, tmp_path: Path) -> None:
-    get_peft_model(load(llama), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
-    assert {peft_.CONFIG_FILE, peft_.WEIGHTS_FILE} <= {file.name for file in tmp_path.iterdir()}
-
-
-def test_a_prefix_is_one_parameter_and_its_config_is_completed(llama: Path) -> None:
-    model, config = load(llama), PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
-    assert config.num_layers is None
+def test_peft_names_and_completes_prefixes_as_before(model) -> None:
+    config = PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
     peft_.complete_prompt_config(config, model.config)
-    assert (config.num_layers, config.token_dim) == (2, 32)
-    wrapped = get_peft_model(model, config)
-    assert trained_names(wrapped) == {peft_.PROMPT_PARAMETER}
-    assert {*get_peft_model_state_dict(wrapped)} == {peft_.PROMPT_KEY}
+    assert config.num_layers == model.config.num_hidden_layers and config.token_dim > 0
+    wrapped = get_peft_model(model, config, adapter_name=peft_.ADAPTER_NAME)
+    assert peft_.PROMPT_PARAMETER in dict(wrapped.named_parameters())
+    assert peft_.PROMPT_KEY in get_peft_model_state_dict(wrapped, adapter_name=peft_.ADAPTER_NAME)
+
+
+def test_the_warning_about_experts_is_kept_away() -> None:
+    with warnings.catch_warnings(), peft_.quiet_about_experts():
+        warnings.warn("The following rank_pattern keys were not found", RuntimeWarning, stacklevel=1)
+
+
+def test_transformers_tells_tied_parameters_and_caches_as_before(model, gpt2: Path) -> None:
+    assert transformers_.is_conv1d(Conv1D(2, 3)) and not transformers_.is_conv1d(torch.nn.Linear(2, 3))
+    tied = AutoModelForCausalLM.from_pretrained(gpt2)
+    assert tied.config.tie_word_embeddings and "lm_head.weight" in transformers_.tied_parameters(tied)
+    answer = model(input_ids=torch.ones(1, 2, dtype=torch.int64), use_cache=True)
+    assert isinstance(answer.past_key_values, DynamicCache)
+    states = transformers_.cached_states(answer.past_key_values)
+    assert len(states) == model.config.num_hidden_layers
+    assert all(isinstance(keys, torch.Tensor) and keys.ndim == 4 for keys, _ in states)
+    assert transformers_.cached_states(SimpleNamespace(layers=[object()])) == [(None, None)]
+
+
+def test_transformers_renames_the_keys_of_a_checkpoint_as_before(model) -> None:
+    found = dict(transformers_.loaded_names(model.state_dict(), model))
+    assert found["model.layers.0.mlp.up_proj.weight"] == ("model.layers.0.mlp.up_proj.weight", False)
+    # A checkpoint of the base model alone has no prefix.
+    stripped = dict(transformers_.loaded_names(["layers.0.mlp.up_proj.weight"], model))
+    assert stripped["layers.0.mlp.up_proj.weight"][0] == "model.layers.0.mlp.up_proj.weight"
+
+
+def test_transformers_trainer_has_what_is_replaced(tmp_path: Path) -> None:
+    assert callable(Trainer._load_from_checkpoint)
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    assert hasattr(arguments, "_n_gpu")
+    transformers_.use_one_device(arguments)
+    assert arguments.n_gpu == 1
+
+
+def test_torch_works_on_lists_of_tensors_as_before() -> None:
+    targets = [torch.zeros(2), torch.zeros(3)]
+    torch_.copy_each(targets, [torch.ones(2), torch.full((3,), 2.0)])
+    torch_.add_each(targets, [torch.ones(2), torch.ones(3)])
+    assert [target.tolist() for target in targets] == [[2.0, 2.0], [3.0, 3.0, 3.0]]
+    norms = torch_.norm_of_each(targets)
+    torch.testing.assert_close(torch.stack(norms), torch.tensor([8.0, 27.0]).sqrt())
 
 
 def test_fused_experts_are_wrapped_twice_and_peft_warns_of_its_own_pattern(tmp_path: Path) -> None:
-    model = load(tiny_qwen3_moe(tmp_path))
+    model = _load(tiny_qwen3_moe(tmp_path))
     config = LoraConfig(r=2, target_modules=["gate_proj", "up_proj", "down_proj"])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with peft_.quiet_about_experts():
-            names = trained_names(get_peft_model(model, config))
+            names = {*dict(get_peft_model(model, config).named_parameters())}
     assert not [str(warning.message) for warning in caught if "_pattern" in str(warning.message)]
     block = "model.layers.0.mlp.experts"
     assert peft_.module_parameter(peft_.parameter_inside(block), "lora_A") in names
     assert peft_.module_parameter(block, "lora_A") in names
     assert sum(name.endswith(peft_.FUSED_GATE_UP_B) for name in names) == 2
     with pytest.warns(RuntimeWarning, match=r"The following (rank|alpha)_pattern keys"):
-        get_peft_model(load(tmp_path), config)
-
-
-def test_the_weight_of_a_layer_that_is_not_quantised_is_itself() -> None:
-    layer = torch.nn.Linear(3, 2)
-    assert torch.equal(peft_.dequantized_weight(layer), layer.weight)
-
-
-# transformers
-
-
-def test_tied_parameters(tmp_path: Path) -> None:
-    tied = load(tiny_llama(tmp_path / "tied", tied=True))
-    assert dict(transformers_.tied_parameters(tied)) == {"lm_head.weight": "model.embed_tokens.weight"}
-    assert not transformers_.tied_parameters(load(tiny_llama(tmp_path / "own")))
-
-
-def test_the_cache_of_a_model(llama: Path) -> None:
-    cache = load(llama)(input_ids=torch.ones(1, 5, dtype=torch.int64), use_cache=True).past_key_values
-    shapes = {tuple(state.shape) for layer in transformers_.cached_states(cache) for state in layer}
-    assert len(transformers_.cached_states(cache)) == 2 and shapes == {(1, 1, 5, 32)}
-    config = MambaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, state_size=2, pad_token_id=0)
-    other = MambaForCausalLM(config)(input_ids=torch.ones(1, 5, dtype=torch.int64), use_cache=True)
-    states = transformers_.cached_states(getattr(other, "cache_params", None))
-    assert all(state is None for layer in states for state in layer)
-
-
-def test_conv1d(tmp_path: Path) -> None:
-    model = load(tiny_gpt2(tmp_path))
-    assert transformers_.is_conv1d(model.transformer.h[0].attn.c_attn)
-    assert tuple(model.transformer.h[0].attn.c_attn.weight.shape) == (64, 3 * 64)
-    assert not transformers_.is_conv1d(model.lm_head)
+        get_peft_model(_load(tmp_path), config)
 
 
 def test_experts_as_batched_products_answer_as_before(tmp_path: Path, llama: Path) -> None:
     ids = torch.arange(6)[None]
     with torch.no_grad():
         for path in (tiny_qwen3_moe(tmp_path), llama):
-            model = load(path).eval()
+            model = _load(path).eval()
             before = model(input_ids=ids).logits
             transformers_.use_batched_experts(model)
             torch.testing.assert_close(model(input_ids=ids).logits, before, atol=1e-5, rtol=1e-5)
 
 
-def test_the_names_under_which_a_checkpoint_is_loaded(tmp_path: Path) -> None:
-    model = load(tiny_qwen3_moe(tmp_path))
-    expert, query = (
-        f"model.layers.0.{name}.weight" for name in ("mlp.experts.0.up_proj", "self_attn.q_proj")
-    )
-    found = dict(transformers_.loaded_names([expert, query, "other.weight"], model))
-    assert found == {
-        expert: ("model.layers.0.mlp.experts.gate_up_proj", True),
-        query: (query, False),
-    }
+def test_transformers_fuses_the_experts_of_a_checkpoint(tmp_path: Path) -> None:
+    model, expert = _load(tiny_qwen3_moe(tmp_path)), "model.layers.0.mlp.experts.0.up_proj.weight"
+    found = dict(transformers_.loaded_names([expert], model))
+    assert found == {expert: ("model.layers.0.mlp.experts.gate_up_proj", True)}
 
 
-def test_a_trainer_on_one_device_that_loads_no_weights(llama: Path, tmp_path: Path) -> None:
-    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
-    transformers_.use_one_device(arguments)
-    assert arguments.n_gpu == 1
-    trainer = Trainer(load(llama), arguments)
+def test_a_trainer_that_keeps_its_weights_reads_no_checkpoint(model, tmp_path: Path) -> None:
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
     with pytest.raises(ValueError, match="find a valid checkpoint"):
         trainer._load_from_checkpoint(str(tmp_path))
     transformers_.keep_weights_on_resume(trainer)
     trainer._load_from_checkpoint(str(tmp_path))
 
 
-# torch
-
-
-def test_each_of_some_tensors() -> None:
-    targets, values = [torch.zeros(2), torch.zeros(3)], [torch.full((2,), 3.0), torch.full((3,), 4.0)]
-    copy_each(targets, values)
-    add_each(targets, values)
-    assert [tensor.tolist() for tensor in targets] == [[6.0] * 2, [8.0] * 3]
-    norms = norm_of_each(values)
-    assert torch.allclose(torch.stack(norms), torch.tensor([18.0, 48.0]).sqrt())
-
-
-def test_allocations_are_recorded_with_what_was_freed() -> None:
+def test_torch_records_what_was_allocated_and_freed() -> None:
     with torch.profiler.profile(profile_memory=True) as profile:
         numbers = torch.ones(1000)
         del numbers
-    found = allocations(profile)
+    found = torch_.allocations(profile)
     assert 4000 in found and -4000 in found and sum(found) == 0
-
-
-# The standard library
 
 
 def test_logs_come_back_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
@@ -172,3 +140,7 @@ def test_logs_come_back_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
         logger.error("seen")
     assert [record.message for record in caplog.records] == ["seen"]
     assert logging.root.manager.disable == before
+
+
+def _load(path: Path):
+    return AutoModelForCausalLM.from_pretrained(path)
