@@ -1,4 +1,4 @@
-"""The other kinds of adapters trained as they are: what a generator of the same kind is compared with."""
+"""The other kinds of adapters, trained without a generator: the generated ones are compared with them."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ Plans = Callable[[LayoutOptions, AdapterSpec, int], Iterable[LayoutOptions]]
 
 @dataclass(frozen=True)
 class Generated:
-    """A generator, of sizes that one rule gives for a budget.
+    """A generator as a method: one rule gives its sizes for a budget.
 
     Args:    plan: options of the layout besides its size.
              plans: the sizes around a budget, as plans.
@@ -133,7 +133,7 @@ def _paper_plans(plan: LayoutOptions, spec: AdapterSpec, budget: int) -> list[La
 
 
 def with_seed(spec: AdapterSpec, seed: int) -> AdapterSpec:
-    """Return a spec with another seed."""
+    """Return the same adapter spec with another seed."""
     return spec.model_copy(update={"seed": seed})
 
 

@@ -157,7 +157,7 @@ def _per_module(name: str) -> Candidates:
 
 
 def _vera_ranks(shapes: Shapes, budget: int) -> list[Knobs]:
-    """A module trains one number an output and one a rank."""
+    """Return the ranks at which modules train one number for every output and one for every rank."""
     return [{"r": max(1, round((budget - shapes.n_outputs) / shapes.n_modules))}]
 
 
@@ -175,7 +175,7 @@ def _kronecker_factors(shapes: Shapes, budget: int) -> Iterable[Knobs]:
 
 
 def _core_ranks(shapes: Shapes, budget: int) -> list[Knobs]:
-    """A module trains about r (r - 1) / 2 + 2 r numbers."""
+    """Return the ranks r at which modules train about r (r - 1) / 2 + 2 r numbers."""
     ideal = math.isqrt(max(1, 2 * budget // shapes.n_modules))
     return [{"r": rank} for rank in range(max(2, ideal - 2), ideal + 2)]
 

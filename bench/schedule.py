@@ -137,7 +137,7 @@ class Grid:
     Args:    n_seeds: runs that each cell's mean is over.
              n_jobs: worker processes; 1 runs in this process.
              deadline_s: no run starts after this reading of `time.monotonic`.
-             say: told one line of progress.
+             say: is called with each line of progress.
     """
 
     task: Task
@@ -197,7 +197,12 @@ class Grid:
     def _record(self, future: Future[Measured], trial: Trial, started_s: float) -> None:
         error = future.exception()
         if isinstance(error, BrokenExecutor):
-            raise OptionError("jobs", "workers that live", "one that died", "pass fewer") from error
+            raise OptionError(
+                "jobs",
+                "worker processes that finish their runs",
+                "a worker that the system ended",
+                "pass fewer",
+            ) from error
         if error is not None:
             self._skip(trial.cell, error)
             return

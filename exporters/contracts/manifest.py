@@ -21,7 +21,7 @@ _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
 def check_files(directory: Path) -> Iterator[Finding]:
-    """Yield files that others cannot read, and such as can hold a pickle.
+    """Yield a finding for files that others cannot read, and one for files that can hold a pickle.
 
     Source:  ours.
     """

@@ -68,8 +68,8 @@ class _Frame(NamedTuple):
     """Constants of a number of qubits, n_half = 2**(n_qubits - 1).
 
     half_signs float[n_qubits, n_half] gives phi from the angles; start is y of |0..0>, the same number
-    everywhere; chain and readout float[2 * n_half, 2 * n_half] take y (re, im interleaved, a row a circuit)
-    through the CNOT chain to the next layer's y, or to the amplitudes.
+    everywhere; chain and readout float[2 * n_half, 2 * n_half] take y (re and im interleaved, one row for
+    each circuit) through the CNOT chain to the next layer's y, or to the amplitudes.
     """
 
     half_signs: Tensor
