@@ -64,3 +64,38 @@ def test_the_picture_is_drawn_from_a_real_run(llama: Path, text_file: Path, tmp_
 def test_the_committed_picture_is_one() -> None:
     root = ElementTree.parse(ROOT / "docs" / "one-layer.svg").getroot()
     assert root.tag == f"{SVG}svg" and "o_proj" in root.find(f"{SVG}title").text
+
+
+def named_places() -> list[tuple[str, str]]:
+    """Return every dotted name of qpa in backticks, in the source and in the documents, with its file."""
+    folders = ("qpa", "passes", "exporters", "bench", "cli", "demo", "benchmarks")
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    links = [path for path in (ROOT / "qpa").iterdir() if path.is_symlink()]
+    own = [path for path in files if not any(path.is_relative_to(link) for link in links)]
+    return [
+        (str(path.relative_to(ROOT)), name)
+        for path in (*own, *PAGES)
+        for name in re.findall(r"`(qpa(?:\.\w+)+)(?:\(\))?`", path.read_text())
+    ]
+
+
+def resolves(name: str) -> bool:
+    """Return whether a dotted name is a module, or something in one."""
+    parts = name.split(".")
+    for n_parts in range(len(parts), 0, -1):
+        try:
+            thing = importlib.import_module(".".join(parts[:n_parts]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[n_parts:]:
+            if not hasattr(thing, part) and part not in getattr(thing, "__annotations__", {}):
+                return False
+            thing = getattr(thing, part, None)
+        return True
+    return False
+
+
+def test_names_in_backticks_are_there() -> None:
+    places = named_places()
+    assert len(places) > 50
+    assert [place for place in places if not resolves(place[1])] == []
