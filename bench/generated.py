@@ -10,20 +10,18 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.adapters.kind import Rates
 from qpa.adapters.parameter_view import AdapterParameter
 from qpa.adapters.registry import DEFAULT, KINDS
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.generators.chunks import kept_rows
 from qpa.generators.generator import layout_of, make_generator
 from qpa.generators.layout_options import LayoutOptions
 from qpa.generators.size_search import sizes_around
 from qpa.seeds import split_seed
-from qpa.training.calibration import choose_rows, gradient_bases
+from qpa.training.calibration import choose_rows
 from qpa.training.evaluation import causal_loss
-from qpa.training.optimizer import GeneratedAdapterOptimizer
+from qpa.training.generated_adapter import attach_generator
 
 BATCH_SIZE = 8
 ALIGNED_RANK = 8
@@ -74,23 +72,17 @@ class Generated:
         """
         spec = self._spec(base, seed)
         layout = self._layout(configuration, spec)
-        model = attach_adapter(base.load(), spec, kept_rows(layout))
-        parameters = adapter_parameters(model, spec)
-        rows = base.train_rows
+        adapted = attach_generator(base.load(), spec, make_generator(layout, seed), lr=rate, angle_lr=rate)
+        model, parameters, rows = adapted.model, adapted.parameters, base.train_rows
         chosen = choose_rows(len(rows), BATCH_SIZE, split_seed(seed, "calibration"))
         device = next(iter(parameters.values())).device
-        batches = [rows[numbers].to(device) for numbers in chosen]
 
         def loss(batch: Tensor) -> Tensor:
             return causal_loss(model, batch, batch, bf16=base.bf16)
 
-        bases = gradient_bases(parameters, spec, layout, loss, batches)
-        adapter = [parameters[tensor.path] for tensor in layout.tensors]
-        optimizer = GeneratedAdapterOptimizer(
-            adapter, make_generator(layout, seed, bases), lr=rate, angle_lr=rate
-        )
+        adapted.calibrate(spec, loss, [rows[numbers].to(device) for numbers in chosen])
         is_lora = self.adapter == DEFAULT
-        return Attached(model, optimizer, lambda folder: save_adapter(parameters, folder), is_lora)
+        return Attached(model, adapted.optimizer, lambda folder: save_adapter(parameters, folder), is_lora)
 
     def _spec(self, base: BenchBase, seed: int) -> AdapterSpec:
         spec = base.inspect(None, self.adapter)

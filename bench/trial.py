@@ -18,9 +18,9 @@ from qpa.bench.method import Attached, Configuration, Method, trained_numbers
 from qpa.bench.task import Task
 from qpa.errors import DivergedError
 from qpa.training.evaluation import causal_loss, evaluate
+from qpa.training.plain_step import take_step
 
 WARM_UP_SHARE = 0.05
-MAX_NORM = 1.0
 _BYTES_PER_TRAINED = 12  # float32: the number itself and Adam's two moments
 _ADAPTER_FILES = ("*.safetensors", "*.bin")
 
@@ -129,23 +129,12 @@ def _trains(task: Task, attached: Attached, seed: int) -> bool:
     for step, rows in enumerate(batches(task.base.train_rows, setting.batch_size, setting.max_steps, seed)):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * learning_rate_scale(step, setting.max_steps)
+        rows = rows.to(setting.device)
         try:
-            _step(attached, rows.to(setting.device), setting.bf16)
+            take_step(optimizer, causal_loss(attached.model, rows, rows, bf16=setting.bf16))
         except DivergedError:
             return False
     return True
-
-
-def _step(attached: Attached, rows: Tensor, bf16: bool) -> None:
-    loss = causal_loss(attached.model, rows, rows, bf16=bf16)
-    if loss.requires_grad:
-        torch.autograd.backward(loss)
-    parameters = [p for group in attached.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
-    if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-        raise DivergedError("training", "a finite loss and gradient", "NaN or infinity", "lower the rate")
-    attached.optimizer.step()
-    attached.optimizer.zero_grad()
 
 
 def _collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -18,9 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.generators.chunks import kept_rows
 from qpa.generators.generator import make_generator
 from qpa.models.base_model import load_model, load_tokenizer
 from qpa.passes.inspect_model import InspectModel
@@ -29,7 +27,8 @@ from qpa.pipeline.pass_protocol import PassContext
 from qpa.pipeline.pipeline import Pipeline
 from qpa.store.run_directory import DirectoryStore
 from qpa.training.evaluation import IGNORED, causal_loss, count_tokens
-from qpa.training.optimizer import GeneratedAdapterOptimizer
+from qpa.training.generated_adapter import attach_generator
+from qpa.training.plain_step import take_step
 
 RANK = 4
 BATCH_SIZE = 8
@@ -69,22 +68,16 @@ def train(
     options: argparse.Namespace, spec: AdapterSpec, layout: WeightLayout, rows: Rows, counts: bool
 ) -> Any:
     """Return the adapted model after the given number of steps."""
-    model = attach_adapter(load_model(spec.base, keep_dtype=options.bf16), spec, kept_rows(layout))
-    parameters = adapter_parameters(model, spec)
-    adapter = [parameters[tensor.path] for tensor in layout.tensors]
-    optimizer = GeneratedAdapterOptimizer(
-        adapter, make_generator(layout, seed=0), lr=options.lr, angle_lr=options.lr
-    )
+    base, generator = load_model(spec.base, keep_dtype=options.bf16), make_generator(layout, seed=0)
+    adapted = attach_generator(base, spec, generator, lr=options.lr, angle_lr=options.lr)
     ids, labels = rows
     random = torch.Generator().manual_seed(0)
     for step in range(options.steps):
         chosen = torch.randint(len(ids), (BATCH_SIZE,), generator=random)
-        optimizer.param_groups[0]["lr"] = options.lr * (1 - step / options.steps)
-        causal_loss(model, ids[chosen], (ids if counts else labels)[chosen], bf16=options.bf16).backward()
-        torch.nn.utils.clip_grad_norm_(adapter, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    return model
+        adapted.optimizer.param_groups[0]["lr"] = options.lr * (1 - step / options.steps)
+        targets = (ids if counts else labels)[chosen]
+        take_step(adapted.optimizer, causal_loss(adapted.model, ids[chosen], targets, bf16=options.bf16))
+    return adapted.model
 
 
 def main() -> None:

@@ -100,6 +100,26 @@ def test_metrics_have_both_learning_rates_and_both_evaluations(
 
 
 @pytest.mark.parametrize(
+    ("features", "gradient", "n_runs_of_a_circuit"),
+    [
+        ("circuit", "adjoint", 1),
+        ("circuit", "parameter-shift", 1 + 2 * 12),
+        ("random", "parameter-shift", 1),
+        ("bits", "adjoint", 0),
+    ],
+)
+def test_metrics_begin_with_what_a_step_costs(
+    llama: Path, text_file: Path, tmp_path: Path, features: str, gradient: str, n_runs_of_a_circuit: int
+) -> None:
+    run = plan(llama, tmp_path / "run", features=features)
+    ansatz = run.read(WeightLayout).ansatz
+    assert (ansatz.n_angles, ansatz.n_layers) == (12, 2)
+    train(run, text_file, max_steps=1, gradient=gradient)
+    first = json.loads((run.path / METRICS).read_text().splitlines()[0])
+    assert first["step_circuits"] == first["step_executions"] == 2 * n_runs_of_a_circuit
+
+
+@pytest.mark.parametrize(
     ("method", "generator", "default"),
     [
         ("llama", "spectral", 2e-2),
@@ -259,6 +279,18 @@ def test_training_again_forgets_the_old_result_before_the_first_step(
         train(run, text_file)
     assert not run.has(TrainedGenerator) and not run.has(FrozenAdapter)
     assert not list((run.path / "checkpoints").glob("step-*"))
+
+
+def test_training_again_with_something_wrong_keeps_the_old_result(
+    trained: RunDirectory, text_file: Path, tmp_path: Path
+) -> None:
+    run = copied(trained, tmp_path)
+    with pytest.raises(DataError):
+        train(run, tmp_path / "missing.txt")
+    with pytest.raises(OptionError):
+        train(run, text_file, max_length=4096)
+    assert run.read(FrozenAdapter) == trained.read(FrozenAdapter)
+    assert (run.path / METRICS).read_bytes() == (trained.path / METRICS).read_bytes()
 
 
 def _interrupt_after(monkeypatch: pytest.MonkeyPatch, n_steps: int) -> None:
