@@ -3,7 +3,8 @@
     checkpoints/step-00000100/
       adapter_model.safetensors  adapter_config.json   a valid PEFT adapter, where PEFT has the kind
       optimizer.safetensors                            generator, AdamW moments
-      trainer_state.json                               transformers' own counters and log history
+      trainer_state.json                               transformers' own counters, and the steps that
+                                                       metrics.jsonl has no line for yet
       checkpoint.json                                  the Checkpoint document, written last
 
 Nothing random is stored: the trainer draws its data order and dropout from the seed and the step.

@@ -18,12 +18,15 @@ from qpa.progress import Progress
 from qpa.seeds import split_seed
 from qpa.training.checkpoints import restore_optimizer, save_checkpoint
 from qpa.training.optimizer import GeneratedAdapterOptimizer
-from qpa.training.training_log import TrainingLog
+from qpa.training.training_log import LOG_STEPS, TrainingLog, line_of_steps
 
 
 @dataclass
 class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
-    """Everything qpa does around the trainer's steps.
+    """Everything qpa does around the steps of a trainer that logs every one of them.
+
+    The trainer's log history holds the steps since the last line of the log, and the step of that line: it
+    is part of a checkpoint, so that a resumed training goes on in the middle of a line.
 
     Args:    root: directory for checkpoints.
              save_steps: steps between them.
@@ -43,6 +46,7 @@ class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
     data_digest: str
     resume_from: tuple[Path, Checkpoint] | None = None
     last_saved: Path | None = field(default=None, init=False)
+    _n_tokens_before: float = field(default=0, init=False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
         """Continue where the checkpoint stopped."""
@@ -52,29 +56,44 @@ class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
         restore_optimizer(path, self.optimizer, document)
         lr_scheduler.load_state_dict(lr_scheduler.state_dict() | {"last_epoch": document.step})
         self.last_saved = path
+        if state.log_history:
+            self._n_tokens_before = state.log_history[-1].get("num_tokens", 0)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Seed the step."""
         torch.manual_seed(split_seed(self.seed, f"step {state.global_step}"))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report progress, and save every `save_steps` steps."""
+        """Report progress."""
         self.progress("training", state.global_step, state.max_steps)
-        if state.global_step % self.save_steps == 0:
-            self.last_saved = save_checkpoint(
-                self.root,
-                self.peft_model,
-                self.optimizer,
-                state,
-                provenance=self.provenance,
-                data_digest=self.data_digest,
-            )
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
-        """Write the trainer's metrics, with both learning rates."""
-        logs = dict(logs or {})
-        if "loss" in logs:
-            logs["angle_learning_rate"] = logs["learning_rate"] * self.optimizer.angle_ratio
-            self.log.write(state.global_step, logs)
+        """Write a line every `LOG_STEPS` steps, then a checkpoint every `save_steps` steps."""
+        if "loss" not in (logs or {}):
+            return  # the trainer's summary at its end
+        self._complete(state.log_history[-1])
+        if state.global_step % LOG_STEPS == 0:
+            first = state.global_step - LOG_STEPS + 1
+            steps = [step for step in state.log_history if step["step"] >= first]
+            self.log.write(state.global_step, line_of_steps(steps))
+            del state.log_history[:-1]
+        if state.global_step % self.save_steps == 0:
+            self._save(state)
+
+    def _complete(self, step: dict[str, float]) -> None:
+        """Add the angles' learning rate, and the tokens of before the training was resumed."""
+        step["angle_learning_rate"] = step["learning_rate"] * self.optimizer.angle_ratio
+        if "num_tokens" in step:
+            step["num_tokens"] += self._n_tokens_before
+
+    def _save(self, state: Any) -> None:
+        self.last_saved = save_checkpoint(
+            self.root,
+            self.peft_model,
+            self.optimizer,
+            state,
+            provenance=self.provenance,
+            data_digest=self.data_digest,
+        )

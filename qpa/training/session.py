@@ -135,7 +135,8 @@ def prepare(options: TrainingOptions, provenance: Provenance, context: PassConte
         gradient_accumulation_steps=options.grad_accum,
         learning_rate=lr,
         warmup_steps=_count_warmup(options, n_steps),
-        logging_steps=10,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
     )
     return Session(
         options=options,

@@ -1,13 +1,30 @@
-"""metrics.jsonl: one line a logged step, and one for each evaluation."""
+"""metrics.jsonl: a line for every tenth step, and one for each evaluation.
+
+Every line is an object with "step", the number of optimizer steps done.
+
+1. An evaluation, before the first step and after the last: the objective's scores, of "sft" eval_loss in nats
+   per token and eval_perplexity. The first line also tells what each step costs on the circuits' source:
+   step_circuits that are run, and step_executions, every shot counted.
+2. A training's line. Of its step are grad_norm, learning_rate, angle_learning_rate, epoch and, where TRL
+   counts them, num_tokens, those trained on since the first step. All else is the mean over the steps since
+   the line before: loss, in nats per token, and what the trainer reports beside it, as TRL does entropy and
+   mean_token_accuracy.
+
+No line holds a time or a duration, so nothing may differ between a training and one that was killed, however
+often, and resumed on the same machine: both files are the same, byte for byte.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qpa.store.atomic_files import write_file
 from qpa.store.disk_space import room_for
+
+LOG_STEPS = 10
+_OF_THE_STEP = frozenset({"step", "epoch", "grad_norm", "learning_rate", "angle_learning_rate", "num_tokens"})
 
 
 class TrainingLog:
@@ -35,6 +52,17 @@ class TrainingLog:
             stream.write(line)
 
 
+def line_of_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the line for consecutive steps: of each number the mean or, see above, the last.
+
+    Args:    steps: what the trainer reports of each.
+    """
+    return {
+        name: last if name in _OF_THE_STEP else sum(step[name] for step in steps) / len(steps)
+        for name, last in steps[-1].items()
+    }
+
+
 def _is_before(line: dict[str, int], step: int) -> bool:
     return line["step"] < step or (line["step"] == step and "eval_loss" not in line)
 
@@ -43,7 +71,7 @@ def _lines(path: Path) -> list[dict[str, int]]:
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(encoding="utf-8-sig").splitlines():
         try:
             line = json.loads(text)
         except ValueError:  # a line cut short by a kill
