@@ -10,7 +10,7 @@ import typer
 
 from qpa.cli.command import Command, Makers
 from qpa.cli.flags import flag_of
-from qpa.cli.output import JsonOption, print_json, print_line, print_table
+from qpa.cli.output import JsonOption, print_json, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
     from qpa.documents import Manifest
@@ -54,8 +54,9 @@ def export(
     documents = directory.read_through(FrozenAdapter)
     frozen = documents[-1]
     assert isinstance(frozen, FrozenAdapter)
-    context = PassContext(frozen.provenance.seed, directory.files, documents)
-    manifest = exporter.emit(frozen, out, context, force=force)
+    with progress_bar() as progress:
+        context = PassContext(frozen.provenance.seed, directory.files, documents, progress)
+        manifest = exporter.emit(frozen, out, context, force=force)
     if json_:
         files = [entry.model_dump() for entry in manifest.files]
         print_json({"out": str(out), "format": manifest.format, "rank": manifest.rank, "files": files})

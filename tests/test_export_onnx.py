@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from qpa.exporters.directory import PROBE_FILE
 from qpa.exporters.formats.onnx import ExportOnnx
 from qpa.exporters.onnx import graph as onnx_graph
 from qpa.exporters.onnx.adapted_model import put_adapter
-from qpa.exporters.onnx.graph import trace_causal_lm
+from qpa.exporters.onnx.graph import trace_causal_lm, write_graph
+from qpa.models.base_model import load_model
 from qpa.models.probe import N_NEW, greedy_continuation
 from qpa.passes.verify_adapter import VerifyAdapter
 from tests.random_adapter import RandomAdapter, random_adapter
-from tests.tiny_models import tiny_gemma2, tiny_gpt2, tiny_llama, tiny_qwen3
+from tests.tiny_models import tiny_gemma2, tiny_gpt2, tiny_gpt_neo, tiny_llama, tiny_qwen3
 
 PROMPT = torch.arange(16) * 5 % 97 + 33
 MODELS = {
@@ -250,13 +251,71 @@ def test_another_base_is_refused(made, llama, tmp_path):
 
 def test_weights_of_another_shape_are_refused(made):
     from qpa.adapters.frozen_arrays import FrozenArrays
-    from qpa.models.base_model import load_model
 
     frozen = made.frozen
     model = load_model(frozen.base, keep_dtype=False)
     model.get_submodule(frozen.modules[0]).weight = torch.nn.Parameter(torch.zeros(3, 4))
     with pytest.raises(ModelError, match="expected a weight of shape"):
         put_adapter(model, FrozenArrays.open(frozen, made.context))
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> RandomAdapter:
+    """Return an adapter for a GPT-Neo, whose masks are tables, with windows shorter than the prompt."""
+    path = tmp_path_factory.mktemp("windowed")
+    return random_adapter(tiny_gpt_neo(path / "model"), path / "store")
+
+
+def test_a_mask_from_a_table_is_exported_with_its_window(windowed, tmp_path, monkeypatch):
+    seen = []
+    context = replace(windowed.context, progress=lambda *progress: seen.append(progress))
+    ExportOnnx().emit(windowed.frozen, tmp_path / "out", context)
+    assert seen == [("making the ONNX graph", 0, 1), ("making the ONNX graph", 1, 1)]
+    engine = Engine.open(tmp_path / "out" / "model.onnx")
+    expected = live_logits(windowed)
+    assert difference(engine.logits(PROMPT), expected) <= 1e-4
+    assert engine.greedy(PROMPT) == live_greedy(windowed)
+    rows = np.stack([PROMPT.numpy(), PROMPT.numpy()[::-1]])
+    logits, past = engine.step(rows[:, :9], engine.empty_past(2))
+    assert difference(torch.from_numpy(logits[0]), expected[:9]) <= 1e-4
+    logits, past = engine.step(rows[:, 9:], past)
+    assert difference(torch.from_numpy(logits[0]), expected[9:]) <= 1e-4
+    assert difference(torch.from_numpy(logits[1]), live_logits(windowed, PROMPT.flip(0))[9:]) <= 1e-4
+    for module in windowed.live.modules():
+        if getattr(module, "attention_type", None) == "local" and hasattr(module, "bias"):
+            monkeypatch.setattr(module, "bias", torch.ones_like(module.bias).tril())
+    assert difference(live_logits(windowed), expected) > 1e-2
+
+
+def test_a_prefix_goes_before_a_mask_from_a_table(windowed, tmp_path):
+    from transformers import DynamicCache
+
+    model = load_model(windowed.frozen.base, keep_dtype=False)
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(2, 1, 2, 5, 32, generator=generator).unbind() for _ in range(4)]
+    write_graph(trace_causal_lm(model, prefix=states), tmp_path / "model.onnx")
+    engine = Engine.open(tmp_path / "model.onnx")
+    with torch.no_grad():
+        expected = model(input_ids=PROMPT[None], past_key_values=DynamicCache(states)).logits[0]
+    logits, past = engine.step(PROMPT.numpy()[None, :9], engine.empty_past(1))
+    assert difference(torch.from_numpy(logits[0]), expected[:9]) <= 1e-4
+    logits, past = engine.step(PROMPT.numpy()[None, 9:], past)
+    assert difference(torch.from_numpy(logits[0]), expected[9:]) <= 1e-4
+
+
+def test_lengths_that_grow_with_every_layer_are_refused(windowed, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "_context_of_tables", lambda _: None)
+    with pytest.raises(ExportError, match=r"^GPTNeoForCausalLM: .* found lengths that .*; use `format`"):
+        trace_causal_lm(load_model(windowed.frozen.base, keep_dtype=False))
+
+
+def test_numbers_that_onnxruntime_does_not_multiply_are_refused():
+    from transformers import FalconConfig, FalconForCausalLM
+
+    shape = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = FalconConfig(**shape, alibi=True)
+    with pytest.raises(ExportError, match=r"^FalconForCausalLM: .* found bfloat16 .*; use `format`"):
+        trace_causal_lm(FalconForCausalLM(config).eval())
 
 
 def test_a_model_without_keys_and_values_is_refused():
@@ -268,8 +327,6 @@ def test_a_model_without_keys_and_values_is_refused():
 
 
 def test_what_the_tracer_says_is_one_line(made, monkeypatch):
-    from qpa.models.base_model import load_model
-
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such operator\nTraceback: many lines")
 

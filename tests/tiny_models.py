@@ -20,6 +20,7 @@ from transformers import (
     Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MambaConfig,
@@ -189,6 +190,23 @@ def tiny_bert(path: Path, *, is_decoder: bool = False, seed: int = 0) -> Path:
         max_position_embeddings=N_CONTEXT,
         initializer_range=_SHAPE["initializer_range"],
         is_decoder=is_decoder,
+        **_special_tokens(),
+    )
+    return _write(path, config, seed)
+
+
+def tiny_gpt_neo(path: Path, *, seed: int = 0) -> Path:
+    """Write a 4-layer GPT-Neo, with windows of 6 tokens in every second, with a tied head; return `path`."""
+    config = GPTNeoConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=64,
+        intermediate_size=96,
+        num_layers=4,
+        num_heads=2,
+        attention_types=[[["global", "local"], 2]],
+        window_size=6,
+        max_position_embeddings=N_CONTEXT,
+        initializer_range=_SHAPE["initializer_range"],
         **_special_tokens(),
     )
     return _write(path, config, seed)

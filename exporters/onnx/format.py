@@ -17,6 +17,8 @@ from qpa.exporters.onnx.files import OPSET, write_model_files
 from qpa.models.base_model import load_model, load_tokenizer, moved_base
 from qpa.pipeline.pass_protocol import PassContext
 
+MAKING = "making the ONNX graph"
+
 
 @dataclass(frozen=True, slots=True)
 class OnnxExporter(BaseModelExporter):
@@ -37,7 +39,9 @@ class OnnxExporter(BaseModelExporter):
         self.write_adapter(arrays, directory)
         base = moved_base(frozen.base, self.model)
         model = load_model(base, keep_dtype=False, trust_remote_code=self.trust_remote_code)
+        context.progress(MAKING, 0, 1)
         self.write_graph(arrays, model, directory)
+        context.progress(MAKING, 1, 1)
         tokenizer = load_tokenizer(base, trust_remote_code=self.trust_remote_code)
         write_model_files(model, tokenizer, directory, self.folder)
         return arrays.rank

@@ -7,7 +7,8 @@ Rules:
 2. Attention is transformers' eager one, made of plain operators, and experts are batched matrix products;
    every layer's cache is whole, and a sliding window is a matter of the mask.
 3. The file says nothing of where it was traced: no doc strings, no metadata, no stack traces.
-4. Weights beyond `EXTERNAL_DATA_BYTES` go to a file of their own beside the graph.
+4. Where a model reads its mask off a table of its whole context, as GPT-Neo does, no sequence is longer.
+5. Weights beyond `EXTERNAL_DATA_BYTES` go to a file of their own beside the graph.
 
 Source: ours; torch.onnx's exporter traces the graph.
 """
@@ -25,6 +26,7 @@ from typing import Any
 import onnx_ir
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
 
 from qpa.compat.logging_ import without_logs
 from qpa.compat.transformers_ import cached_states, use_batched_experts
@@ -36,6 +38,12 @@ from qpa.store.disk_space import room_for
 
 EXTERNAL_DATA_BYTES = 1_900_000_000
 """Weights up to here stay in the graph's file, which protobuf limits to 2 GiB."""
+
+LONGEST_LENGTH = 100
+"""Characters of a length in the tracer's algebra, where those of usual models are past + sequence or less."""
+
+_TRACEABLE = "a model torch.onnx can trace"
+_ADVICE = "use `format` lora or merged"
 
 Prefix = Sequence[tuple[Tensor, Tensor]]
 """Keys and values of each layer, float32[1, n_heads, n_tokens, head_size]."""
@@ -50,6 +58,7 @@ class _CachedModel(torch.nn.Module):
         self.lora = lora
         self.transposed = transposed
         self.n_prefix = prefix[0][0].shape[2] if prefix else 0
+        self.n_context = _context_of_tables(model)
         for index, states in enumerate(prefix):
             for name, state in zip(("key", "value"), states, strict=True):
                 self.register_buffer(f"prefix_{index}_{name}", state)
@@ -63,6 +72,8 @@ class _CachedModel(torch.nn.Module):
         tensors = [tensor if self.transposed else tensor.T for tensor in lora]
         if self.n_prefix:
             inputs, past = self._with_prefix(inputs, past)
+        if self.n_context is not None:
+            _bound_lengths(inputs, past, self.n_context)
         with _added(self.model, self.lora, tensors):
             output = self.model(**inputs, past_key_values=DynamicCache(past), use_cache=True)
         states, n = cached_states(output.past_key_values), self.n_prefix
@@ -86,6 +97,33 @@ class _CachedModel(torch.nn.Module):
     def _behind_prefix(self, index: int, name: str, states: Tensor) -> Tensor:
         prefix = self.get_buffer(f"prefix_{index}_{name}")
         return torch.cat((prefix.expand(states.shape[0], -1, -1, -1), states), dim=2)
+
+
+def _context_of_tables(model: Any) -> int | None:
+    """Return the context of a model that has a table of which of its tokens see which; None without one."""
+    n_context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    sides = {tuple(buffer.shape[-2:]) for buffer in model.buffers()}
+    return n_context if (n_context, n_context) in sides else None
+
+
+def _bound_lengths(inputs: Mapping[str, Tensor], past: list[tuple[Tensor, Tensor]], n_context: int) -> None:
+    """Tell the tracer that past and sequence together are within the context, whatever the layer.
+
+    Of a slice of a table it otherwise knows only min(past + sequence, context) - min(past, context). That
+    becomes the layer's sequence, stands in its place in the next layer's, and so on: the time to simplify
+    the last one grows exponentially with the layers. Each tensor's lengths are symbols of their own until
+    they are said to be equal.
+    """
+    states = [tensor for layer in past for tensor in layer]
+    n_rows, n_new = inputs["input_ids"].shape
+    n_past = states[0].shape[2]
+    for tensor in (*inputs.values(), *states):
+        torch._check(tensor.shape[0] == n_rows)
+    for tensor in states:
+        torch._check(tensor.shape[2] == n_past)
+    if "position_ids" in inputs:
+        torch._check(inputs["position_ids"].shape[1] == n_new)
+    torch._check(n_past + n_new <= n_context)
 
 
 @contextmanager
@@ -130,13 +168,14 @@ def trace_causal_lm(
              prefix: keys and values that every layer finds before the past.
              transposed: the inputs are lora_A [in, rank] and lora_B [rank, out].
     Returns: a graph as in the module's rules, with the model's weights in it.
-    Raises:  ExportError: the model keeps something else than keys and values, or cannot be traced.
+    Raises:  ExportError: the model keeps something else than keys and values, cannot be traced, or computes
+             in bfloat16, for which onnxruntime has few operators.
     Source:  ours.
     """
     lora = sorted(lora, key=lambda tensor: tensor.path)
     name = type(model).__name__
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), _simple_lengths(name):
             model.requires_grad_(False).set_attn_implementation("eager")
             # ONNX has no operator for experts in groups; a dense model is left as it is.
             use_batched_experts(model)
@@ -147,10 +186,13 @@ def trace_causal_lm(
         raise
     except Exception as error:  # the tracer has errors of many families
         cause = error.__cause__ or error  # the error itself tells how to report one
+        if isinstance(cause, ExportError):
+            raise cause from None
         found = one_sentence(f"{type(cause).__name__}: {cause}", limit=200)
-        advice = "use `format` lora or merged"
-        raise ExportError(name, "a model torch.onnx can trace", found, advice) from error
+        raise ExportError(name, _TRACEABLE, found, _ADVICE) from error
     graph: onnx_ir.Model = program.model
+    if any(value.dtype == onnx_ir.DataType.BFLOAT16 for node in graph.graph for value in node.outputs):
+        raise ExportError(name, "a model that computes in float32", "bfloat16 within it", _ADVICE)
     _strip(graph)
     _make_optional(graph.graph, lora, transposed)
     return graph
@@ -160,6 +202,9 @@ def _trace(wrapped: _CachedModel, heads: list[tuple[int, int]]) -> Any:
     """Trace with 2 rows of 2 tokens after 3 of the past, and rank 2: lengths of 0 and 1 would be fixed."""
     names = ("batch_size", "sequence_length", "past_length", "total_length", "rank")
     rows, new, past, total, rank = map(torch.export.Dim, names)
+    if wrapped.n_context is not None:
+        longest = wrapped.n_context - wrapped.n_prefix
+        new, past, total = (torch.export.Dim(name, max=longest) for name in names[1:4])
     inputs = {"input_ids": torch.ones(2, 2, dtype=torch.int64)}
     inputs["attention_mask"] = torch.ones(2, 5, dtype=torch.int64)
     if "position_ids" in inspect.signature(wrapped.model.forward).parameters:
@@ -202,9 +247,31 @@ def cache_shapes(model: Any) -> list[tuple[int, int]]:
             type(model).__name__,
             "a model whose cache is keys and values in every layer",
             type(cache).__name__,
-            "use `format` lora or merged",
+            _ADVICE,
         )
     return [(keys.shape[1], keys.shape[3]) for keys in tensors]
+
+
+@contextmanager
+def _simple_lengths(name: str) -> Iterator[None]:
+    """Stop the tracer at lengths that it would simplify until the end of time.
+
+    Args:    name: of the model.
+    Raises:  ExportError: out of the module whose output has them.
+    """
+
+    def check(_: Any, __: Any, output: Any) -> None:
+        lengths = map(str, output.shape if isinstance(output, Tensor) else ())
+        longest = max(lengths, key=len, default="")
+        if len(longest) > LONGEST_LENGTH:
+            found = "lengths that become longer formulas with every layer"
+            raise ExportError(name, _TRACEABLE, found, _ADVICE)
+
+    handle = register_module_forward_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
