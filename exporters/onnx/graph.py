@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook
 
 from qpa.compat.logging_ import without_logs
+from qpa.compat.torch_ import promise
 from qpa.compat.transformers_ import cached_states, use_batched_experts
 from qpa.documents import TensorRef
 from qpa.errors import ExportError, one_sentence
@@ -118,12 +119,12 @@ def _bound_lengths(inputs: Mapping[str, Tensor], past: list[tuple[Tensor, Tensor
     n_rows, n_new = inputs["input_ids"].shape
     n_past = states[0].shape[2]
     for tensor in (*inputs.values(), *states):
-        torch._check(tensor.shape[0] == n_rows)
+        promise(tensor.shape[0] == n_rows)
     for tensor in states:
-        torch._check(tensor.shape[2] == n_past)
+        promise(tensor.shape[2] == n_past)
     if "position_ids" in inputs:
-        torch._check(inputs["position_ids"].shape[1] == n_new)
-    torch._check(n_past + n_new <= n_context)
+        promise(inputs["position_ids"].shape[1] == n_new)
+    promise(n_past + n_new <= n_context)
 
 
 @contextmanager

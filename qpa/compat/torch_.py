@@ -33,3 +33,11 @@ def allocations(profile: torch.profiler.profile) -> list[int]:
     profiler: Any = profile.profiler
     records = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     return [record.nbytes() for record in sorted(records, key=lambda event: event.start_ns())]
+
+
+def promise(condition: object) -> None:
+    """Tell the tracer of `torch.export` that a condition on lengths holds; outside a trace it is checked.
+
+    Args:    condition: a bool, or a torch.SymBool while a model is traced.
+    """
+    torch._check(condition)  # type: ignore[no-untyped-call]
