@@ -91,5 +91,7 @@ def test_asking_about_many_layers_costs_little_more_than_about_one(tmp_path, mon
         peft_check, "_wrap", lambda model, spec: wrapped.append(len(spec.tensors)) or wrap(model, spec)
     )
     LlamaConfig(**GATED | {"num_hidden_layers": 80}).save_pretrained(tmp_path)
-    assert len(inspect(tmp_path).tensors) == 80 * 14
+    spec = inspect(tmp_path)
+    assert len(spec.tensors) == 80 * 14
+    check_in_peft(build_on_meta(LlamaConfig(**GATED | {"num_hidden_layers": 80}), "it"), spec)
     assert wrapped == [14]

@@ -11,6 +11,7 @@ from qpa.adapters.peft_check import check_in_peft
 from qpa.adapters.peft_model import wrap_in_peft
 from qpa.documents import AdapterSpec, FrozenAdapter
 from qpa.errors import ExportError
+from qpa.models.linear_layers import has_convolutions
 
 if TYPE_CHECKING:
     from qpa.adapters.frozen_arrays import FrozenArrays
@@ -45,10 +46,14 @@ class WeightKind(ModuleKind):
         return None
 
     def check(self, model: Any, spec: AdapterSpec) -> None:
-        """Check that PEFT makes exactly the tensors of the spec."""
+        """Check that PEFT makes exactly the tensors of the spec, where that is in question.
+
+        Of linear layers PEFT refuses those of fused experts, by their names, and those of state-space mixers,
+        which have convolutions. Any other model is spared PEFT's import.
+        """
         if fused_parameters(model):
             check_beside_experts(model, spec)
-        else:
+        elif has_convolutions(model):
             check_in_peft(model, spec)
 
     def wrap(self, model: Any, spec: AdapterSpec) -> Any:

@@ -160,3 +160,10 @@ def shortest_names(chosen: Sequence[str], paths: Collection[str]) -> tuple[str, 
 def last_component(path: str) -> str:
     """Return the last component of a module's path, which is the module's type to its layer."""
     return path.rpartition(".")[2]
+
+
+def has_convolutions(model: Any) -> bool:
+    """Return whether a model has convolutions over its tokens, as the mixers of state-space models do."""
+    import torch
+
+    return any(isinstance(module, torch.nn.Conv1d) for module in model.modules())
