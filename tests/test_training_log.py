@@ -216,7 +216,7 @@ def test_what_is_resumed_at_any_step_leaves_the_same_lines(
 ) -> None:
     """Other trainers, and epochs that end within a line."""
     model = request.getfixturevalue(base)
-    layout = {} if inspect.get("method") != "prefix" else {"circuits": None, "layers": None}
+    layout = {"circuits": None, "layers": None} if inspect else {}
     options = {"max_steps": 20, "save_steps": 3, **options}
     whole = plan(model, tmp_path / "whole", inspect=inspect, **layout)
     train(whole, text_file, **options)

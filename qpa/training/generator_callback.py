@@ -54,7 +54,9 @@ class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
             return
         path, document = self.resume_from
         restore_optimizer(path, self.optimizer, document)
-        lr_scheduler.load_state_dict(lr_scheduler.state_dict() | {"last_epoch": document.step})
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        resumed = {"last_epoch": document.step, "_last_lr": rates}
+        lr_scheduler.load_state_dict(lr_scheduler.state_dict() | resumed)
         self.last_saved = path
         if state.log_history:
             self._n_tokens_before = state.log_history[-1].get("num_tokens", 0)
