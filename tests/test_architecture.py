@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from qpa.exporters.registry import FORMATS
+from qpa.adapters.registry import KINDS
+from qpa.documents.manifest import FORMATS
+from qpa.documents.verification import ENGINES
 
 ROOT = Path(__file__).parents[1]
 MAX_LINES_IN_CLI = 60
@@ -23,7 +25,6 @@ FLAGS_OF_OTHER_PROGRAMS = {
         "lora-modules",
     },
     "exporters/formats/merged.py": {"trust-remote-code"},
-    "exporters/formats/gguf.py": {"fuse-qkv", "outfile", "model", "lora"},
     "qpa/engines/llama_cpp_engine.py": {"outtype"},
 }
 """Of vLLM and llama.cpp, in the model cards and in advice."""
@@ -150,6 +151,20 @@ def test_the_kinds_of_adapters_are_known_in_their_own_room():
 
 def test_the_default_generator_is_known_in_its_own_room():
     assert len(files_that_say({"spectral"}, outside="qpa/generators")) <= 2
+
+
+def test_formats_are_known_in_their_own_room():
+    """Besides, the registry names them, and the kinds of adapters name those that carry them."""
+    names = {*FORMATS} - {"lora", "peft", "merged", "onnx", "mlx"}
+    found = files_that_say(names, outside="exporters")
+    assert found - {f"qpa/adapters/{kind}.py" for kind in KINDS} == {"qpa/documents/manifest.py"}
+
+
+def test_engines_are_known_in_their_own_room():
+    """Besides, the registry names them, and formats and cards say which of them read an export."""
+    names = {*ENGINES} - {"peft", "transformers", "onnxruntime", "mlx"}
+    found = {name for name in files_that_say(names, outside="qpa/engines") if "exporters/" not in name}
+    assert found == {"qpa/documents/verification.py"}
 
 
 def test_a_folder_holds_what_its_name_says():
