@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +94,20 @@ def test_every_format_has_its_engines_and_every_engine_its_file():
     for name in ENGINES:
         assert ENGINES[name].name == name
         assert "def open_engine(request: Request)" in Path(ENGINES[name].file).read_text()
+
+
+def test_what_a_format_says_of_itself_needs_no_heavy_package():
+    code = (
+        "import json, sys\n"
+        "from qpa.documents.manifest import FORMATS\n"
+        "from qpa.documents.verification import ENGINES\n"
+        "known = [FORMATS[name].name for name in FORMATS] + [ENGINES[name].name for name in ENGINES]\n"
+        "print(json.dumps([known, sorted(sys.modules)]))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    known, modules = json.loads(printed)
+    assert known == [*FORMATS, *ENGINES]
+    assert not {"torch", "transformers", "peft", "onnx_ir", "onnxruntime", "qiskit"} & {*modules}
 
 
 @pytest.mark.parametrize(
