@@ -67,7 +67,9 @@ class Engine:
         mask = np.ones((len(tokens), n_past + tokens.shape[1]), np.int64) if mask is None else mask
         positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, n_past:]
         feed = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
-        names = [v.name for v in self.session.get_inputs() if v.name.startswith("past_key_values.")]
+        asked = [v.name for v in self.session.get_inputs()]
+        feed = {name: feed[name] for name in feed if name in asked}
+        names = [name for name in asked if name.startswith("past_key_values.")]
         run_options = onnxruntime.RunOptions()
         if self.adapter is not None:
             run_options.add_active_adapter(self.adapter)
@@ -301,6 +303,21 @@ def test_a_prefix_goes_before_a_mask_from_a_table(windowed, tmp_path):
     assert difference(torch.from_numpy(logits[0]), expected[:9]) <= 1e-4
     logits, past = engine.step(PROMPT.numpy()[None, 9:], past)
     assert difference(torch.from_numpy(logits[0]), expected[9:]) <= 1e-4
+
+
+def test_a_bias_from_a_table_is_exported(tmp_path):
+    from transformers import MptConfig, MptForCausalLM
+
+    shape = {"vocab_size": 160, "d_model": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 64}
+    model = MptForCausalLM(MptConfig(**shape, initializer_range=0.15)).eval()
+    with torch.no_grad():
+        expected = model(input_ids=PROMPT[None]).logits[0]
+    write_graph(trace_causal_lm(model), tmp_path / "model.onnx")
+    engine = Engine.open(tmp_path / "model.onnx")
+    logits, past = engine.step(PROMPT.numpy()[None, :15], engine.empty_past(1))
+    assert difference(torch.from_numpy(logits[0]), expected[:15]) <= 1e-4
+    logits, past = engine.step(PROMPT.numpy()[None, 15:], past)
+    assert difference(torch.from_numpy(logits[0]), expected[15:]) <= 1e-4
 
 
 def test_lengths_that_grow_with_every_layer_are_refused(windowed, monkeypatch):

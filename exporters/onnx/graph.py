@@ -7,7 +7,7 @@ Rules:
 2. Attention is transformers' eager one, made of plain operators, and experts are batched matrix products;
    every layer's cache is whole, and a sliding window is a matter of the mask.
 3. The file says nothing of where it was traced: no doc strings, no metadata, no stack traces.
-4. Where a model reads its mask off a table of its whole context, as GPT-Neo does, no sequence is longer.
+4. Where a model takes its mask from a table of its whole context, as GPT-Neo does, no sequence is longer.
 5. Weights beyond `EXTERNAL_DATA_BYTES` go to a file of their own beside the graph.
 
 Source: ours; torch.onnx's exporter traces the graph.
@@ -201,11 +201,11 @@ def trace_causal_lm(
 
 def _trace(wrapped: _CachedModel, heads: list[tuple[int, int]]) -> Any:
     """Trace with 2 rows of 2 tokens after 3 of the past, and rank 2: lengths of 0 and 1 would be fixed."""
-    names = ("batch_size", "sequence_length", "past_length", "total_length", "rank")
-    rows, new, past, total, rank = map(torch.export.Dim, names)
-    if wrapped.n_context is not None:
-        longest = wrapped.n_context - wrapped.n_prefix
-        new, past, total = (torch.export.Dim(name, max=longest) for name in names[1:4])
+    dim = torch.export.Dim
+    longest = None if wrapped.n_context is None else wrapped.n_context - wrapped.n_prefix
+    rows, past, rank = dim("batch_size"), dim("past_length", max=longest), dim("rank")
+    # Only the past may be empty. MPT cuts its bias from a table in a way that takes a token for granted.
+    new, total = (dim(name, min=1, max=longest) for name in ("sequence_length", "total_length"))
     inputs = {"input_ids": torch.ones(2, 2, dtype=torch.int64)}
     inputs["attention_mask"] = torch.ones(2, 5, dtype=torch.int64)
     if "position_ids" in inspect.signature(wrapped.model.forward).parameters:
