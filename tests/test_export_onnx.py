@@ -27,7 +27,7 @@ from qpa.models.base_model import load_model
 from qpa.models.probe import N_NEW, greedy_continuation
 from qpa.passes.verify_adapter import VerifyAdapter
 from tests.random_adapter import RandomAdapter, random_adapter
-from tests.tiny_models import tiny_gemma2, tiny_gpt2, tiny_gpt_neo, tiny_llama, tiny_qwen3
+from tests.tiny_models import N_CONTEXT, tiny_gemma2, tiny_gpt2, tiny_gpt_neo, tiny_llama, tiny_qwen3
 
 PROMPT = torch.arange(16) * 5 % 97 + 33
 MODELS = {
@@ -318,6 +318,15 @@ def test_a_bias_from_a_table_is_exported(tmp_path):
     assert difference(torch.from_numpy(logits[0]), expected[:15]) <= 1e-4
     logits, past = engine.step(PROMPT.numpy()[None, 15:], past)
     assert difference(torch.from_numpy(logits[0]), expected[15:]) <= 1e-4
+
+
+def test_a_table_that_no_layer_reads_bounds_nothing(windowed):
+    from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
+
+    shape = {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    config = GPTBigCodeConfig(**shape, bos_token_id=0, eos_token_id=0)
+    assert onnx_graph._context_of_tables(GPTBigCodeForCausalLM(config)) is None
+    assert onnx_graph._context_of_tables(load_model(windowed.frozen.base, keep_dtype=False)) == N_CONTEXT
 
 
 def test_lengths_that_grow_with_every_layer_are_refused(windowed, monkeypatch):

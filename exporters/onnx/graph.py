@@ -101,10 +101,14 @@ class _CachedModel(torch.nn.Module):
 
 
 def _context_of_tables(model: Any) -> int | None:
-    """Return the context of a model that has a table of which of its tokens see which; None without one."""
+    """Return the context of a model with a table of which of its tokens see which; None without one.
+
+    The table is a mask for all rows and heads, [1, 1, context, context]. GPT-BigCode's is [context, context],
+    which no layer reads.
+    """
     n_context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    sides = {tuple(buffer.shape[-2:]) for buffer in model.buffers()}
-    return n_context if (n_context, n_context) in sides else None
+    shapes = {tuple(buffer.shape) for buffer in model.buffers()}
+    return n_context if (1, 1, n_context, n_context) in shapes else None
 
 
 def _bound_lengths(inputs: Mapping[str, Tensor], past: list[tuple[Tensor, Tensor]], n_context: int) -> None:
