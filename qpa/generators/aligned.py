@@ -16,7 +16,6 @@ from typing import ClassVar, final
 from qpa.adapters.registry import KINDS
 from qpa.circuits.ansatz import make_ansatz
 from qpa.documents import AdapterSpec, Provenance, WeightLayout
-from qpa.errors import OptionError
 from qpa.generators.chunks import (
     Draft,
     by_kind,
@@ -26,7 +25,7 @@ from qpa.generators.chunks import (
     n_qubits_for,
     with_unique_names,
 )
-from qpa.generators.generator import GeneratorKind, L, refuse_budget
+from qpa.generators.generator import GeneratorKind, L, refuse_budget, refuse_chunk_size
 from qpa.generators.layout_options import LayoutOptions
 
 N_CIRCUITS = 8
@@ -49,10 +48,7 @@ class AlignedKind(GeneratorKind):
 
     def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:
         """Refuse a chunk size."""
-        if options.chunk_size is not None:
-            expected = f"no chunk size with `generator` {self.name}, whose chunks are rows and columns"
-            advice = "leave it out or use `generator` paper"
-            raise OptionError("chunk_size", expected, str(options.chunk_size), advice)
+        refuse_chunk_size(options, self.name)
 
     def plan(self, options: LayoutOptions, spec: AdapterSpec, provenance: Provenance) -> WeightLayout:
         """Return the layout: a group a module type, role and length, chunks numbered without gap."""

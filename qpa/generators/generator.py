@@ -200,3 +200,14 @@ def refuse_budget(options: LayoutOptions) -> OptionError:
     """Return the error of a generator whose size the planner does not choose."""
     expected = "neither `circuits`, `vectors` nor another generator, whose size it would choose"
     return OptionError("max_params", expected, str(options.max_params), "leave one out")
+
+
+def refuse_chunk_size(options: LayoutOptions, generator: str) -> None:
+    """Check that no chunk size is asked of a generator whose chunks are rows and columns.
+
+    Raises:  OptionError: one is.
+    """
+    if options.chunk_size is not None:
+        expected = f"no chunk size with `generator` {generator}, whose chunks are rows and columns"
+        advice = "leave it out or use `generator` paper"
+        raise OptionError("chunk_size", expected, str(options.chunk_size), advice)

@@ -53,7 +53,8 @@ class LayoutOptions:
              layers: of every circuit; None means what suits the generator.
              circuits: independent circuits; None means what suits the generator and the adapter.
              vectors: module types that have generated rows and columns beside their spectrum; or "all",
-             "none". max_params: "5000", or "25%" of LoRA r=4: the size follows from it.
+             "none".
+             max_params: "5000", or "25%" of LoRA r=4: the size follows from it.
              spectrum, windows, share_inputs: parts of the default generator, to be left out in ablations.
     """
 

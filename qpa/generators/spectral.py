@@ -37,7 +37,7 @@ from qpa.generators.chunks import (
     n_qubits_for,
     with_unique_names,
 )
-from qpa.generators.generator import GENERATORS, GeneratorKind, L, refuse_budget
+from qpa.generators.generator import GENERATORS, GeneratorKind, L, refuse_budget, refuse_chunk_size
 from qpa.generators.layout_options import ALL, NONE, LayoutOptions
 
 SAME_INPUT = (
@@ -72,10 +72,7 @@ class SpectralKind(GeneratorKind):
             others = one_of([name for name in GENERATORS if name != self.name])
             expected = f"{others} with `method` {spec.method}, which is no product of factors"
             raise OptionError("generator", expected, self.name)
-        if options.chunk_size is not None:
-            expected = f"no chunk size with `generator` {self.name}, whose chunks are rows and columns"
-            advice = "leave it out or use `generator` paper"
-            raise OptionError("chunk_size", expected, str(options.chunk_size), advice)
+        refuse_chunk_size(options, self.name)
 
     def plan(self, options: LayoutOptions, spec: AdapterSpec, provenance: Provenance) -> WeightLayout:
         """Return the layout: groups of vectors and spectra, on windows."""
