@@ -5,6 +5,7 @@ Every message has four parts: the subject, what was expected, what was found, an
 
 from __future__ import annotations
 
+import difflib
 import errno
 import re
 from collections.abc import Sequence
@@ -91,6 +92,12 @@ class OptionError(QpaError):
     The subject is the name of the option's field, and other options stand in backticks by theirs: a Python
     caller knows no flags. The command line makes flags of both.
     """
+
+
+def unknown_name(option: str, known: Sequence[str], name: str) -> OptionError:
+    """Return the error for a name that an option does not know, with the nearest name that it knows."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return OptionError(option, one_of(known), name, f"did you mean {near[0]}?" if near else "")
 
 
 class DirectoryError(OptionError):

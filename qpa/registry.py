@@ -6,12 +6,11 @@ that listing a sort costs nothing. What a program adds from outside is there unt
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Generic, TypeVar, cast
 
-from qpa.errors import OptionError, one_of
+from qpa.errors import OptionError, unknown_name
 
 T = TypeVar("T")
 
@@ -43,9 +42,7 @@ class Registry(Generic[T]):
         Raises:  OptionError: there is none.
         """
         if name not in self:
-            near = difflib.get_close_matches(name, tuple(self), n=1)
-            advice = f"did you mean {near[0]}?" if near else ""
-            raise OptionError(self.option, one_of(tuple(self)), name, advice)
+            raise unknown_name(self.option, tuple(self), name)
         if name not in self._things:
             module, _, attribute = self._places[name].partition(":")
             self._things[name] = cast(T, getattr(import_module(module), attribute))

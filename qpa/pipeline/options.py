@@ -10,7 +10,6 @@ where it stands within a sentence: a Python caller typed no flag. The command li
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -19,7 +18,7 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
-from qpa.errors import OptionError, one_of
+from qpa.errors import OptionError, one_of, unknown_name
 
 _FACTS = "option"
 
@@ -101,8 +100,7 @@ class Option:
         if value is None:
             return
         if isinstance(value, str) and (known := self.known()) and value not in known:
-            near = difflib.get_close_matches(value, known, n=1)
-            raise OptionError(self.field, one_of(known), value, f"did you mean {near[0]}?" if near else "")
+            raise unknown_name(self.field, known, value)
         if self.kind in (int, float) and not self._holds(value):
             raise OptionError(self.field, self._range(), str(value))
 
