@@ -23,11 +23,11 @@ from qpa.adapters.peft_directory import (
 )
 from qpa.adapters.weight_kind import WeightKind
 from qpa.compat.peft_ import KEY_PREFIX, module_parameter
-from qpa.documents import AdapterSpec, AdapterTensor, FrozenAdapter, TensorRules
+from qpa.documents import AdapterSpec, AdapterTensor, FrozenAdapter, TensorRef, TensorRules
 from qpa.documents.base import JsonObject
 from qpa.documents.finding import Finding, short
 from qpa.documents.tensors import Role
-from qpa.models.linear_layers import Layer, is_selected, linear_layers, shortest_names
+from qpa.models.linear_layers import Layer, is_selected, linear_layers, selects, shortest_names
 
 if TYPE_CHECKING:
     from qpa.adapters.frozen_arrays import FrozenArrays
@@ -60,12 +60,12 @@ class _Directory(PeftDirectory):
 
     def config(self, frozen: FrozenAdapter) -> JsonObject:
         """Return the config, with the modules whose inputs are scaled as feedforward_modules."""
-        inputs = [tensor.module for tensor in frozen.tensors if tensor.axis == "row"]
+        targets = sorted(frozen.target_modules)
         return common_config(frozen) | {
             "fan_in_fan_out": frozen.fan_in_fan_out,
-            "feedforward_modules": names_of_inputs(sorted(frozen.target_modules), inputs),
+            "feedforward_modules": names_of_inputs(targets, frozen.tensors),
             "peft_type": "IA3",
-            "target_modules": sorted(frozen.target_modules),
+            "target_modules": targets,
         }
 
     def check(self, config: JsonObject, file: TensorFile) -> Iterator[Finding]:
@@ -130,10 +130,9 @@ class Ia3(WeightKind):
         """Return a `peft.IA3Config`."""
         from peft import IA3Config
 
-        inputs = [tensor.module for tensor in spec.tensors if tensor.axis == "row"]
         return IA3Config(
             target_modules=list(spec.target_modules),
-            feedforward_modules=names_of_inputs(spec.target_modules, inputs),
+            feedforward_modules=names_of_inputs(spec.target_modules, spec.tensors),
             fan_in_fan_out=spec.fan_in_fan_out,
             task_type="CAUSAL_LM",
         )
@@ -170,6 +169,7 @@ class Ia3(WeightKind):
 KIND = Ia3()
 
 
-def names_of_inputs(names: Collection[str], modules: Collection[str]) -> list[str]:
+def names_of_inputs(names: Collection[str], tensors: Collection[TensorRef]) -> list[str]:
     """Return those of some names that select a module whose inputs are scaled."""
-    return [name for name in names if any(is_selected(module, (name,)) for module in modules)]
+    modules = [tensor.module for tensor in tensors if tensor.axis == "row"]
+    return [name for name in names if any(selects(name, module) for module in modules)]
