@@ -43,7 +43,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from qpa.adapters.peft_directory import are_targets, is_count
 from qpa.compat.peft_ import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
+from qpa.documents.base import JsonObject
 from qpa.documents.finding import Finding, several, short
 from qpa.errors import DocumentError
 from qpa.exporters.contracts.manifest import check_files, check_manifest, collected
@@ -74,7 +76,6 @@ _MORE_THAN_LORA = (
 _OTHER_CHOICES = ("exclude_modules", "layers_to_transform", "layers_pattern")
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 
-JsonObject = dict[str, object]
 T = TypeVar("T")
 
 
@@ -177,12 +178,12 @@ def _check_config(config: JsonObject) -> Iterator[Finding]:
     for name, value in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
         if config.get(name) != value:
             yield _field(config, "L04", name, f'"{value}"')
-    if not _is_integer(config.get("r")):
+    if not is_count(config.get("r")):
         yield _field(config, "L04", "r", "an integer of at least 1")
     elif not _is_number(config.get("lora_alpha")) or config["lora_alpha"] != config["r"]:
         yield _field(config, "L06", "lora_alpha", f"r, {short(config['r'])}")
     yield from _check_field_types(config)
-    if not _is_list_of_names(config.get("target_modules")):
+    if not are_targets(config.get("target_modules")):
         yield _field(config, "L05", "target_modules", "an explicit list of module names")
     if config.get("bias", "none") != "none":
         yield _field(config, "L10", "bias", '"none"')
@@ -259,7 +260,7 @@ def _is_finite(file: TensorFile, name: str) -> bool:
 
 def _check_rank(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> Iterator[Finding]:
     rank = config.get("r")
-    if not _is_integer(rank):
+    if not is_count(rank):
         return
     ranks = {
         name: tensor.shape[0 if name.endswith(_A) else 1]
@@ -274,7 +275,7 @@ def _check_rank(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> Itera
 
 def _check_targets(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> Iterator[Finding]:
     targets = config.get("target_modules")
-    if not isinstance(targets, list) or not _is_list_of_names(targets):
+    if not isinstance(targets, list) or not are_targets(targets):
         return
     modules = {
         module_of_key(name) for name in tensors if name.endswith(_ALL_ROLES) and _has_right_prefix(name)
@@ -302,16 +303,8 @@ def _is_set(value: object) -> bool:
     return value is not None and value is not False and value not in ([], {}, "")
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_list_of_names(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(name, str) and name for name in value)
 
 
 def _field(config: JsonObject, rule: str, name: str, expected: str) -> Finding:

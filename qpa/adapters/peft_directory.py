@@ -84,6 +84,11 @@ def are_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
+def are_targets(value: object) -> bool:
+    """Return whether a value is a list of at least one name."""
+    return are_names(value) and bool(value)
+
+
 COMMON_FIELDS: Fields = {
     "base_model_name_or_path": lambda value: isinstance(value, str) and bool(value),
     "inference_mode": is_one_of(True),
@@ -93,7 +98,7 @@ COMMON_FIELDS: Fields = {
 MODULE_FIELDS: Fields = {
     **COMMON_FIELDS,
     "fan_in_fan_out": is_one_of(True, False),
-    "target_modules": lambda value: are_names(value) and bool(value),
+    "target_modules": are_targets,
 }
 """The fields that kinds on modules have."""
 
