@@ -107,7 +107,7 @@ def test_what_a_format_says_of_itself_needs_no_heavy_package():
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     known, modules = json.loads(printed)
     assert known == [*FORMATS, *ENGINES]
-    assert not {"torch", "transformers", "peft", "onnx_ir", "onnxruntime", "qiskit"} & {*modules}
+    assert not {"torch", "transformers", "peft", "onnx_ir", "onnxruntime", "qiskit", "gguf"} & {*modules}
 
 
 @pytest.mark.parametrize(

@@ -18,19 +18,9 @@ import shlex
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
-from gguf import (
-    MODEL_ARCH,
-    MODEL_ARCH_NAMES,
-    GGMLQuantizationType,
-    GGUFType,
-    GGUFWriter,
-    Keys,
-    LlamaFileType,
-    get_tensor_name_map,
-)
 
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.documents import FrozenAdapter, TensorRef
@@ -42,28 +32,32 @@ from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.disk_space import room_for
 from qpa.store.tensor_file import DTYPES, Array
 
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
 WEIGHTS_FILE = "adapter.gguf"
 
 ARCHITECTURES = {
-    "LlamaForCausalLM": MODEL_ARCH.LLAMA,
-    "MistralForCausalLM": MODEL_ARCH.LLAMA,
-    "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
-    "Qwen3ForCausalLM": MODEL_ARCH.QWEN3,
-    "GemmaForCausalLM": MODEL_ARCH.GEMMA,
-    "Gemma2ForCausalLM": MODEL_ARCH.GEMMA2,
-    "Gemma3ForCausalLM": MODEL_ARCH.GEMMA3,
-    "Phi3ForCausalLM": MODEL_ARCH.PHI3,
+    "LlamaForCausalLM": "LLAMA",
+    "MistralForCausalLM": "LLAMA",
+    "Qwen2ForCausalLM": "QWEN2",
+    "Qwen3ForCausalLM": "QWEN3",
+    "GemmaForCausalLM": "GEMMA",
+    "Gemma2ForCausalLM": "GEMMA2",
+    "Gemma3ForCausalLM": "GEMMA3",
+    "Phi3ForCausalLM": "PHI3",
 }
-"""GGUF's architecture of each of transformers' that can be exported."""
+"""gguf's name (a member of `MODEL_ARCH`) of each of transformers' architectures that can be exported."""
 
-ROTATES_PAIRS = frozenset({MODEL_ARCH.LLAMA})
+ROTATES_PAIRS = frozenset({"LLAMA"})
 """Architectures whose conversion reorders the rows of q_proj and k_proj."""
 
 _TYPES = {
-    "float32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
-    "float16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
-    "bfloat16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+    "float32": ("F32", "ALL_F32"),
+    "float16": ("F16", "MOSTLY_F16"),
+    "bfloat16": ("BF16", "MOSTLY_BF16"),
 }
+"""gguf's names of the type of a tensor (`GGMLQuantizationType`) and of a file (`LlamaFileType`)."""
 _ROLES = {"lora_A": "lora_a", "lora_B": "lora_b"}
 
 
@@ -92,6 +86,8 @@ class ExportGguf(OtherNamesExporter):
         Raises:  ModelError: the base is not there, or not the one the adapter was planned for.
                  ExportError: GGUF has no tensor for a module.
         """
+        from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter
+
         arrays = FrozenArrays.open(frozen, context, dtype=self.dtype)
         base, config = self.base_and_config(frozen)
         architecture = ARCHITECTURES[base.architecture]
@@ -100,7 +96,7 @@ class ExportGguf(OtherNamesExporter):
         path = directory.path / WEIGHTS_FILE
         with (
             room_for(path, sum(_n_bytes(arrays, tensor) for tensor in frozen.tensors)),
-            closing(GGUFWriter(path, MODEL_ARCH_NAMES[architecture])) as writer,
+            closing(GGUFWriter(path, MODEL_ARCH_NAMES[MODEL_ARCH[architecture]])) as writer,
         ):
             _describe(writer, arrays, names)
             for tensor in frozen.tensors:
@@ -114,17 +110,21 @@ class ExportGguf(OtherNamesExporter):
         return {"base_folder": shlex.quote(base.name_or_path) if base.local else "path/to/the/base/model"}
 
 
-def gguf_names(frozen: FrozenAdapter, architecture: MODEL_ARCH, n_layers: int) -> dict[str, str]:
+def gguf_names(frozen: FrozenAdapter, architecture: str, n_layers: int) -> dict[str, str]:
     """Return the name in the GGUF file of every tensor, by its path.
 
+    Args:    architecture: a value of `ARCHITECTURES`.
     Raises:  ExportError: the architecture has no tensor for a module.
     """
-    known = get_tensor_name_map(architecture, n_layers)
+    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+
+    member = MODEL_ARCH[architecture]
+    known = get_tensor_name_map(member, n_layers)
     names = {}
     for tensor in frozen.tensors:
         name = known.get_name(tensor.module)
         if name is None:
-            expected = f"a layer that GGUF has a tensor for in {MODEL_ARCH_NAMES[architecture]} models"
+            expected = f"a layer that GGUF has a tensor for in {MODEL_ARCH_NAMES[member]} models"
             raise ExportError(tensor.module, expected, "none", "use `format` merged")
         names[tensor.path] = f"{name}.weight.{_ROLES[tensor.role]}"
     return names
@@ -154,15 +154,19 @@ def _reordered(array: Array, tensor: TensorRef, n_heads: Mapping[str, int]) -> A
 
 def _describe(writer: GGUFWriter, arrays: FrozenArrays, names: Mapping[str, str]) -> None:
     """Write everything that stands before the numbers."""
+    from gguf import GGMLQuantizationType, GGUFType, Keys, LlamaFileType
+
     kind, file_type = _TYPES[arrays.dtype]
     dtype = DTYPES[SAFETENSORS_TYPE[arrays.dtype]]
     writer.add_type(GGUFType.ADAPTER)
-    writer.add_file_type(file_type)
+    writer.add_file_type(LlamaFileType[file_type])
     writer.add_string(Keys.Adapter.TYPE, "lora")
     writer.add_float32(Keys.Adapter.LORA_ALPHA, float(arrays.rank))
     for tensor in arrays.frozen.tensors:
         n_bytes = _n_bytes(arrays, tensor)
-        writer.add_tensor_info(names[tensor.path], arrays.shape(tensor), dtype, n_bytes, raw_dtype=kind)
+        writer.add_tensor_info(
+            names[tensor.path], arrays.shape(tensor), dtype, n_bytes, raw_dtype=GGMLQuantizationType[kind]
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
