@@ -360,6 +360,7 @@ def test_verify_says_what_is_wrong_with_an_adapter(cli: Cli, run: Path, tmp_path
     code, out, err = cli("verify", adapter, "--static")
     assert code == 1 and "L08" in out + err
     assert "No such file or directory" in cli.refuses("verify", tmp_path / "none")
+    assert "name a directory that qpa export wrote" in cli.refuses("verify", run)
     assert "neither" in cli.refuses("inspect", tmp_path)
 
 

@@ -122,7 +122,7 @@ def read_manifest(directory: Path) -> Manifest:
 
     Raises:  DocumentError: there is none, it is damaged, or longer than any manifest.
     """
-    advice = "a directory of another origin can be checked with qpa verify `static`"
+    advice = "name a directory that qpa export wrote; one of another origin takes qpa verify `static`"
     return read_in_export(directory, MANIFEST_PATH, Manifest, advice)
 
 
