@@ -49,6 +49,10 @@ _SHAPE = {
     "max_position_embeddings": N_CONTEXT,
     "initializer_range": 0.15,
 }
+_SHAPE_OF_EQUAL_HEADS = {
+    name: size for name, size in _SHAPE.items() if name not in ("num_key_value_heads", "head_dim")
+}
+"""For architectures without heads of their own for keys and values: 64 / 2 is the head size again."""
 
 
 def tiny_llama(path: Path, *, tied: bool = False, seed: int = 0) -> Path:
@@ -166,13 +170,7 @@ def tiny_opt(path: Path, *, seed: int = 0) -> Path:
 def tiny_gpt_neox(path: Path, *, seed: int = 0) -> Path:
     """Write a 2-layer GPT-NeoX, with fused query_key_value, with an untied head; return `path`."""
     config = GPTNeoXConfig(
-        vocab_size=VOCABULARY_SIZE,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=N_CONTEXT,
-        initializer_range=_SHAPE["initializer_range"],
+        **_SHAPE_OF_EQUAL_HEADS,
         tie_word_embeddings=False,
         **_special_tokens(),
     )
@@ -182,13 +180,7 @@ def tiny_gpt_neox(path: Path, *, seed: int = 0) -> Path:
 def tiny_bert(path: Path, *, is_decoder: bool = False, seed: int = 0) -> Path:
     """Write a 2-layer BERT, which sees in both directions unless it is a decoder; return `path`."""
     config = BertConfig(
-        vocab_size=VOCABULARY_SIZE,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=N_CONTEXT,
-        initializer_range=_SHAPE["initializer_range"],
+        **_SHAPE_OF_EQUAL_HEADS,
         is_decoder=is_decoder,
         **_special_tokens(),
     )

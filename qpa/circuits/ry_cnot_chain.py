@@ -83,10 +83,18 @@ class RyCnotChain(AnsatzKind):
 
     def last_layer_permutation(self, ansatz: Ansatz) -> Tensor:
         """Return the gather of the last chain of CNOTs."""
-        import torch
+        return chain_gather(ansatz.n_qubits)
 
-        index = torch.arange(2**ansatz.n_qubits)
-        return index ^ (index >> 1)
+
+def chain_gather(n_qubits: int) -> Tensor:
+    """Return what a chain of CNOTs does to the basis states: new[y] = old[gather[y]].
+
+    Returns: int64[2**n_qubits].
+    """
+    import torch
+
+    index = torch.arange(2**n_qubits)
+    return index ^ (index >> 1)
 
 
 RY_CNOT_CHAIN = RyCnotChain()

@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from qpa.circuits.ry_cnot_chain import chain_gather
+
 
 class DenseChain(torch.autograd.Function):
     """Probabilities float[n_circuits, 2**n_qubits] of angles float[n_circuits, n_layers, n_qubits]."""
@@ -82,7 +84,6 @@ class _Frame(NamedTuple):
 def _frame(n_qubits: int, device: torch.device, dtype: torch.dtype) -> _Frame:
     n_half = 2 ** (n_qubits - 1)
     index = torch.arange(2 * n_half)
-    gather = index ^ (index >> 1)
     to_y = torch.ones(1, 1, dtype=torch.complex128)
     single = torch.tensor([[1, 1j], [1, -1j]], dtype=torch.complex128) / 2**0.5
     for _ in range(n_qubits - 1):
@@ -90,7 +91,7 @@ def _frame(n_qubits: int, device: torch.device, dtype: torch.dtype) -> _Frame:
     y_of_basis = torch.eye(
         2 * n_half, dtype=torch.float64
     )  # a row a basis vector of y, re and im interleaved
-    readout = _as_real(_as_complex(y_of_basis) @ to_y.conj())[:, gather]
+    readout = _as_real(_as_complex(y_of_basis) @ to_y.conj())[:, chain_gather(n_qubits)]
     chain = _as_real(_as_complex(readout) @ to_y.T)
     bits = (index[:n_half, None] >> torch.arange(n_qubits - 2, -1, -1)) & 1
     signs = torch.cat((1 - 2 * bits, torch.ones(n_half, 1, dtype=torch.int64)), dim=1)

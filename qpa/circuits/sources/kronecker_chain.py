@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from qpa.circuits.ry_cnot_chain import chain_gather
+
 _MAX_GROUP = 5
 
 
@@ -137,8 +139,7 @@ class _Chain(NamedTuple):
 @lru_cache(maxsize=64)
 def _chain(n_qubits: int, device: torch.device) -> _Chain:
     """Return the CNOT chain as a gather of states, and its inverse."""
-    index = torch.arange(2**n_qubits, device=device)
-    gather = index ^ (index >> 1)
+    gather = chain_gather(n_qubits).to(device)
     return _Chain(gather, torch.argsort(gather))
 
 
