@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qpa.progress import silent
+
 if TYPE_CHECKING:
     from qpa.progress import Progress
 
@@ -45,7 +47,7 @@ def print_line(text: str) -> None:
 def progress_bar() -> Iterator[Progress]:
     """Yield a progress function that draws a bar on stderr, or nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
-        yield lambda description, n_done, n_total: None
+        yield silent
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

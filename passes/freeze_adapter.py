@@ -93,7 +93,7 @@ class FreezeAdapter:
         self, spec: AdapterSpec, adapter: dict[str, Tensor], trained: TrainedGenerator, context: PassContext
     ) -> tuple[Attachment, Attachment]:
         """Leave an adapter that is not the live model's in the files, with its own probe; return both."""
-        from safetensors.torch import load_file, save
+        from safetensors.torch import load_file
 
         from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
         from qpa.models.base_model import load_model
@@ -104,11 +104,7 @@ class FreezeAdapter:
         model = attach_adapter(base, spec)
         set_adapter(adapter_parameters(model, spec), adapter)
         prompt = load_file(context.files.get(trained.probe))["input_ids"]
-        put = context.files.put
-        return (
-            put("{sha256}.safetensors", save(adapter, {"format": "pt"})),
-            put("{sha256}.safetensors", save(record_probe(model, prompt), {"format": "pt"})),
-        )
+        return context.put_tensors(adapter), context.put_tensors(record_probe(model, prompt))
 
 
 def decode_adapter(

@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 
 ANGLES = "chunk_features.angles"
 
+_NOTHING: dict[str, Any] = {
+    "target": NO_DEVICE,
+    "shots": None,
+    "n_executions": 0,
+    "probabilities": None,
+    "distance": 0.0,
+}
+"""What a measurement says where a control has no circuits."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -63,13 +72,14 @@ class MeasureCircuit:
         """
         check_options(self)
         name = self.source or source.source
-        if not context.document(WeightLayout).features.has_circuits:
-            return self._document(context, source, name, {"probabilities": None, "n_executions": 0})
-        return self._measure(source, name, context)
+        has_circuits = context.document(WeightLayout).features.has_circuits
+        facts = self._measure(source, name, context) if has_circuits else _NOTHING
+        return Measurement(
+            provenance=context.provenance(self, source), source=name, mitigation="none", **facts
+        )
 
-    def _measure(self, trained: TrainedGenerator, name: str, context: PassContext) -> Measurement:
-        from safetensors.torch import save
-
+    def _measure(self, trained: TrainedGenerator, name: str, context: PassContext) -> dict[str, Any]:
+        """Return what a measurement says of a run of the circuits."""
         runs_on = SOURCES[name](context.seed_for(self.name))
         circuit = load_circuit(context, native=runs_on.runs_native)
         angles = _angles(trained, circuit, context)
@@ -77,24 +87,13 @@ class MeasureCircuit:
         context.progress("measuring the circuits", 0, 1)
         measured = runs_on.probabilities(circuit, angles)
         exact = circuit.exact_probabilities(angles)
-        facts = {
+        return {
             "target": circuit.target,
             "shots": runs_on.shots,
             "n_executions": cost.n_executions,
-            "probabilities": context.files.put(
-                "{sha256}.safetensors", save({"probabilities": measured.contiguous()}, {"format": "pt"})
-            ),
+            "probabilities": context.put_tensors({"probabilities": measured.contiguous()}),
             "distance": min(1.0, float(0.5 * (measured - exact).abs().sum(1).max())),
         }
-        return self._document(context, trained, name, facts)
-
-    def _document(
-        self, context: PassContext, trained: TrainedGenerator, name: str, facts: dict[str, Any]
-    ) -> Measurement:
-        nothing = {"target": NO_DEVICE, "shots": None, "distance": 0.0}
-        return Measurement(
-            provenance=context.provenance(self, trained), source=name, mitigation="none", **nothing | facts
-        )
 
 
 def _angles(trained: TrainedGenerator, circuit: Circuit, context: PassContext) -> Tensor:

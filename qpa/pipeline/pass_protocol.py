@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from qpa import __version__
 from qpa.documents.base import Attachment, Document, OptionValue, PassOption, Provenance
@@ -12,6 +13,9 @@ from qpa.errors import PipelineError
 from qpa.pipeline.options import options_of
 from qpa.progress import Progress, silent
 from qpa.seeds import split_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 D = TypeVar("D", bound=Document)
 
@@ -61,10 +65,13 @@ class PassContext:
 
         Raises:  PipelineError: there is none.
         """
-        for document in reversed(self.documents):
-            if isinstance(document, kind):
-                return document
-        raise PipelineError(kind.kind, "a document made by an earlier pass", "none")
+        return newest(self.documents, kind)
+
+    def put_tensors(self, tensors: Mapping[str, Tensor]) -> Attachment:
+        """Write contiguous tensors of the CPU to a safetensors file that is named by its digest."""
+        from safetensors.torch import save
+
+        return self.files.put("{sha256}.safetensors", save(dict(tensors), {"format": "pt"}))
 
     def seed_for(self, name: str) -> int:
         """Return a 63-bit seed that depends on the context's seed and a name only."""
@@ -90,6 +97,17 @@ class PassContext:
         required = tuple(self.document(kind) for kind in made_by.requires)
         sources = required if source is None else (source, *required)
         return tuple(dict.fromkeys(document.digest for document in sources))
+
+
+def newest(documents: Sequence[Document], kind: type[D]) -> D:
+    """Return the newest document of a type, of documents that are sorted, oldest first.
+
+    Raises:  PipelineError: there is none.
+    """
+    for document in reversed(documents):
+        if isinstance(document, kind):
+            return document
+    raise PipelineError(kind.kind, "a document made by an earlier pass", "none")
 
 
 class Maker(Protocol):

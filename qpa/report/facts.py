@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from qpa.adapters.registry import KINDS
 from qpa.documents import (
@@ -23,12 +23,12 @@ from qpa.documents.finding import Finding, short
 from qpa.documents.trained_generator import perplexity, perplexity_text
 from qpa.documents.verification import read_verification
 from qpa.errors import DocumentError
+from qpa.pipeline.pass_protocol import newest
 
 if TYPE_CHECKING:
     from qpa.store.tensor_file import TensorEntry
 
 Rows = list[tuple[str, ...]]
-D = TypeVar("D", bound=Document)
 
 VERIFICATION_HEADER = (
     *("engine", "logits - live", "logits - base", "greedy tokens"),
@@ -160,7 +160,7 @@ def size_title(layout: WeightLayout) -> str:
 
 def plan_title(documents: Sequence[Document]) -> str:
     """Return what a plan adapts, and how."""
-    spec = _newest(documents, AdapterSpec)
+    spec = newest(documents, AdapterSpec)
     alpha = f", alpha {spec.alpha:g}" if spec.pairs else ""
     words = adapter_words(spec.method, spec.rank, spec.target_modules)
     return f"{spec.base.name_or_path} ({spec.base.architecture}): {words}{alpha}"
@@ -168,34 +168,29 @@ def plan_title(documents: Sequence[Document]) -> str:
 
 def plan_rows(documents: Sequence[Document]) -> Rows:
     """Return the circuit and the account of a plan."""
-    layout = _newest(documents, WeightLayout)
-    return circuit_rows(layout, _newest(documents, NativeCircuit)) + account_rows(layout.account)
+    layout = newest(documents, WeightLayout)
+    return circuit_rows(layout, newest(documents, NativeCircuit)) + account_rows(layout.account)
 
 
 def transpiled_rows(documents: Sequence[Document]) -> Rows:
     """Return what a device makes of a run's circuit."""
-    return circuit_rows(_newest(documents, WeightLayout), _newest(documents, NativeCircuit))
+    return circuit_rows(newest(documents, WeightLayout), newest(documents, NativeCircuit))
 
 
 def transpiled_json(documents: Sequence[Document]) -> dict[str, Any]:
     """Return the same by name."""
-    return circuit_json(_newest(documents, WeightLayout), _newest(documents, NativeCircuit))
+    return circuit_json(newest(documents, WeightLayout), newest(documents, NativeCircuit))
 
 
 def plan_json(documents: Sequence[Document]) -> dict[str, Any]:
     """Return what a plan adapts, its circuit and its account."""
-    spec, layout = _newest(documents, AdapterSpec), _newest(documents, WeightLayout)
-    return {
-        **_spec_json(spec),
-        "alpha": spec.alpha,
-        "account": account_json(layout.account),
-        "circuit": circuit_json(layout, _newest(documents, NativeCircuit)),
-    }
+    spec = newest(documents, AdapterSpec)
+    return {**_spec_json(spec), "alpha": spec.alpha, **_layout_json(documents)}
 
 
 def run_title(documents: Sequence[Document]) -> str:
     """Return the adapter of a run, and its base model."""
-    spec = _newest(documents, AdapterSpec)
+    spec = newest(documents, AdapterSpec)
     return f"{adapter_words(spec.method, spec.rank)} for {spec.base.name_or_path}"
 
 
@@ -208,7 +203,7 @@ def run_rows(documents: Sequence[Document], stages: Iterable[type[Document]]) ->
     if NativeCircuit in made:
         rows += plan_rows(documents)
     if FrozenAdapter in made:
-        rows += result_rows(_newest(documents, FrozenAdapter).result)
+        rows += result_rows(newest(documents, FrozenAdapter).result)
     return rows
 
 
@@ -216,13 +211,11 @@ def run_json(documents: Sequence[Document]) -> dict[str, Any]:
     """Return the digests of a run's documents, and the facts they hold."""
     kinds = {type(document) for document in documents}
     content: dict[str, Any] = {"stages": {document.kind: document.digest for document in documents}}
-    content |= _spec_json(_newest(documents, AdapterSpec))
+    content |= _spec_json(newest(documents, AdapterSpec))
     if NativeCircuit in kinds:
-        layout = _newest(documents, WeightLayout)
-        content["circuit"] = circuit_json(layout, _newest(documents, NativeCircuit))
-        content["account"] = account_json(layout.account)
+        content |= _layout_json(documents)
     if FrozenAdapter in kinds:
-        content["result"] = result_json(_newest(documents, FrozenAdapter).result)
+        content["result"] = result_json(newest(documents, FrozenAdapter).result)
     return content
 
 
@@ -235,12 +228,13 @@ def _spec_json(spec: AdapterSpec) -> dict[str, Any]:
     }
 
 
+def _layout_json(documents: Sequence[Document]) -> dict[str, Any]:
+    layout = newest(documents, WeightLayout)
+    return {"account": account_json(layout.account), "circuit": transpiled_json(documents)}
+
+
 def _made_by(document: Document) -> str:
     return f"{document.digest[:19]}  by {document.provenance.pass_name}, seed {document.provenance.seed}"
-
-
-def _newest(documents: Sequence[Document], kind: type[D]) -> D:
-    return next(document for document in reversed(documents) if isinstance(document, kind))
 
 
 def file_rows(manifest: Manifest) -> Rows:

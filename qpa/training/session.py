@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from transformers import PrinterCallback
 
 from qpa.adapters.registry import KINDS
@@ -221,12 +220,12 @@ def record(session: Session, before: Mapping[str, float], after: Mapping[str, fl
     arrays |= {f"{INITIAL_PREFIX}{path}": tensor for path, tensor in adapted.from_base.items()}
     adapter = {path: parameter.detach().cpu().contiguous() for path, parameter in adapted.parameters.items()}
     probe = record_probe(model, torch.tensor(splits.evaluation[0]["input_ids"]))
-    put = session.context.files.put
+    put = session.context.put_tensors
     return TrainedGenerator(
         provenance=session.provenance,
-        arrays=put("{sha256}.safetensors", save(arrays, {"format": "pt"})),
-        adapter=put("{sha256}.safetensors", save(adapter, {"format": "pt"})),
-        probe=put("{sha256}.safetensors", save(probe, {"format": "pt"})),
+        arrays=put(arrays),
+        adapter=put(adapter),
+        probe=put(probe),
         source=options.source,
         gradient=options.gradient,
         result=TrainingResult(
