@@ -22,7 +22,7 @@ class Direct:
     """An adapter whose own numbers are trained by AdamW, of the ranks that meet the budgets.
 
     Args:    name: as on the command line, and the method of `InspectModel`.
-             has_rank: it comes in several sizes.
+             has_rank: whether it comes in several sizes.
     """
 
     name: str

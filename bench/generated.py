@@ -1,4 +1,4 @@
-"""qpa's own generator as a method of the bench, its controls, and itself with one part changed."""
+"""qpa's own generator as a method of the bench, its controls, and its variants with one part changed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The bench's results.jsonl: one line a run, appended and synced, and never made twice.
+"""The bench's results.jsonl: one line for each run, which is appended and synced, and never made twice.
 
 Kinds of line:
-1. "budget": one that was asked for. "unmet": one that a method has no size for, with its nearest size.
+1. "budget": a budget that was asked for. "unmet": one for which a method has no size, with the nearest size.
 2. "base": the base model's losses.
 3. "run": one trial, with everything that determines it.
 A last line without a line feed was cut off by a kill: it is dropped, and its run is made again.
@@ -24,7 +24,7 @@ from qpa.store.disk_space import room_for
 FILE_NAME = "results.jsonl"
 Line = dict[str, Any]
 _WORDS_OF_TODAY = {'"label": "heads ': '"label": "circuits ', '["heads", ': '["circuits", '}
-"""How lines written when circuits were called heads are read, so that their runs are found again."""
+"""What is replaced in lines from when circuits were called heads, so that their runs are found again."""
 _KEY = ("kind", "method", "label", "knobs", "rate", "seed", "budget")
 
 
@@ -59,7 +59,7 @@ class Book:
         """
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / FILE_NAME
-        with locked_directory(directory, "a directory that nobody writes", "another qpa bench at work"):
+        with locked_directory(directory, "results that no command uses", "those of another qpa bench"):
             if path.exists():
                 _cut_torn_line(path)
             lines = read_lines(path) if path.exists() else []

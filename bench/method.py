@@ -56,8 +56,8 @@ class Attached:
     Args:    model: takes input_ids and use_cache, returns logits; its adapter changes nothing yet,
              except where the method itself starts elsewhere.
              optimizer: holds everything that is trained, and nothing else.
-             save: write the adapter into a directory, as its users would keep it.
-             exports_to_lora: a plain LoRA of some rank carries the trained adapter without loss.
+             save: writes the adapter into a directory, as its users would keep it.
+             exports_to_lora: whether a plain LoRA of some rank carries the trained adapter without loss.
     """
 
     model: Any

@@ -61,7 +61,7 @@ class PeftMethod:
     delta_rank: DeltaRank
 
     def sizes(self, base: BenchBase, budgets: Sequence[int]) -> Sequence[Configuration]:
-        """Build every candidate without weights and count what it trains; say in one line which cannot be."""
+        """Build every candidate without weights and count what it trains; print which cannot be built."""
         shapes = _shapes(base)
         knobs = {tuple(sorted(k.items())): k for budget in budgets for k in self.candidates(shapes, budget)}
         empty = base.load().to("meta")

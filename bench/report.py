@@ -105,7 +105,7 @@ def best_with_at_most(frontier: Frontier, n_trained: int) -> float | None:
 
 
 def frontier_of(rows: Sequence[Row], method: str) -> Frontier:
-    """Return a method's (trained parameters, mean test loss), ascending, one loss a size."""
+    """Return a method's (trained parameters, mean test loss), ascending, with one loss for each size."""
     best: dict[int, float] = {}
     for row in rows:
         if row.method == method and row.mean is not None:
@@ -320,7 +320,7 @@ def _is_number(cell: str) -> bool:
 
 
 def draw(results: Results) -> bytes:
-    """Return a PNG of test loss over trained parameters: a line a method, deviations, and the base's."""
+    """Return a PNG of test loss over trained parameters, with a line for each method, and the base's loss."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 

@@ -98,8 +98,9 @@ def record_plan(book: Book, budgets: Sequence[Budget], unmet: Sequence[Line]) ->
 
 
 def best_rate(cell: Cell, book: Book) -> float | None:
-    """Return the rate of the lowest validation loss;
-    None while the search runs, or if every rate diverged.
+    """Return the rate of the lowest validation loss.
+
+    Returns: None while the search runs, or if every rate diverged.
     """
     found = [(rate, book.find(Trial(cell, rate, SEARCH_SEED).line)) for rate in cell.method.rates]
     if any(line is None for _, line in found):
@@ -235,7 +236,7 @@ class Grid:
 
 
 class PortableTrial(NamedTuple):
-    """A run as another process is told of it: a method travels by name."""
+    """A run as it is sent to another process, with its method's name in place of the method."""
 
     method: str
     configuration: Configuration

@@ -30,7 +30,7 @@ class Setting:
     model: str = option(help="Base model: a local directory or a Hub id.")
     data: Path = option(help="UTF-8 text to train on.")
     eval_data: Path | None = option(
-        None, help="Test text.", shown_default="a tenth of `data`, held out", old_names=("eval",)
+        None, help="Text to test on.", shown_default="a tenth of `data`, held out", old_names=("eval",)
     )
     targets: tuple[str, ...] = option(
         (ALL_LINEAR,),
@@ -42,7 +42,7 @@ class Setting:
     max_length: int = option(128, help="Tokens per block.", at_least=2, unit="tokens", old_names=("length",))
     bf16: bool = option(False, help="bfloat16 autocast; what is trained stays float32.")
     test_share: float = option(1.0, help="Share of the test text that is scored.", above=0, at_most=1)
-    device: str = option("auto", help="{choices}.", choices=DEVICES)
+    device: str = option("auto", help="Device to run on: {choices}.", choices=DEVICES)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ _WEIGHTS = (".safetensors", ".bin")
 
 @dataclass(frozen=True)
 class Task:
-    """A setting, loaded.
+    """A setting whose texts and base model have been read.
 
     Args:    validation, test: int64[n_rows, max_length], token ids.
              facts: everything of the setting that determines a run's result, for its line in the book.

@@ -31,11 +31,11 @@ class Measured:
 
     Args:    n_trained: numbers trained, counted from the optimizer before the first step.
              validation, test: nats per token; None where the run diverged.
-             train_s: of the training loop alone; setup_s: of loading and attaching.
+             train_s: seconds of the training loop alone; setup_s: seconds of loading and attaching.
              peak_mb: largest resident memory during training (on a GPU, allocated memory); None where
              the system does not tell.
              state_bytes: trained numbers and Adam's moments.
-             file_bytes: the saved adapter's arrays.
+             file_bytes: the size of the saved adapter's arrays.
     """
 
     n_trained: int
@@ -58,7 +58,7 @@ def run_trial(task: Task, method: Method, configuration: Configuration, rate: fl
     """Train one method once and measure it.
 
     Args:    seed: of the data order, the same for every method, and of what the method draws.
-    Returns: the measurement; a run that diverges is one, with no losses.
+    Returns: the measurement; where the run diverges, it has no losses.
     """
     gc.collect()
     torch.manual_seed(seed)

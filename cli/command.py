@@ -1,6 +1,6 @@
 """A command: a function with a few options of its own, and the passes whose options it takes besides.
 
-Nothing of a pass's option is told here again: its name, old names, type, default and help are those of its
+Nothing about a pass's option is repeated here: its name, old names, type, default and help are those of its
 field (`qpa.pipeline.options`).
 """
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from qpa.pipeline.options import Option
 
 Makers = Mapping[str, type[Any] | tuple[type[Any], ...]]
-"""What a command's function gets by a parameter: an instance of the class, with the options that were given;
-or, of several classes, those of their options that were given, by field."""
+"""By parameter of a command's function, the class of which it gets an instance with the given options, or
+several classes, of whose options it gets the given ones, as a dictionary by field."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Command:
         return self.function.__name__
 
     def flags(self) -> dict[str, str]:
-        """Return the flags of all options: by field, and of the function's own by parameter.
+        """Return the flags of all options, by the field of a maker or the parameter of the function.
 
-        Of fields of one name the first maker's counts.
+        Where several makers have a field of the same name, the flag of the first maker counts.
         """
         own = {
             name.strip("_"): flag_of(name)
@@ -58,7 +58,7 @@ class Command:
         return own | {option.field: _flag(option) for option in reversed(options)}
 
     def for_typer(self) -> typer.Typer:
-        """Return an application of this command alone, its options derived."""
+        """Return a Typer application of this command alone, with the options derived from the fields."""
 
         def run(**given: Any) -> None:
             self._run(given)
@@ -125,7 +125,7 @@ def _options_of(maker: type[Any] | tuple[type[Any], ...]) -> Iterator[Option]:
 def _parameter(option: Option, flags: Mapping[str, str], *, is_needed: bool) -> inspect.Parameter:
     """Return an option as a parameter for Typer.
 
-    Args:    is_needed: a value is wanted, the default if none is given; otherwise None says that none was.
+    Args:    is_needed: whether the default stands for a value that is not given; otherwise None does.
     """
     kind: Any = str if option.kind is tuple else Path if option.is_path else option.kind
     default: Any = inspect.Parameter.empty if option.is_required else option.default
@@ -156,7 +156,7 @@ def _facts(option: Option, flags: Mapping[str, str], is_needed: bool) -> Any:
 
 
 def _flag(option: Option) -> str:
-    """Return an option's flag, which for what is on by default switches it off."""
+    """Return an option's flag; the flag of an option that is on by default switches it off."""
     return flag_of(f"no_{option.name}" if option.default is True else option.name)
 
 

@@ -9,12 +9,12 @@ from qpa.errors import DirectoryError, OptionError, QpaError
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of an option by its name: of "max_steps" --max-steps."""
+    """Return the flag of an option by its name, such as --max-steps for "max_steps"."""
     return "--" + name.strip("_").replace("_", "-")
 
 
 def with_flags(text: str, flags: Mapping[str, str]) -> str:
-    """Return a text in which flags stand for the options that it names in backticks; other words stay."""
+    """Return a text with flags in place of the options that it names in backticks; other words stay."""
     return re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), text)
 
 

@@ -13,8 +13,8 @@ def paused_collector() -> Iterator[None]:
 
     This is for a short process that spends its time on imports. Modules live as long as the process, so a
     collector that walks over them again and again, the last time at exit, finds next to nothing to free.
-    Afterwards the collector is on if it was on before, for what comes later. Objects that nobody refers to
-    are freed as ever; only cycles among those that were there are not.
+    Afterwards the collector is on if it was on before, for what comes later. Objects without references
+    are freed as ever; only cycles among the objects that existed by then are not.
     """
     was_on = gc.isenabled()
     gc.disable()

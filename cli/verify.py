@@ -33,7 +33,7 @@ def makers() -> Makers:
 def verify(
     step: VerifyAdapter,
     static: Annotated[
-        bool, typer.Option("--static", help="Only check the files: the manifest's; of a LoRA of any origin.")
+        bool, typer.Option("--static", help="Only check the files, of an export or of a LoRA of any origin.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:

@@ -31,7 +31,7 @@ CARD_FILE = "README.md"
 class ExportDirectory:
     """The files of an export while it is being made.
 
-    Args:    path: of the temporary directory.
+    Args:    path: the path of the temporary directory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,7 +67,7 @@ class ExportDirectory:
         self.take(name)
 
     def take(self, name: str) -> None:
-        """List a file that a library has written below `path`."""
+        """Add a file that a library has written below `path` to the list of files."""
         path = self.path / name
         self.files.append(Attachment(file=name, sha256=sha256_of(path), n_bytes=path.stat().st_size))
 
@@ -94,8 +94,8 @@ def json_text(content: Mapping[str, object]) -> bytes:
 def check_output(out: Path, *, force: bool) -> None:
     """Check that an export may be written to `out`.
 
-    Raises:  ExportError: a file; an export of qpa without `force`; or a directory that is none, or
-             holds files that are not the export's own, with or without `force`.
+    Raises:  ExportError: `out` is a file; it is an export of qpa, and `force` is not given; or it is another
+             directory, or holds files that are not the export's own, with or without `force`.
     """
     if (out.exists() or out.is_symlink()) and not out.is_dir():
         raise ExportError(str(out), "a new directory", "a file")

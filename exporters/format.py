@@ -38,13 +38,13 @@ from qpa.store.atomic_files import new_directory, remove_leftovers
 
 def dtype_option() -> Any:
     """Declare the field `dtype` of an exporter."""
-    return option("float32", help="{choices}.", choices=get_args(DtypeName))
+    return option("float32", help="Type of the numbers: {choices}.", choices=get_args(DtypeName))
 
 
 class Exporter(ABC):
     """A frozen dataclass whose fields are its options, of which `dtype` is one.
 
-    Class attributes: those of `qpa.documents.manifest.ExportFormat`; `words` say for whom and what it is;
+    Class attributes: those of `qpa.documents.manifest.ExportFormat`; `words` say what it is and for whom;
     `dtypes` are the types it can write;
     `kinds` are names of adapter kinds that it carries although the kinds do not name it themselves, as a
     format from outside may; `reads_base_model` says whether it needs the base model; `carries_all` says that
@@ -231,7 +231,7 @@ class OtherNamesExporter(BaseModelExporter):
 
 @contextmanager
 def _verified(arrays: Attachment, context: PassContext) -> Iterator[None]:
-    """Check a file's digest in a thread while it is read; what was made of it counts only if that is right.
+    """Check a file's digest in a thread while it is read; the result counts only if the digest is right.
 
     Raises:  DocumentError: the file was changed, whatever else went wrong because of it.
     """

@@ -22,14 +22,14 @@ def _words(name: str) -> str:
 
 @dataclass(frozen=True)
 class FormatChoice:
-    """What a user chooses of an export before the options of a format, which differ.
+    """The format that a user chooses for an export; which other options there are depends on it.
 
     Args:    format: a name in `FORMATS`.
     """
 
     section: ClassVar[str] = "export"
 
-    format: str = option("lora", help="{choices}.", choices=FORMATS, choice_words=_words)
+    format: str = option("lora", help="Format to write: {choices}.", choices=FORMATS, choice_words=_words)
 
 
 def exporter_for(name: str, options: Mapping[str, object]) -> Exporter:

@@ -168,7 +168,7 @@ def _check_from_base(spec: AdapterSpec, found: dict[str, Tensor]) -> None:
 def _check_names(recorded: dict[str, Tensor], generated: dict[str, Tensor]) -> None:
     if recorded.keys() != generated.keys():
         raise DocumentError(
-            "the recorded adapter", f"{len(generated)} tensors", f"{len(recorded)} tensors or others"
+            "the recorded adapter", f"{len(generated)} tensors", f"{len(recorded)} other tensors"
         )
     for path, tensor in generated.items():
         if recorded[path].shape != tensor.shape:

@@ -6,8 +6,8 @@ Rules:
    hears, only the language model and the head are adapted.
 3. target_modules of the result is the shortest list of names that selects exactly these modules in PEFT:
    module types where they are unambiguous, full paths where they are not.
-4. The adapter is tried on, without weights: PEFT refuses some modules, and where a model keeps its experts
-   fused, it takes some names for the experts, whatever else has them.
+4. The adapter is tried on a model without weights: PEFT refuses some modules, and where a model keeps its
+   experts fused, PEFT takes some names to mean the experts, even where other modules have them.
 5. As far as a config tells, a model that is not causal is refused, and one whose quantised weights cannot be
    loaded here.
 """

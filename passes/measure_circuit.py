@@ -1,4 +1,4 @@
-"""measure-circuit: the trained circuits once more, for the numbers that will be decoded.
+"""measure-circuit: run the trained circuits once more, for the numbers that will be decoded.
 
 Rules:
 1. The circuit is that of the documents, with the trained angles; all circuits travel in one call.

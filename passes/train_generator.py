@@ -44,7 +44,7 @@ class TrainGenerator(TrainingOptions):
     def run(self, source: LogicalCircuit, context: PassContext) -> TrainedGenerator:
         """Train; leave arrays, metrics.jsonl and checkpoints in the context's files.
 
-        Raises:  OptionError, ModelError, DataError: something to train with is wrong.
+        Raises:  OptionError, ModelError, DataError: something that the training needs is wrong.
                  DivergedError: a gradient is not finite; the last checkpoint stays.
                  CheckpointError: there is none to resume, it is cut short, or other options wrote it.
         """

@@ -1,8 +1,8 @@
-"""verify-adapter: is an exported directory the function that was trained, for readers we did not write?
+"""verify-adapter: check, with readers we did not write, that an export is the function that was trained.
 
 Rules:
 1. The static contract of the format is kept (`qpa.exporters.contracts`), the manifest's digests
-included.
+   included.
 2. The base model's config.json is the one of the manifest, before any code of the model runs, and its
    answers are those of the base that was trained on. The manifest may be anybody's: that it asks for
    the model's own Python code is no permission to run it.

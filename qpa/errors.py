@@ -28,11 +28,11 @@ def one_sentence(error: BaseException | str, limit: int = 300) -> str:
     1. Of several lines the first counts, with the lines after it for as long as the text plainly goes on:
        it ends with a colon, a comma, "or" and the like.
     2. The line with an HTTP status and a request id, which the Hub's client puts first, is left out.
-    3. A KeyError, whose message is the key alone, is called one.
-    4. What is longer than `limit` characters ends at a word, with " ..".
+    3. The message of a KeyError is the key alone, so " (KeyError)" is added to it.
+    4. A text of more than `limit` characters is cut at the end of a word, and " .." is added to it.
 
     Args:    error: the exception, or its text where it came out of another process.
-             limit: characters, at most.
+             limit: the largest number of characters.
     """
     kind = "" if isinstance(error, str) else type(error).__name__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -89,8 +89,8 @@ class QpaError(Exception):
 class OptionError(QpaError):
     """An option's value is out of range or does not fit the model.
 
-    The subject is the name of the option's field, and other options stand in backticks by theirs: a Python
-    caller knows no flags. The command line makes flags of both.
+    The subject is the name of the option's field. Where the message names other options, it has their fields
+    in backticks, since a Python caller knows no flags. The command line turns both into flags.
     """
 
 
@@ -101,7 +101,7 @@ def unknown_name(option: str, known: Sequence[str], name: str) -> OptionError:
 
 
 class DirectoryError(OptionError):
-    """A directory that an option names is taken, in use, or of something else; the subject is its path."""
+    """A directory that an option names is taken, in use, or no run or export; the subject is its path."""
 
 
 class ModelError(QpaError):
@@ -131,12 +131,12 @@ class TargetError(QpaError):
 class DiskFullError(QpaError, OSError):
     """A disk, or the user's share of it, has no room for a file.
 
-    It is an OSError too, which is what functions that write files raise.
+    It is an OSError too, as callers expect of functions that write files.
 
     Args:    path: the file or directory.
-             n_bytes: at least what it needs; 0 where that is no more than an entry in its directory.
-             n_free: bytes that are free where it was to be.
-             reason: the system's words.
+             n_bytes: the least that the file needs; 0 where it needs only an entry in its directory.
+             n_free: the bytes that are free where the file was to be written.
+             reason: the system's own words for the error.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Things of one sort by their names: adapter kinds, generators, sources, formats and the like.
+"""A registry finds things of one sort by their names: adapter kinds, generators, sources, formats and others.
 
-What qpa brings is listed as "module:attribute", and that module is loaded when the thing is asked for, so
-that listing a sort costs nothing. What a program adds from outside is there until it removes it.
+The things that qpa brings are listed as "module:attribute". Their module is loaded when a thing is asked for,
+so that listing a sort costs nothing. A thing that a program adds from outside stays until it is removed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Find things of one sort by name.
 
-    Args:    option: the option by which a user names one, for error messages; also what the sort is called.
-             built_in: "module:attribute" by name, in the order in which they are listed.
+    Args:    option: the option by which a user names a thing, for error messages; it also names the sort.
+             built_in: the "module:attribute" of every thing, by its name, in the order of listings.
     Source:  ours.
     """
 
@@ -49,7 +49,7 @@ class Registry(Generic[T]):
         return self._things[name]
 
     def added(self) -> tuple[str, ...]:
-        """Return the names of what was added from outside."""
+        """Return the names of the things that were added from outside."""
         return tuple(name for name in self._things if name not in self._places)
 
     def add(self, name: str, thing: T) -> None:

@@ -1,4 +1,4 @@
-"""What the manifest of an export promises, checked file by file; and how a broken rule is told.
+"""What the manifest of an export promises, checked file by file; and how broken rules are collected.
 
 L02  Every file is readable by everyone (safetensors writes mode 0600 whatever the umask).
 L03  No pickle file.
@@ -70,7 +70,7 @@ def check_manifest(directory: Path) -> Iterator[Finding]:
 
 
 def collected(findings: Iterable[Finding], rule: str, directory: Path) -> tuple[Finding, ...]:
-    """Return findings as a tuple; a directory that cannot be read is one more, and no exception.
+    """Return findings as a tuple; a directory that cannot be read gives one more, and no exception.
 
     Args:    rule: the one that such a directory breaks.
     """

@@ -48,7 +48,7 @@ def check_peft_contract(directory: Path, method: str) -> Iterator[Finding]:
 
 def _check_fields(config: JsonObject, fields: Fields) -> Iterator[Finding]:
     if unknown := sorted(config.keys() - fields.keys()):
-        yield Finding("L23", CONFIG_FILE, "the fields qpa writes", f"{several(unknown)} too")
+        yield Finding("L23", CONFIG_FILE, "only the fields that qpa writes", f"{several(unknown)} as well")
     for name, is_right in fields.items():
         if name not in config or not is_right(config[name]):
             found = short(config[name]) if name in config else "none"

@@ -34,7 +34,7 @@ from qpa.store.tensor_file import TensorPlan
 
 def tied_head_option() -> Any:
     """Declare the field `allow_tied_head` of an exporter."""
-    return option(False, help="Export an adapter on a tied output head: right unmerged, wrong merged.")
+    return option(False, help="Export an adapter on a tied output head; right unmerged, but wrong merged.")
 
 
 @final

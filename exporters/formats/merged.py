@@ -2,12 +2,12 @@
 
 Rules:
 1. A weight becomes what the kind of adapter says (`qpa.adapters.weight_kind`), W + (alpha / rank) B A for
-   LoRA, in float32, rounded once to the type that is written; of IA3, biases too.
+   LoRA, in float32, rounded once to the type that is written; IA3 changes biases too.
 2. The checkpoint keeps the base's file names, tensor names and tensors. Floating-point tensors all become one
    type, which config.json then names; the others stay as they are.
 3. Which tensor is which module's weight is asked of transformers, on a model without weights: it renames
    tensors when it loads them. A weight that it also converts, or shares between modules, is refused.
-4. One tensor at a time is in memory, and what its type changes to, with the adapter's pair for it.
+4. One tensor at a time is in memory, with its copy in the new type and the adapter's tensors for it.
 5. A number that was finite stays finite or is refused.
 
 Source: ours.
@@ -197,6 +197,10 @@ class Merge:
         return result
 
     def check_file(self, file: TensorFile) -> None:
+        """Check that the tensors of a file can be read, and that the adapted ones fit the adapter.
+
+        Raises:  ExportError: one cannot be read, or has another shape or type.
+        """
         for key, entry in file.entries.items():
             if entry.dtype not in DTYPES:
                 raise ExportError(f"{key} in {file.path}", f"a type among {', '.join(DTYPES)}", entry.dtype)
@@ -212,7 +216,7 @@ class Merge:
                 raise ExportError(f"{key} in {file.path}", f"floating-point numbers[{sides}]", found)
 
     def _shape(self, key: str) -> list[int | None]:
-        """Return the shape a tensor must have; None is a side that the adapter does not tell."""
+        """Return the shape a tensor must have; None is a side that the adapter leaves open."""
         if key in self.biases:
             return [self.kind.sides(self.arrays, self.biases[key])[0]]
         module = self.weights[key]
@@ -221,7 +225,7 @@ class Merge:
 
 
 def with_dtype(config: JsonObject, dtype: str) -> JsonObject:
-    """Return a config that names a type at its top, and in place of every other one in it."""
+    """Return a config that names this type at its top, and wherever it names another one."""
     renamed = cast(JsonObject, _with_dtype(config, dtype))
     return renamed if "torch_dtype" in renamed else renamed | {"dtype": dtype}
 
@@ -249,7 +253,7 @@ def _write_weights(merge: Merge, checkpoint: Checkpoint, directory: ExportDirect
 
 
 def _by_key(names: Sequence[str], checkpoint: Checkpoint, model: Any) -> dict[str, str]:
-    """Return the module of each of some parameters, by its key in the checkpoint."""
+    """Return the module of each of the given parameters, by the parameter's key in the checkpoint."""
     fused = {name for name in names if expert_layer(name.rpartition(".")[0]) is not None}
     keys = find_parameters(names, checkpoint.places(), model, fused=fused)
     return {key: name.rpartition(".")[0] for name, key in keys.items()}

@@ -125,7 +125,7 @@ def keys_in_layers(modules: Iterable[str], n_layers: int) -> tuple[int, frozense
         match = _IN_LAYER.fullmatch(module)
         if match is None or int(match[1]) >= n_layers:
             raise ExportError(
-                module, f"a module in one of {n_layers} layers", "another", "use `format` merged"
+                module, f"a module in one of {n_layers} layers", "one outside", "use `format` merged"
             )
         keys[int(match[1])].add(match[2])
     first = next((i for i in range(n_layers) if keys[i]), n_layers)

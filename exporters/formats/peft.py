@@ -40,7 +40,7 @@ class ExportPeft(Exporter):
     """Write a frozen adapter as a directory that PEFT alone reads.
 
     Args:    dtype: of the tensors: "float32", "bfloat16" or "float16".
-             allow_tied_head: as of `ExportLora`.
+             allow_tied_head: see `ExportLora`.
     Source:  ours.
     """
 

@@ -16,7 +16,7 @@ from qpa.exporters.onnx.graph import Prefix, cache_shapes
 
 
 def put_adapter(model: Any, arrays: FrozenArrays) -> None:
-    """Make the base model the adapted one, but for a prefix, see `AdapterKind.put_into`."""
+    """Turn the base model into the adapted one, except for a prefix, see `AdapterKind.put_into`."""
     KINDS[arrays.frozen.method].put_into(model, arrays)
 
 

@@ -36,7 +36,7 @@ SUMS_FILE = "sha256sums.txt"
 
 
 def link_base_graph(root: Path, digest: str, trace: Callable[[], onnx_ir.Model], folder: Path) -> list[str]:
-    """Link a kept base graph into a folder, made first where it is not kept yet.
+    """Link a kept base graph into a folder; where it is not kept yet, it is made first.
 
     Args:    root: the directory that keeps base graphs.
              digest: what `base_graph_digest` returns.

@@ -39,7 +39,7 @@ def write_adapter(tensors: Mapping[str, Array], path: Path) -> None:
     try:
         with room_for(path, sum(tensor.nbytes for tensor in tensors.values())):
             adapter.export_adapter(str(path))
-    except RuntimeError as error:  # all it says of a file that it cannot write
+    except RuntimeError as error:  # onnxruntime says no more of a file it cannot write
         raise OSError(errno.EIO, "onnxruntime cannot write to it") from error
 
 

@@ -41,7 +41,7 @@ EXTERNAL_DATA_BYTES = 1_900_000_000
 """Weights up to here stay in the graph's file, which protobuf limits to 2 GiB."""
 
 LONGEST_LENGTH = 100
-"""Characters of a length in the tracer's algebra, where those of usual models are past + sequence or less."""
+"""The most characters of the tracer's formula for a length; in usual models it is past + sequence or less."""
 
 _TRACEABLE = "a model torch.onnx can trace"
 _ADVICE = "use `format` lora or merged"
@@ -101,7 +101,7 @@ class _CachedModel(torch.nn.Module):
 
 
 def _context_of_tables(model: Any) -> int | None:
-    """Return the context of a model with a table of which of its tokens see which; None without one.
+    """Return the context length of a model that keeps its attention mask as a table; None without a table.
 
     The table is a mask for all rows and heads, [1, 1, context, context]. GPT-BigCode's is [context, context],
     which no layer reads.
@@ -190,7 +190,7 @@ def trace_causal_lm(
     except ExportError:
         raise
     except Exception as error:  # the tracer has errors of many families
-        cause = error.__cause__ or error  # the error itself tells how to report one
+        cause = error.__cause__ or error  # the error itself only tells how to report it
         if isinstance(cause, ExportError):
             raise cause from None
         found = one_sentence(f"{type(cause).__name__}: {cause}", limit=200)
@@ -208,7 +208,7 @@ def _trace(wrapped: _CachedModel, heads: list[tuple[int, int]]) -> Any:
     dim = torch.export.Dim
     longest = None if wrapped.n_context is None else wrapped.n_context - wrapped.n_prefix
     rows, past, rank = dim("batch_size"), dim("past_length", max=longest), dim("rank")
-    # Only the past may be empty. MPT cuts its bias from a table in a way that takes a token for granted.
+    # Only the past may be empty. MPT cuts its bias from a table in a way that needs at least one token.
     new, total = (dim(name, min=1, max=longest) for name in ("sequence_length", "total_length"))
     inputs = {"input_ids": torch.ones(2, 2, dtype=torch.int64)}
     inputs["attention_mask"] = torch.ones(2, 5, dtype=torch.int64)
@@ -259,7 +259,7 @@ def cache_shapes(model: Any) -> list[tuple[int, int]]:
 
 @contextmanager
 def _simple_lengths(name: str) -> Iterator[None]:
-    """Stop the tracer at lengths that it would simplify until the end of time.
+    """Stop the tracer at lengths whose formulas it would need endless time to simplify.
 
     Args:    name: of the model.
     Raises:  ExportError: out of the module whose output has them.
@@ -309,7 +309,7 @@ def _rank_axis(tensor: TensorRef, transposed: bool) -> int:
 
 
 def _zeros(tensor: TensorRef, rank: int, transposed: bool) -> Tensor:
-    """Return what an input of a rank is where nothing is added."""
+    """Return the value of an input of this rank that adds nothing to the model."""
     n_rows, n_columns = (rank, tensor.shape[1]) if tensor.axis == "row" else (tensor.shape[0], rank)
     return torch.zeros((n_columns, n_rows) if transposed else (n_rows, n_columns))
 

@@ -21,7 +21,7 @@ from qpa.errors import ModelError
 def attach_adapter(model: Any, spec: AdapterSpec, n_kept_rows: Mapping[str, int] = {}) -> Any:
     """Wrap a base model with a trainable float32 adapter at its initial values.
 
-    All but a prefix leave the model what it was: lora_B and ffa_up are zero, and the scales of IA3 are one.
+    Every kind but a prefix leaves the model as it was: lora_B and ffa_up are zero, and IA3's scales are one.
 
     Args:    model: transformers model; changed in place.
              spec: its seed draws lora_A, ffa_down, and a prefix's tokens.
@@ -65,7 +65,7 @@ def adapter_parameters(wrapped: Any, spec: AdapterSpec) -> dict[str, AdapterPara
 
 
 def _check_whole(parameters: Mapping[str, AdapterParameter], spec: AdapterSpec) -> None:
-    """Check that the parts of a parameter are all of it, where all of it is trained."""
+    """Check that the parts of every parameter make up the whole of it, where the whole is trained."""
     n_left: Counter[Parameter] = Counter()
     for tensor in spec.tensors:
         if not is_partly_trained(tensor):

@@ -72,13 +72,13 @@ class _Directory(PeftDirectory):
         return lora_config(frozen, frozen.rank, use_dora=True)
 
     def shapes(self, frozen: FrozenAdapter) -> dict[str, tuple[int, ...]]:
-        """Return the shapes, of magnitudes [out]."""
+        """Return the shapes; that of the magnitudes is [out]."""
         shapes = super().shapes(frozen)
         magnitudes = [tensor for tensor in frozen.tensors if tensor.role == MAGNITUDES.name]
         return shapes | {KEY_PREFIX + tensor.path: tensor.shape[:1] for tensor in magnitudes}
 
     def check(self, config: JsonObject, file: TensorFile) -> Iterator[Finding]:
-        """Yield modules without all three tensors of one rank, and an alpha that is not the rank."""
+        """Yield modules that lack a tensor or have one of another rank, and an alpha that is not the rank."""
         rank = config["r"]
         if config["lora_alpha"] != rank:
             yield Finding("L23", f"{CONFIG_FILE} lora_alpha", "r", short(config["lora_alpha"]))
@@ -118,11 +118,11 @@ class Dora(LowRankKind):
         return (rank, layer.n_in), (layer.n_out, rank), (layer.n_out, 1)
 
     def parameter_name(self, tensor: AdapterTensor, modules: Collection[str]) -> str:
-        """Return PEFT's name."""
+        """Return the name of the parameter in PEFT."""
         return module_parameter(tensor.module, tensor.role)
 
     def part(self, parameter: Parameter, tensor: AdapterTensor, spec: AdapterSpec) -> AdapterParameter:
-        """Return PEFT's magnitudes [out] as [out, 1], or all of another parameter."""
+        """Return PEFT's magnitudes [out] as [out, 1], and any other parameter as a whole."""
         import torch
 
         from qpa.adapters.parameter_view import ParameterView
@@ -143,9 +143,9 @@ class Dora(LowRankKind):
     def weight_change(
         self, arrays: FrozenArrays, module: str, blocks: Blocks, *, transposed: bool
     ) -> WeightChange:
-        """Return W + B A with the rows, of a transposed weight the columns, brought to their lengths.
+        """Return W + B A with its rows, or a transposed weight's columns, brought to the trained lengths.
 
-        The blocks are read once, for the lengths that the rows have.
+        The blocks are read once, to measure the lengths that the rows have without that.
         """
         import numpy as np
 

@@ -48,7 +48,7 @@ class ExpertLayer:
     """A linear layer of one expert.
 
     Args:    block: path of the module that holds the fused parameters.
-             index: of the expert.
+             index: the number of the expert.
              layer: "gate_proj", "up_proj" or "down_proj".
     """
 
@@ -90,7 +90,7 @@ def has_experts(modules: Collection[str]) -> bool:
 
 
 def needs_down(module: str) -> str | None:
-    """Return the down_proj beside which alone PEFT reads a gate_proj or up_proj; None for other layers."""
+    """Return the down_proj without which PEFT does not read a gate_proj or up_proj; None for other layers."""
     expert = expert_layer(module)
     return None if expert is None or expert.is_down else f"{expert.block}.{expert.index}.down_proj"
 
@@ -133,8 +133,8 @@ def refuse_left_out(model: Any, candidates: Collection[str]) -> None:
 def check_beside_experts(model: Any, spec: AdapterSpec) -> None:
     """Check that PEFT adapts the modules of a spec on a model whose experts are fused.
 
-    PEFT takes some names for the experts, whatever else has them. It reads gate_proj and up_proj of experts
-    only beside down_proj.
+    PEFT takes some names to mean the experts, even where other modules have them. It reads gate_proj and
+    up_proj of experts only where down_proj is adapted too.
 
     Args:    model: on torch's meta device, and not used any more afterwards.
     Raises:  OptionError: PEFT does not make exactly the tensors of the spec, of names that experts have.
@@ -195,7 +195,7 @@ def _is_fused(block: Any) -> bool:
 def parameter_name(tensor: AdapterTensor, expert: ExpertLayer, adapted: Collection[str]) -> str:
     """Return the name of the parameter of a model in PEFT that holds an expert's tensor.
 
-    Args:    adapted: all modules of the adapter: where both parameters of a block are, one wraps the other.
+    Args:    adapted: all adapted modules; where both parameters of a block are adapted, one wraps the other.
     """
     is_inner = needs_down(tensor.module) in adapted
     return module_parameter(parameter_inside(expert.block) if is_inner else expert.block, tensor.role)
@@ -220,7 +220,7 @@ def is_partly_trained(tensor: AdapterTensor) -> bool:
 def keep_unmixed(wrapped: Any, rank: int) -> None:
     """Keep the gradient of every gate_up_proj's lora_B to the parts that are trained.
 
-    Otherwise whoever looks at the whole gradient, to clip it, would see the quarters that mix two layers.
+    Otherwise the norm by which the whole gradient is clipped would count the quarters that mix two layers.
     """
     for name, parameter in wrapped.named_parameters():
         if parameter.requires_grad and name.endswith(FUSED_GATE_UP_B):

@@ -4,7 +4,7 @@ Rules:
 1. The scaling alpha / rank of a product is multiplied into lora_B in float32, so that no format has to carry
    it. A scaling of 1 leaves the bits alone.
 2. Padding adds rows of zeros to lora_A and columns of zeros to lora_B.
-3. A cast rounds to nearest even, last of all; what does not fit the type is refused, never infinite.
+3. A cast is the last step and rounds to nearest even; a number that does not fit the type is refused.
 
 Source: ours.
 """
@@ -28,7 +28,7 @@ SAFETENSORS_TYPE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 class FrozenArrays:
     """The tensors of a frozen adapter, read one at a time.
 
-    Args:    rank: at least the adapter's; more is padding.
+    Args:    rank: the rank that is written; what is above the adapter's own rank is padding.
     """
 
     frozen: FrozenAdapter
@@ -44,7 +44,7 @@ class FrozenArrays:
 
         Args:    dtype: "float32", "bfloat16" or "float16".
                  rank_pad: pad the rank to a multiple of it.
-        Raises:  OptionError: a multiple below 1.
+        Raises:  OptionError: `rank_pad` is below 1.
                  DocumentError: the file is missing or cut short.
                  ExportError: its tensors are not the document's.
         """
@@ -109,7 +109,7 @@ class FrozenArrays:
             if np.all(np.isfinite(array)):
                 found, advice = f"one too large: {np.abs(array).max():.1e}", "use bfloat16 or float32"
             else:
-                found, advice = "NaN or infinity", "train again with a smaller step"
+                found, advice = "NaN or infinity", "train again with a lower learning rate"
             raise ExportError(path, f"finite {self.dtype} numbers", found, advice)
         return cast
 

@@ -43,7 +43,7 @@ class HookedModel(nn.Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Be the base model for a while."""
+        """Let the model answer as the base model while the block runs."""
         self.is_enabled = False
         try:
             yield
@@ -53,7 +53,7 @@ class HookedModel(nn.Module):
     def module_for(self, path: str, name: str) -> Any:
         """Return a module of the base model that is to hold something of the adapter.
 
-        Args:    name: of what it will hold.
+        Args:    name: the name of what the module is to hold.
         Raises:  ModelError: the model has no module of this path, or a module that cannot hold it.
         """
         try:
@@ -69,7 +69,7 @@ class HookedModel(nn.Module):
     def change_output(self, module: Any, change: Change) -> None:
         """Let a module return `change(module, output)` while the adapter is enabled.
 
-        Args:    change: of a tensor; where a module returns several, of the first.
+        Args:    change: the change of a tensor; where a module returns several tensors, of the first one.
         """
         module.register_forward_hook(partial(self._changed, change))
 

@@ -1,4 +1,4 @@
-"""IA3: ia3_l scales what a module returns, or, of the second layer of a feed-forward block, what it gets.
+"""IA3: ia3_l scales the output of a module, or the input of the second layer of a feed-forward block.
 
 ia3_l is [out, 1] where it scales outputs, and so the bias, and [1, in] where it scales inputs. It starts
 at one.
@@ -69,7 +69,7 @@ class _Directory(PeftDirectory):
         }
 
     def check(self, config: JsonObject, file: TensorFile) -> Iterator[Finding]:
-        """Yield modules whose ia3_l is missing, or not of the side that the config says."""
+        """Yield modules whose ia3_l is missing, or scales another side than the config says."""
         end = f".{SCALES.name}"
         shapes = {
             key.removeprefix(KEY_PREFIX).removesuffix(end): entry.shape for key, entry in file.entries.items()
@@ -138,7 +138,7 @@ class Ia3(WeightKind):
         )
 
     def parameter_name(self, tensor: AdapterTensor, modules: Collection[str]) -> str:
-        """Return PEFT's name."""
+        """Return the name of the parameter in PEFT."""
         return module_parameter(tensor.module, tensor.role, is_module=False)
 
     def sides(self, arrays: FrozenArrays, module: str) -> tuple[int | None, int | None]:
@@ -160,7 +160,7 @@ class Ia3(WeightKind):
         return WeightChange(column_scale=scale.reshape(1, -1))
 
     def bias_scale(self, arrays: FrozenArrays, module: str) -> Array | None:
-        """Return the scales of a module's outputs, which are the bias's too; None where inputs are scaled."""
+        """Return the scales of a module's outputs, which scale its bias too; None where inputs are scaled."""
         (tensor,) = arrays.of_module(module)
         scale: Array = arrays.read(tensor.path)
         return None if tensor.axis == "row" else scale.ravel()

@@ -13,10 +13,11 @@ from qpa.seeds import split_seed
 def initial_value(path: str, shape: tuple[int, int], rule: str, seed: int) -> Tensor:
     """Return a tensor's value before training, float32, on the CPU.
 
-    Args:    path: of the tensor; it is mixed into the seed, so that values do not depend on the order.
-             rule: "zeros"; "ones"; "kaiming_uniform": uniform in +-1/sqrt(in_features), as PEFT draws
-             lora_A; "uniform" in +-1, which gives an embedding, whose input has a single 1, the same.
-             seed: of the run.
+    Args:    path: the tensor's path, which is mixed into the seed, so that values do not depend on the order.
+             rule: "zeros"; "ones"; "kaiming_uniform", which is uniform in +-1/sqrt(in_features), as PEFT
+             draws lora_A; or "uniform", which is uniform in +-1 and gives an embedding, whose input has a
+             single 1, outputs of the same size.
+             seed: the seed of the run.
     """
     if rule in ("zeros", "ones"):
         return torch.full(shape, float(rule == "ones"))

@@ -57,10 +57,10 @@ class AdapterKind(ABC):
     Class attributes:
              name: as on the command line and in documents, "ia3".
              title: what people call the kind, "IA3".
-             place: where in the model an adapter is that names no modules, for a sentence of a card.
-             rules: of its tensors.
-             default_rank: the rank where none is asked for; of other kinds the number they have in its place.
-             has_rank, has_alpha, has_targets: the user may choose them.
+             place: where in the model an adapter that names no modules is, in words for a card.
+             rules: the rules of its tensors.
+             default_rank: the rank where none is asked for, or the number that a kind has in its place.
+             has_rank, has_alpha, has_targets: whether the user may choose them.
              peft: what a directory of the kind in PEFT holds; None where PEFT does not have the kind, or a
              format has a contract of its own for it.
              formats: the names of the export formats that carry the kind, the plainest first.
@@ -130,7 +130,7 @@ class AdapterKind(ABC):
         """
 
     def part(self, parameter: Parameter, tensor: AdapterTensor, spec: AdapterSpec) -> AdapterParameter:
-        """Return the part of a parameter that is a tensor; it is all of it unless a kind says otherwise.
+        """Return the part of a parameter that holds a tensor: the whole of it, unless a kind says otherwise.
 
         Raises:  ModelError: the parameter has no such part.
         """
@@ -145,7 +145,7 @@ class AdapterKind(ABC):
 
     @abstractmethod
     def put_into(self, model: Any, arrays: FrozenArrays) -> None:
-        """Make a base model the adapted one, but for a prefix, which is in no module.
+        """Turn a base model into the adapted one, except for a prefix, which is in no module.
 
         Args:    model: float32, changed in place.
         Raises:  ModelError: the model has no such module, or one of another shape.

@@ -41,7 +41,7 @@ class Lora(LowRankKind):
         return {**input_embedding(model), **linear_layers(model), **experts.expert_layers(model)}
 
     def shapes(self, path: str, layer: Layer, rank: int) -> Sequence[tuple[int, int]]:
-        """Return the shapes of lora_A and lora_B, or of an embedding's."""
+        """Return the shapes of lora_A and lora_B, or of an embedding's two factors."""
         return (rank, layer.n_in), (layer.n_out, rank)
 
     def wrap(self, model: Any, spec: AdapterSpec) -> Any:
@@ -51,14 +51,14 @@ class Lora(LowRankKind):
         return wrapped
 
     def parameter_name(self, tensor: AdapterTensor, modules: Collection[str]) -> str:
-        """Return PEFT's name."""
+        """Return the name of the parameter in PEFT."""
         if (expert := experts.expert_layer(tensor.module)) is not None:
             return experts.parameter_name(tensor, expert, modules)
         is_module = tensor.role not in embedding.NAMES
         return module_parameter(tensor.module, tensor.role, is_module=is_module)
 
     def part(self, parameter: Parameter, tensor: AdapterTensor, spec: AdapterSpec) -> AdapterParameter:
-        """Return an expert's part of the parameter of all experts, or all of another parameter."""
+        """Return an expert's part of the parameter of all experts, and any other parameter as a whole."""
         if (expert := experts.expert_layer(tensor.module)) is not None:
             return experts.parameter_part(parameter, tensor.role, expert, spec.rank)
         return parameter

@@ -68,7 +68,7 @@ class LowRankKind(WeightKind):
         return f"a rank-{rank} {self.title}"
 
     def check_rank(self, layers: Mapping[str, Layer], rank: int | None) -> int:
-        """Return the rank that was asked for, or the default, or the smallest side of a module below it.
+        """Return the rank that was asked for; else the default, or the smallest side if that is less.
 
         Raises:  OptionError: the rank is above a side.
         """

@@ -1,7 +1,7 @@
-"""A base model whose weights become those that an adapter makes of them, in memory.
+"""Change the weights of a base model in memory to those that an adapter makes of them.
 
 Rules:
-1. A weight becomes a parameter of its own, so that one which was shared with another module no longer is.
+1. A changed weight becomes a parameter of its own, so that it is no longer shared with another module.
 2. The weight of a fused expert stays a part of the parameter of all experts, and is changed there.
 """
 

@@ -35,10 +35,10 @@ class ModuleKind(AdapterKind):
     """A kind of adapter on modules that the user selects.
 
     Class attributes:
-             default_targets: "all-linear", or names, of which a model has some.
-             has_one_default: of the names, the first that a model has is the default, and not all.
-             takes_all: "all-linear" may be asked for.
-             candidate_words: what the modules are that may be selected, for error messages.
+             default_targets: "all-linear", or names, some of which a model has.
+             has_one_default: whether the default is the first of the names that a model has, and not all.
+             takes_all: whether "all-linear" may be asked for.
+             candidate_words: a name of the modules that may be selected, for error messages.
     """
 
     default_targets: ClassVar[tuple[str, ...]] = (ALL_LINEAR,)
@@ -57,7 +57,7 @@ class ModuleKind(AdapterKind):
     def check_rank(self, layers: Mapping[str, Layer], rank: int | None) -> int:
         """Return the rank for some modules.
 
-        Args:    rank: that is asked for; None for the default.
+        Args:    rank: the rank that is asked for; None for the default.
         Raises:  OptionError: it is too large for a module.
         """
         return self.default_rank if rank is None else rank
@@ -115,7 +115,7 @@ class ModuleKind(AdapterKind):
         return tuple(found[:1] if self.has_one_default else found)
 
     def _check_target(self, target: str, known: Mapping[str, Layer], model: Any) -> None:
-        """Check that a target is of modules that the kind can adapt."""
+        """Check that a target selects modules that the kind can adapt."""
         if target == ALL_LINEAR:
             if self.takes_all:
                 return

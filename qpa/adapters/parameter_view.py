@@ -1,7 +1,7 @@
 """A part of a parameter that is trained as a tensor of its own.
 
-PEFT keeps some adapters in larger parameters than the tensors that belong together: the prefixes of all
-layers in one, the LoRA of all experts in one.
+PEFT keeps some adapters in parameters that hold several tensors: one holds the prefixes of all layers, and
+another the LoRA of all experts.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch.nn import Parameter
 
 
 class ParameterView:
-    """What `GeneratedAdapterOptimizer` uses of a parameter, of a part of one.
+    """A part of a parameter, with all that `GeneratedAdapterOptimizer` uses of a parameter.
 
-    Args:    parameter: a leaf.
-             part: gives a view of a tensor of the parameter's shape, never a copy.
+    Args:    parameter: the whole parameter, a leaf of autograd.
+             part: a function that returns a view, and never a copy, of a tensor of the parameter's shape.
     Source:  ours.
     """
 
@@ -57,5 +57,5 @@ AdapterParameter = Parameter | ParameterView
 
 
 def leaf_of(parameter: AdapterParameter) -> Parameter:
-    """Return the parameter itself, of which others may be parts too."""
+    """Return the whole parameter, of which other tensors may be parts too."""
     return parameter.parameter if isinstance(parameter, ParameterView) else parameter

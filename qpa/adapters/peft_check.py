@@ -1,7 +1,7 @@
 """Whether PEFT makes an adapter on a model, asked on torch's meta device before there are weights.
 
-Wrapping all 80 layers of a large model takes seconds. PEFT decides by a module's name and kind, so of the
-layers of a list that are alike, the first is asked for all.
+Wrapping all 80 layers of a large model takes seconds. PEFT decides by a module's name and kind, so
+among like layers of a list the first is tried for all of them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _is_accepted(model: Any, spec: AdapterSpec, target: str) -> bool:
 
 
 def _without_repeats(model: Any, spec: AdapterSpec) -> AdapterSpec:
-    """Put an Identity in the place of every layer like one before it; return the spec of what is left."""
+    """Replace every layer that is like an earlier one by an Identity; return the spec of what is left."""
     import torch
 
     adapted = {_module_path(tensor.module) for tensor in spec.tensors}

@@ -1,6 +1,6 @@
 """How PEFT keeps a kind of adapter in a directory: adapter_config.json and adapter_model.safetensors.
 
-A kind says here what is written for it and what of that is right, so that the one cannot change without the
+A kind says here what is written for it and which content is right, so that the one cannot change without the
 other. LoRA has a contract of its own for directories of every origin (`qpa.exporters.contracts.lora`).
 """
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from qpa.store.tensor_file import Array, TensorFile
 
 Fields = Mapping[str, Callable[[object], bool]]
-"""What a field of adapter_config.json may hold, by its name."""
+"""For each field of adapter_config.json, a function that says whether the field may hold a value."""
 
 
 class PeftDirectory(ABC):
     """What a directory of one kind of adapter holds.
 
     Class attributes:
-             tag: of the kind, on the Hub.
-             warning: what engines do with such a directory that do not serve it, for the card.
+             tag: the tag of the kind on the Hub.
+             warning: words for the card on what engines do that do not serve such a directory.
              fields: all fields of adapter_config.json.
     """
 
@@ -45,7 +45,7 @@ class PeftDirectory(ABC):
     def check(self, config: JsonObject, file: TensorFile) -> Iterator[Finding]:
         """Yield which tensors of a directory of any origin are not those of its config, rule L24.
 
-        Args:    config: whose `fields` are right.
+        Args:    config: the config, whose `fields` are known to be right.
         """
 
     def shapes(self, frozen: FrozenAdapter) -> dict[str, tuple[int, ...]]:
@@ -68,7 +68,7 @@ def common_config(frozen: FrozenAdapter) -> JsonObject:
 
 
 def is_one_of(*values: object) -> Callable[[object], bool]:
-    """Return the check for values of the same type; a 1 is not true."""
+    """Return a check that a value is one of these, and of the same type: 1 is not true."""
     return lambda value: any(
         value is wanted or (type(value), value) == (type(wanted), wanted) for wanted in values
     )
@@ -106,9 +106,9 @@ MODULE_FIELDS: Fields = {
 def check_names(
     found: Collection[str], wanted: Collection[str], modules: Collection[str], config: JsonObject
 ) -> Iterator[Finding]:
-    """Yield keys that should not be there or are missing, and modules that target_modules does not tell.
+    """Yield keys that are missing or should not be there, and modules that target_modules does not select.
 
-    Args:    modules: that have tensors.
+    Args:    modules: the modules that have tensors.
     """
     if others := sorted({*found} ^ {*wanted}) or ([] if modules else ["no tensor"]):
         yield Finding("L24", several(others), "the tensors of each module, and no others", "another set")

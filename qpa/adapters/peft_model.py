@@ -14,7 +14,7 @@ def wrap_in_peft(model: Any, config: Any, title: str) -> Any:
     Args:    model: changed in place.
              config: of PEFT, for the kind of adapter.
              title: what people call the kind.
-    Raises:  ModelError: PEFT does not have the adapter on such a model.
+    Raises:  ModelError: PEFT cannot put the adapter on such a model.
     """
     from peft import get_peft_model
 

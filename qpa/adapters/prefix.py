@@ -1,7 +1,7 @@
 """Prefix tuning: keys and values that the attention of every layer finds before the text's own.
 
 They start as the keys and values of tokens drawn from the vocabulary, since activations of real words were
-found better than random numbers. All layers' are parts of one parameter of PEFT, one after the other.
+found better than random numbers. In PEFT, the prefixes of all layers are parts of one parameter, in turn.
 
 Source: arXiv 2101.00190; names as in PEFT, roles ours.
 """
@@ -86,7 +86,7 @@ class _Directory(PeftDirectory):
         return np.concatenate([arrays.read(tensor.path) for tensor in arrays.frozen.tensors], axis=1)
 
     def check(self, config: JsonObject, file: TensorFile) -> Iterator[Finding]:
-        """Yield another tensor than the one, or another shape."""
+        """Yield a finding where the file has other tensors than this one, or this one has another shape."""
         n_tokens, n_layers = config["num_virtual_tokens"], config["num_layers"]
         assert isinstance(n_layers, int)
         shape = file.entries[PROMPT_KEY].shape if file.entries.keys() == {PROMPT_KEY} else ()
@@ -150,7 +150,7 @@ class Prefix(AdapterKind):
         width = tensor.shape[1]
         first = spec.tensors.index(tensor) * width
         if parameter.shape[1] < first + width:
-            expected = f"at least {first + width} numbers a token"
+            expected = f"at least {first + width} numbers per token"
             raise ModelError(tensor.path, expected, str(parameter.shape[1]))
         return ParameterView(parameter, partial(torch.narrow, dim=1, start=first, length=width))
 

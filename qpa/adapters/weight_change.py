@@ -1,7 +1,7 @@
 """What an adapter makes of a weight of the base model: row_scale (W + left right) column_scale.
 
-A Conv1D and an embedding store W as [in, out]: the same, transposed. Which change it is, each kind says in
-its own file; the factor alpha / rank is in the left factor already (`qpa.adapters.frozen_arrays`).
+A Conv1D and an embedding store W as [in, out], and so their change is transposed. Each kind says in its own
+file which change it makes; alpha / rank is in one of the factors already (`qpa.adapters.frozen_arrays`).
 
 Source: ours.
 """
@@ -17,7 +17,7 @@ from qpa.errors import ExportError
 from qpa.store.tensor_file import Array
 
 Blocks = Callable[[], Iterable[tuple[slice, Array]]]
-"""Gives the stored weight in blocks of rows, each with the place of its rows."""
+"""A function that gives the stored weight in blocks of rows, each with the slice of its rows."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class WeightKind(ModuleKind):
 
     @abstractmethod
     def sides(self, arrays: FrozenArrays, module: str) -> tuple[int | None, int | None]:
-        """Return out_features and in_features of an adapted module; None is one the adapter does not tell."""
+        """Return out_features and in_features of an adapted module; None is one the adapter leaves open."""
 
     @abstractmethod
     def weight_change(
@@ -36,7 +36,7 @@ class WeightKind(ModuleKind):
     ) -> WeightChange:
         """Return what the adapter makes of a module's weight.
 
-        Args:    blocks: of the base's weight, for a change that depends on it.
+        Args:    blocks: the blocks of the base's weight, for a change that depends on it.
                  transposed: the weight is stored as [in, out].
         Raises:  ExportError: the arrays are not finite.
         """
@@ -48,8 +48,8 @@ class WeightKind(ModuleKind):
     def check(self, model: Any, spec: AdapterSpec) -> None:
         """Check that PEFT makes exactly the tensors of the spec, where that is in question.
 
-        Of linear layers PEFT refuses those of fused experts, by their names, and those of state-space mixers,
-        which have convolutions. Any other model is spared PEFT's import.
+        PEFT refuses some linear layers: those of fused experts, by their names, and those of state-space
+        mixers, which have convolutions. For any other model PEFT is not imported, since that takes time.
         """
         if fused_parameters(model):
             check_beside_experts(model, spec)

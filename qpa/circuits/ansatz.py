@@ -1,7 +1,7 @@
 """What an ansatz kind answers, and the kinds there are.
 
-A kind is a class without state; what it is asked about is the `Ansatz` record of a document. Adding one is a
-file of its own and a line in `ANSATZE`.
+A kind is a class without state, which is asked about the `Ansatz` record of a document. To add a kind, write
+a file of its own and add a line to `ANSATZE`.
 
 Bit order, for all kinds: qubit 0 is the most significant bit of the chunk index. Qiskit counts the other way,
 so qubit k is measured into classical bit n-1-k, and the measured integer is the chunk index.
@@ -114,7 +114,7 @@ def kind_of(ansatz: Ansatz) -> AnsatzKind:
 def parameters(ansatz: Ansatz) -> ParameterVector:
     """Return the angles of a circuit as Qiskit's parameters, the same for every circuit of a shape.
 
-    A random identity, Qiskit's default, would make every QPY file of the same circuit another one.
+    Qiskit's default is a random identity, with which every QPY file of the same circuit would be another one.
     """
     from qiskit.circuit import ParameterVector
 

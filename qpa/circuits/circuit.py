@@ -21,8 +21,8 @@ class Circuit:
     """One parametric circuit.
 
     Args:    ansatz: which circuit it is.
-             native: the same in a device's own gates, with its measurements, as transpile-circuit left it;
-             None where it was not loaded.
+             native: the same circuit in a device's own gates, with its measurements, as transpile-circuit
+             left it; None where it was not loaded.
              target: the device's name; "none" for no device.
     Raises:  DocumentError: this qpa has no such ansatz.
     """
@@ -57,7 +57,7 @@ class Circuit:
 def load_circuit(context: PassContext, *, native: bool) -> Circuit:
     """Return the run's circuit.
 
-    Args:    native: with the circuit in the target's own gates.
+    Args:    native: whether the circuit in the target's own gates is loaded too.
     Raises:  PipelineError: there is no native circuit.
              DocumentError: its file is missing or damaged.
     """

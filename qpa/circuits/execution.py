@@ -19,7 +19,7 @@ from qpa.seeds import split_seed
 
 @dataclass(frozen=True)
 class Execution:
-    """A circuit with what runs it; without more it is simulated exactly, with adjoint gradients."""
+    """A circuit and what runs it; by default it is simulated exactly, with adjoint gradients."""
 
     circuit: Circuit
     source: Source = field(default_factory=ExactSimulator)
@@ -55,9 +55,9 @@ class Execution:
         return self.connect(angles, measured)
 
     def connect(self, angles: Tensor, measured: Tensor) -> Tensor:
-        """Return what was measured before, from which autograd reaches the angles, without a run of a device.
+        """Return earlier measurements, from which autograd reaches the angles, without running a device.
 
-        Args:    measured: what `run` gave for these angles. A simulation gives the same once more.
+        Args:    measured: what `run` gave for these angles; a simulation is run again and gives the same.
         """
         if self.gradient.needs_differentiable:
             return self.source.probabilities(self.circuit, angles)

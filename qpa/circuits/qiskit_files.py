@@ -62,7 +62,7 @@ def load_qpy(content: bytes, subject: str) -> QuantumCircuit:
     Qiskit's reader believes the lengths in the file: read only what `FileStore.get` has checked.
 
     Args:    subject: the file's name, for error messages.
-    Raises:  DocumentError: no QPY, one of a newer Qiskit, or not one circuit.
+    Raises:  DocumentError: it is no QPY, is from a newer Qiskit, or does not hold exactly one circuit.
     """
     from qiskit import qpy
 

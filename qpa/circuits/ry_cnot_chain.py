@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_DENSE_QUBITS = 7
-"""Up to here one matrix of side 2**n_qubits a layer is faster (`python -m benchmarks.circuit_time`)."""
+"""The most qubits for which a matrix of side 2**n_qubits per layer is faster (`benchmarks.circuit_time`)."""
 
 
 @final
@@ -39,7 +39,7 @@ class RyCnotChain(AnsatzKind):
     feature_mean: ClassVar[float] = math.sqrt(2 / math.pi)
 
     def n_angles(self, n_qubits: int, n_layers: int) -> int:
-        """Return one angle a qubit and layer."""
+        """Return the number of angles, one for each qubit in each layer."""
         return n_layers * n_qubits
 
     def build(self, ansatz: Ansatz) -> QuantumCircuit:
@@ -67,7 +67,7 @@ class RyCnotChain(AnsatzKind):
         return probabilities
 
     def window_angles(self, ansatz: Ansatz, bits: Tensor) -> Tensor:
-        """Return angles of a product state that the last layer makes alone.
+        """Return the angles of a product state that the last layer alone prepares.
 
         It is RY(0) or RY(pi) on the qubits that number windows and RY(pi/2) on the others. The CNOTs after it
         map bits to prefix sums modulo 2, so each of the former is turned by the difference of two

@@ -25,7 +25,7 @@ _GENERIC_SEED = 0
 @final
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A target's facts under the name that finds them again."""
+    """A device: what Qiskit knows of it, under the name by which it is found again."""
 
     name: str
     target: Target

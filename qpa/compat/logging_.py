@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_logs(level: int) -> Iterator[None]:
-    """Keep all records up to a level away, and afterwards only those that were kept away before."""
+    """Suppress all log records up to a level, and afterwards only those that were suppressed before."""
     before = logging.root.manager.disable
     logging.disable(level)
     try:

@@ -23,15 +23,15 @@ PROMPT_KEY = "prompt_embeddings"
 """The key of that parameter in a file."""
 
 FUSED_GATE_UP_B = f".experts.base_layer.lora_B.{ADAPTER_NAME}.weight"
-"""How the name ends of the lora_B of fused experts' gate_up_proj, which the wrapper of down_proj wraps."""
+"""The end of the name of the lora_B of fused experts' gate_up_proj, whose wrapper is inside down_proj's."""
 
 
 def module_parameter(module: str, role: str, *, is_module: bool = True) -> str:
     """Return the name of an adapter's parameter in a wrapped model.
 
     Args:    module: path of the adapted module, or of a wrapper inside it.
-             role: "lora_A".
-             is_module: the parameter is the weight of a module of that name, and not itself of that name.
+             role: the name of the role, such as "lora_A".
+             is_module: whether a module has that name, and the parameter is its weight.
     """
     name = f"{KEY_PREFIX}{module}.{role}.{ADAPTER_NAME}"
     return f"{name}.weight" if is_module else name

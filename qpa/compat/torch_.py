@@ -1,7 +1,7 @@
 """What qpa uses of torch beyond its documented interface, as seen in torch 2.13.
 
-What is done to each of some tensors is one call for the list of them, and on a GPU one kernel, where a loop
-would be one for each.
+An operation on each of several tensors is one call with the list of them, and one kernel on a GPU, where a
+loop would need a kernel for each tensor.
 """
 
 from __future__ import annotations

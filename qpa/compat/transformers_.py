@@ -7,7 +7,7 @@ from typing import Any
 
 
 def tied_parameters(model: Any) -> Mapping[str, str]:
-    """Return the names of parameters that share the numbers of another one, and that one's."""
+    """Return the name of every parameter that shares another one's numbers, with that other one's name."""
     return getattr(model, "all_tied_weights_keys", None) or {}
 
 
@@ -30,7 +30,7 @@ def use_batched_experts(model: Any) -> None:
 
 
 def loaded_names(keys: Iterable[str], model: Any) -> Iterator[tuple[str, tuple[str, bool]]]:
-    """Yield, for every key the model reads, its name there and whether it is converted on the way."""
+    """Yield, for every key the model reads, its name in the model and whether it is converted on the way."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
 

@@ -9,7 +9,7 @@ class ParameterAccount(Record):
     """The trained numbers of the generator against those of the adapter it generates.
 
     Args:    n_angles: angles of all circuits.
-             n_control: numbers that a control trains in the circuits' place.
+             n_control: the numbers that a control trains in the circuits' place.
              n_decoder: weights and biases of all groups' decoders.
              n_adapter: m, the trainable numbers of the same adapter without a generator.
     """
@@ -31,7 +31,7 @@ class ParameterAccount(Record):
 
 
 def with_control_account(content: JsonObject) -> JsonObject:
-    """Return the content of a document whose account did not tell a control's numbers from angles yet."""
+    """Return the content of a document from the time when an account had no field for a control's numbers."""
     account = content["account"]
     if not isinstance(account, dict):
         raise TypeError("an account is an object")

@@ -22,14 +22,14 @@ class BaseModelReference(Record):
     """The base model an adapter belongs to.
 
     Args:    name_or_path: local directory or Hub id, as the user gave it.
-             local: it was a local directory, which is never looked for on the Hub.
+             local: whether it was a local directory, which is never looked for on the Hub.
              revision: Hub revision; None for a local directory or the default branch.
              config_digest: digest of what the model's config.json says, see `qpa.models.base_model`.
              model_type, architecture: as in the config, "llama" and "LlamaForCausalLM".
              head: module path of the output head; None where the model names none.
-             ties_lm_head: the output head shares its weight with the input embedding.
-             trust_remote_code: the plan was made with the model's own Python code. A record, and no
-             permission to run it again.
+             ties_lm_head: whether the output head shares its weight with the input embedding.
+             trust_remote_code: whether the plan was made with the model's own Python code; this is a
+             record, and no permission to run that code again.
     """
 
     name_or_path: str
@@ -46,9 +46,9 @@ class BaseModelReference(Record):
 class AdapterTensor(TensorRef):
     """One tensor of the adapter.
 
-    Args:    module_type: last component of the module's path, "q_proj"; of a prefix "layers".
-             initial: rule for the tensor's value before training; "base": read from the base model, see
-             `qpa.adapters.attach`.
+    Args:    module_type: the last component of the module's path, such as "q_proj"; "layers" for a prefix.
+             initial: the rule for the tensor's value before training; "base" means that the value is read
+             from the base model, see `qpa.adapters.attach`.
     """
 
     module_type: str
@@ -81,13 +81,14 @@ class AdapterSpec(Document):
     occurs twice; the shapes keep the rules of the kind (`qpa.documents.tensors`).
 
     Args:    method: the kind of adapter, by its name in `qpa.adapters.registry`.
-             rank: of LoRA and DoRA; hidden width of a feed-forward adapter; virtual tokens of a prefix;
-             1 for IA3.
-             alpha: delta W is alpha / rank times B A; equal to rank where there is no such product.
+             rank: the rank of LoRA and DoRA, the hidden width of a feed-forward adapter, or the number of
+             virtual tokens of a prefix; 1 for IA3.
+             alpha: the change of a weight is alpha / rank times B A; alpha equals rank where there is no
+             such product.
              target_modules: shortest list of names that selects exactly the adapted modules in PEFT; none
              for a prefix.
-             fan_in_fan_out: the adapted modules are transformers' Conv1D (weight [in, out]).
-             seed: of everything that is drawn before training.
+             fan_in_fan_out: whether the adapted modules are transformers' Conv1D (weight [in, out]).
+             seed: the seed of everything that is drawn before training.
     """
 
     kind: ClassVar[str] = "adapter-spec"
@@ -118,7 +119,7 @@ class AdapterSpec(Document):
 
     @property
     def n_layers(self) -> int:
-        """Return in how many layers of the model the most common type of module is."""
+        """Return the number of layers that have the most common type of adapted module."""
         layers: dict[str, set[str]] = {}
         for tensor in self.tensors:
             layers.setdefault(tensor.module_type, set()).add(_layer(tensor.module))

@@ -1,4 +1,4 @@
-"""Ansatz: which parametric circuit it is, as a record that the layout and the circuit documents share."""
+"""Ansatz: the record of a parametric circuit, which the layout and the circuit documents share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ MAX_QUBITS = 24
 
 
 class Ansatz(Record):
-    """A family of parametric circuits and the member of it.
+    """The choice of a parametric circuit: its family, and its size within the family.
 
     Qubit 0 is the most significant bit of the index of a basis state.
 
     Args:    kind: a name in `qpa.circuits.ansatz.ANSATZE`, "ry-cnot-chain".
-             n_qubits, n_layers: of one circuit.
+             n_qubits, n_layers: the numbers of qubits and layers of one circuit.
              entanglement: which qubits each layer entangles, in the kind's own words, "linear".
-             n_angles: of one circuit.
+             n_angles: the number of angles of one circuit.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Ansatz(Record):
 
 
 def chain_of_schema_1(n_layers: object, n_qubits: object, kind: object = "ry-cnot-chain") -> JsonObject:
-    """Return the record of the only ansatz that documents knew when they spread its record.
+    """Return the record of the only ansatz of the time when its fields were fields of the documents.
 
     Raises:  TypeError, ValueError: it is not a record of that ansatz.
     """

@@ -30,7 +30,7 @@ class Attachment(Record):
     """A file beside the document.
 
     Args:    file: name relative to the document's directory.
-             sha256: of the file's bytes, 64 hexadecimal digits.
+             sha256: the SHA-256 of the file's bytes, 64 hexadecimal digits.
              n_bytes: length of the file.
     """
 
@@ -82,7 +82,7 @@ class Provenance(Record):
 
 
 def with_parents(content: JsonObject) -> JsonObject:
-    """Return the content of a document of the time when a document told one of its parents only."""
+    """Return the content of a document from the time when a document named only one of its parents."""
     provenance = content["provenance"]
     if not isinstance(provenance, dict):
         raise TypeError("provenance is an object")
@@ -131,8 +131,8 @@ class Document(Record):
 
         Args:    text: the file's bytes.
                  subject: the file's name, for error messages.
-        Raises:  DocumentError: no JSON object, another kind, a newer schema, a digest that does not
-                 match the content, or fields that break the document's invariants.
+        Raises:  DocumentError: the text is no JSON object, or is of another kind or a newer schema; its
+                 digest does not match the content; or its fields break the document's invariants.
         """
         content = _parse(text, subject)
         version = _schema_version(content, cls.kind, cls.schema_version(), subject)
@@ -157,7 +157,7 @@ class Document(Record):
 
     @classmethod
     def _upgraded(cls, content: JsonObject, version: int, subject: str) -> JsonObject:
-        """Return content of the newest schema; an upgrade trusts that the old one's fields are there."""
+        """Return the content in the newest schema; an upgrade relies on the fields of the older schema."""
         try:
             for upgrade in cls.upgrades[version - 1 :]:
                 content = upgrade(content)

@@ -1,4 +1,4 @@
-"""Checkpoint: where a training stands, written last into its directory."""
+"""Checkpoint: how far a training has come; the document is written last into a checkpoint's directory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from qpa.documents.base import Attachment, Document, JsonObject, with_parents
 class Checkpoint(Document):
     """One complete checkpoint.
 
-    Its provenance is train-generator's, with the options, seed and parent it trains with.
+    Its provenance is that of train-generator, with the options, the seed and the parents of the training.
 
-    Args:    step: optimizer steps done.
-             lr: learning rate of the next step.
-             data_digest: of the tokenised splits, see `qpa.training.evaluation`.
+    Args:    step: the number of optimizer steps that are done.
+             lr: the learning rate of the next step.
+             data_digest: the digest of the tokenised splits, see `qpa.training.evaluation`.
              files: every other file of the directory.
     """
 

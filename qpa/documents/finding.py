@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Finding:
     """One broken rule.
 
-    Args:    rule: "L01" and following, see `qpa.exporters.contracts`.
+    Args:    rule: the name of the rule, such as "L01", see `qpa.exporters.contracts`.
              subject: the file, config field or tensor; the first one where there are several.
     """
 

@@ -1,4 +1,4 @@
-"""FrozenAdapter: plain tensors, no generator needed any more."""
+"""FrozenAdapter: the adapter as plain tensors, for which no generator is needed any more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qpa.documents.trained_generator import TrainingResult
 def _upgrade_2(content: JsonObject) -> JsonObject:
     """Version 2 knew exact measurements only, and named a tensor by its path.
 
-    The path is the module's, the role, and ".weight" behind some roles.
+    A path consists of the module's path, the role, and ".weight" behind some roles.
     """
     old: list[Any] = content["tensors"]  # type: ignore[assignment]
     tensors = []
@@ -30,11 +30,12 @@ def _upgrade_2(content: JsonObject) -> JsonObject:
 class FrozenAdapter(Document):
     """Everything an exporter needs, and nothing else of the run.
 
-    Args:    tensors: those of the AdapterSpec.
-             arrays: safetensors with exactly these tensors, float32, equal to the live model's bits.
+    Args:    tensors: the tensors of the AdapterSpec.
+             arrays: a safetensors file with exactly these tensors in float32; after an exact measurement
+             they are the live model's, bit for bit.
              probe: what the live model answered to a fixed prompt, see `qpa.models.probe`.
              source: what measured the circuits, see `Measurement`; "exact" is the noiseless simulator.
-             shots: of each circuit; None where the source gives exact probabilities.
+             shots: the number of shots of each circuit; None where the probabilities are exact.
     """
 
     kind: ClassVar[str] = "frozen-adapter"
@@ -79,5 +80,5 @@ class FrozenAdapter(Document):
 
     @property
     def changes_tied_weight(self) -> bool:
-        """Return whether the adapter is on an output head, or the embedding, that share their weight."""
+        """Return whether the adapter is on the output head or the embedding, where both share a weight."""
         return self.base.ties_lm_head and (self.base.head in self.modules or bool(self.embeddings))

@@ -35,7 +35,7 @@ def _upgrade_2(content: JsonObject) -> JsonObject:
 
 
 def _upgrade_3(content: JsonObject) -> JsonObject:
-    """Version 3 did not tell a control's numbers from angles."""
+    """Version 3 did not count a control's numbers apart from the angles."""
     return with_control_account(with_parents(content))
 
 
@@ -47,9 +47,9 @@ class Manifest(Document):
     top level.
 
     Args:    format: a name in `FORMATS`, which is the exporter's.
-             method: kind of the adapter.
-             dtype: of the adapter's numbers, or of the merged weights.
-             rank: as written, padding included; see `AdapterSpec`.
+             method: the kind of the adapter.
+             dtype: the type of the adapter's numbers, or of the merged weights.
+             rank: the rank as it is written, with its padding; see `AdapterSpec`.
              files: every other file of the directory, paths relative to it, sorted.
              probe: path of the probe among `files`.
     """
@@ -122,7 +122,7 @@ def read_manifest(directory: Path) -> Manifest:
 
     Raises:  DocumentError: there is none, it is damaged, or longer than any manifest.
     """
-    advice = "name a directory that qpa export wrote; one of another origin takes qpa verify `static`"
+    advice = "name a directory that qpa export wrote, or check one of another origin with qpa verify `static`"
     return read_in_export(directory, MANIFEST_PATH, Manifest, advice)
 
 

@@ -51,7 +51,7 @@ class NativeCircuit(Document):
         if any(not 0 <= qubit < self.n_target_qubits for qubit in self.physical_qubits):
             raise ValueError(f"physical qubits must be within the target's {self.n_target_qubits}")
         if self.n_two_qubit_gates > sum(gate.count for gate in self.gates):
-            raise ValueError("more two-qubit gates than gates")
+            raise ValueError("there are more two-qubit gates than gates")
         probability = self.estimated_success_probability
         if probability is not None and not 0.0 <= probability <= 1.0:
             raise ValueError("estimated_success_probability must be within 0 and 1")

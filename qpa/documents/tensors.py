@@ -25,14 +25,15 @@ Shape = tuple[int, int]
 class Role:
     """What a tensor is in the module that it belongs to.
 
-    Args:    name: "lora_A".
+    Args:    name: the name of the role, such as "lora_A".
              axis: whether the vectors that the tensor consists of are its rows or its columns; None: the
              tensor is a single vector, a row or a column as its shape says.
-             initial: rule for the value before training; "base": it is read from the base model.
-             is_weight: the tensor is the weight of a module of this name, so that its path ends in ".weight".
-             has_rank: the tensor has as many vectors as the adapter has ranks, and not one.
-             is_scaled: the factor alpha / rank of a product belongs to this tensor.
-             of_embedding: the module is an embedding.
+             initial: the rule for the value before training; "base" means it is read from the base model.
+             is_weight: whether the tensor is the weight of a module of this name, so that its path ends in
+             ".weight".
+             has_rank: whether the number of vectors is the adapter's rank; otherwise it is one.
+             is_scaled: whether the factor alpha / rank of a product is applied to this tensor.
+             of_embedding: whether the module is an embedding.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Role:
     of_embedding: bool = False
 
     def axis_of(self, shape: Shape) -> Axis:
-        """Return whether the vectors of a tensor of a shape are its rows or its columns."""
+        """Return whether the vectors of a tensor of this shape are its rows or its columns."""
         return self.axis or ("row" if shape[0] == 1 else "column")
 
 
@@ -52,12 +53,13 @@ class Role:
 class TensorRules:
     """Which tensors an adapter of one kind has in each module, and what must be true of their shapes.
 
-    Args:    roles: of a module's tensors, in order.
-             roles_of_embedding: of an embedding's tensors, as many; () for a kind that adapts none.
-             check: raises a ValueError where the shapes of one module's tensors, in order, do not fit each
-             other or the adapter's rank.
-             is_product: what is added to a weight is alpha / rank times the product of a module's second
-             tensor with its first.
+    Args:    roles: the roles of a module's tensors, in order.
+             roles_of_embedding: the roles of an embedding's tensors, as many; () for a kind that adapts no
+             embedding.
+             check: a function that raises a ValueError where the shapes of one module's tensors, in order,
+             do not fit each other or the adapter's rank.
+             is_product: whether alpha / rank times the product of a module's second tensor with its first
+             is added to a weight.
     """
 
     roles: tuple[Role, ...]
@@ -87,7 +89,7 @@ class RulesRegistry(Registry[TensorRules]):
     def add(self, name: str, thing: TensorRules) -> None:
         """Add the rules of a kind from outside.
 
-        Raises:  OptionError: the kind's name is taken, or a role's name with another meaning.
+        Raises:  OptionError: the kind's name is taken, or a role's name is taken with another meaning.
         """
         known = {role.name: role for kind in self for role in _all_roles(self[kind])}
         for role in _all_roles(thing):
@@ -150,8 +152,8 @@ class TensorShape(Record):
 class TensorRef(Record):
     """An adapter tensor by the module that it belongs to and what it is there, and its shape.
 
-    Args:    module: path of the adapted module in the base model; of a prefix "layers.<n>".
-             role: name of a `Role`, "lora_A".
+    Args:    module: the path of the adapted module in the base model; "layers.<n>" for a prefix.
+             role: the name of a `Role`, such as "lora_A".
     """
 
     module: str
@@ -188,7 +190,7 @@ class TensorRef(Record):
 def check_tensors(method: str, rank: int, tensors: Sequence[TensorRef]) -> None:
     """Check that tensors are those of an adapter of a kind and of a rank.
 
-    Raises:  ValueError: a role is missing, in another place, or there twice; or a shape does not fit.
+    Raises:  ValueError: a role is missing, misplaced or there twice, or a shape does not fit.
     """
     rules = TENSOR_RULES[method]
     n_roles = len(rules.roles)

@@ -1,4 +1,4 @@
-"""TrainedGenerator: angles and decoder after training, and the adapter they were holding."""
+"""TrainedGenerator: the angles and decoders after training, and the adapter that they generated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qpa.documents.base import Attachment, Document, JsonObject, Record, with_pa
 MAX_EXPONENT = 709.0
 
 INITIAL_PREFIX = "initial."
-"""Begins the names of arrays that are initial values read from the base model."""
+"""The start of the names of arrays that hold initial values read from the base model."""
 
 
 class TrainingResult(Record):
@@ -21,9 +21,9 @@ class TrainingResult(Record):
 
     Losses are nats per token, weighted by real tokens: padding and masked prompts do not count.
 
-    Args:    n_steps: optimizer steps.
-             n_train_tokens, n_eval_tokens: tokens with a label in the two splits.
-             base_loss, eval_loss: on the evaluation split before and after training.
+    Args:    n_steps: the number of optimizer steps.
+             n_train_tokens, n_eval_tokens: the numbers of tokens with a label in the two splits.
+             base_loss, eval_loss: the losses on the evaluation split before and after training.
              data_digest: digest of the tokenised training and evaluation splits.
     """
 
@@ -53,10 +53,10 @@ def _upgrade_1(content: JsonObject) -> JsonObject:
 class TrainedGenerator(Document):
     """The result of train-generator.
 
-    Args:    arrays: safetensors; what `state_dict()` of the generator names: "chunk_features.angles"
-             float32[n_circuits, n_angles] in radians, or "chunk_features.table" or "chunk_features.weights"
-             of a control, the decoders' weights, the bases; and the adapter's initial values that the base
-             model gave, named "initial." and their path.
+    Args:    arrays: a safetensors file with what `state_dict()` of the generator returns:
+             "chunk_features.angles" float32[n_circuits, n_angles] in radians, or a control's
+             "chunk_features.table" or "chunk_features.weights"; the decoders' weights; and the bases. It
+             also has the initial values that the base model gave, named "initial." and the tensor's path.
              adapter: safetensors; the adapter's tensors as the training process held them, named as
              in the AdapterSpec, float32.
              probe: safetensors; what the live model answered to a fixed prompt, see `qpa.models.probe`.

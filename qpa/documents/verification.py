@@ -52,15 +52,16 @@ ENGINES: Registry[EngineRecord] = Registry(
 class EngineCheck(Record):
     """One engine's answer to the probe.
 
-    Args:    engine: as on the command line: "peft", "onnxruntime", "vllm" ..
-             version: of the engine's package; None where it does not say.
+    Args:    engine: the name of the engine as on the command line, such as "peft" or "vllm".
+             version: the version of the engine's package; None where the package does not tell it.
              bound: the largest difference from the live model's logits that would have passed.
              max_logit_difference: largest |engine - live| over the probe's logits, float32; None where the
              engine gives no logits.
              max_base_difference: largest |engine - base model| over the same logits.
-             greedy_tokens_equal: the greedy continuation is the live model's.
-             base_tokens_equal: without the adapter the engine says the same; None where there are logits.
-             missing_keys, unexpected_keys: as the engine reported them.
+             greedy_tokens_equal: whether the greedy continuation is the live model's.
+             base_tokens_equal: whether it is also the base model's, so that the adapter changes nothing;
+             None where there are logits.
+             missing_keys, unexpected_keys: the keys that the engine reported.
     """
 
     engine: str

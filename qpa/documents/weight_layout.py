@@ -19,9 +19,9 @@ ChunkAxis = Literal["row", "column", "spectrum", "flat"]
 class Decoder(Record):
     """How the features of a group's chunks become their numbers.
 
-    Args:    kind: "linear": linear layers without activation (arXiv 2410.09846, mapping model).
-             widths: of the layers, from the number of features to the size of a chunk.
-             has_bias: every layer has a bias.
+    Args:    kind: "linear" means linear layers without activation (arXiv 2410.09846, mapping model).
+             widths: the widths of the layers, from the number of features to the size of a chunk.
+             has_bias: whether every layer has a bias.
     """
 
     kind: Literal["linear"]
@@ -52,13 +52,13 @@ class ChunkGroup(Record):
     A chunk is, for axis "row", a row of a tensor such as lora_A; for "column", a column of one such as
     lora_B; for "spectrum", one factor for each of chunk_size fixed rank-1 matrices u v^T, whose v are rows of
     lora_A after the generated ones, and whose u, times their factors, are columns of lora_B; for "flat",
-    numbers i * chunk_size and following of the tensors raveled in C order and laid end to end, the last
-    chunk padded.
+    the numbers from i * chunk_size on of all tensors, which are raveled in C order and laid end to end; the
+    last chunk is padded.
 
     Args:    name: "q_proj.lora_A", or "all" for the flat layout.
              tensors: where the axis is "spectrum", lora_A and lora_B of each module in turn.
-             states: the basis state of the circuits that gives each chunk its features.
-             decoder: takes the layout's n_features numbers and gives chunk_size.
+             states: for every chunk, the basis state of the circuits that gives its features.
+             decoder: maps the layout's n_features numbers to the chunk_size numbers of a chunk.
     """
 
     name: str
@@ -113,8 +113,8 @@ class ChunkGroup(Record):
 class Windows(Record):
     """The windows of a layout: circuit k starts spread evenly over the basis states of window k.
 
-    The window is told by the first n_window_qubits bits of a basis state. Its states are the chunks of a few
-    neighbouring layers of the model, in every group.
+    The first n_window_qubits bits of a basis state are the number of its window. In every group, the states
+    of a window are the chunks of a few neighbouring layers of the model.
 
     Args:    n_window_qubits: qubits that number the windows.
              n_chunk_qubits: qubits that number a group's chunks within a window; the rest number the groups.
@@ -124,7 +124,7 @@ class Windows(Record):
     n_chunk_qubits: int
 
     def fit(self, n_qubits: int) -> bool:
-        """Return whether circuits of a size have these qubits."""
+        """Return whether circuits of `n_qubits` qubits have enough for both."""
         return min(self.n_window_qubits, self.n_chunk_qubits) >= 0 and (
             self.n_window_qubits + self.n_chunk_qubits <= n_qubits
         )
@@ -133,12 +133,14 @@ class Windows(Record):
 class Features(Record):
     """What a decoder sees of a chunk: numbers that depend on the chunk's basis state alone.
 
-    Args:    kind: "circuit": of the probability that circuit k gives the basis state; or a control in the
-             circuits' place: "classical" (a trained table), "random" (the circuits, whose angles stay as
-             they were drawn), "bits" (the bits of the basis state through one trained layer of tanh).
-             n_circuits: independent circuits, or columns of a control; each gives one number a chunk.
-             windows: where the circuits start; None: angles uniform in [-pi, pi).
-             has_index_bits: the bits of the basis state are features too, most significant first.
+    Args:    kind: "circuit" means that feature k comes from the probability that circuit k gives to the
+             basis state. The others are controls in the circuits' place: "classical" (a trained table),
+             "random" (circuits whose angles stay as they were drawn), and "bits" (the bits of the basis
+             state through one trained layer of tanh).
+             n_circuits: the number of independent circuits, or of a control's columns; each gives one
+             number to every chunk.
+             windows: where the circuits start; None means that angles are drawn uniformly in [-pi, pi).
+             has_index_bits: whether the bits of the basis state are features too, most significant first.
     """
 
     kind: FeatureKind
@@ -148,7 +150,7 @@ class Features(Record):
 
     @property
     def has_circuits(self) -> bool:
-        """Return whether circuits are run, be their angles trained or not."""
+        """Return whether circuits are run, whether or not their angles are trained."""
         return self.kind in ("circuit", "random")
 
     def n_angles(self, ansatz: Ansatz) -> int:
@@ -170,10 +172,10 @@ class Features(Record):
 class PlannedSize(Record):
     """One size that a plan could have had within or beside its budget.
 
-    Args:    words: how the size is made, "circuits 4".
-             n_trained: numbers that it trains.
-             loss_difference: how much higher than the chosen size's its loss is expected, in nats a token.
-             is_chosen: it is the size of this layout.
+    Args:    words: the options that make the size, such as "circuits 4".
+             n_trained: the number of trained numbers.
+             loss_difference: its expected loss less that of the chosen size, in nats per token.
+             is_chosen: whether it is the size of this layout.
     """
 
     words: str
@@ -248,9 +250,9 @@ class WeightLayout(Document):
 
     Args:    generator: a name in `qpa.generators.generator.GENERATORS`.
              features: what decoders see of each chunk.
-             ansatz: of the circuits whose probabilities are features.
-             seed: of everything the generator and the adapter draw before training.
-             budget: most numbers to train, where the size was chosen by it.
+             ansatz: the ansatz of the circuits whose probabilities are features.
+             seed: the seed of everything the generator and the adapter draw before training.
+             budget: the most numbers that may be trained; None where no budget chose the size.
              sizes: the chosen size and its neighbours, by growing size; () without a budget.
     """
 

@@ -19,7 +19,7 @@ Request = dict[str, Any]
 class NeededFile:
     """A file that an engine needs besides the export.
 
-    Args:    option: of verify-adapter, and the field of the request, that names it.
+    Args:    option: the option of verify-adapter, and the field of the request, that names the file.
              expected: what the file is.
              example: a name for it.
              advice: how to make one.
@@ -43,7 +43,8 @@ class EngineRecord:
              tolerance: for an engine whose arithmetic is coarser than float32, in units of
              max(1, largest |live logit|).
              needs: files besides the export.
-             ranks: up to which it can be told to serve a LoRA, its default first; () is for any rank.
+             ranks: the largest ranks of a LoRA that it can be told to serve, its default first; () means
+             that it serves any rank.
     """
 
     name: str

@@ -16,7 +16,7 @@ ENGINE = EngineRecord("mlx", package="mlx_lm", file=__file__, own_environment=Tr
 class MlxEngine:
     """A model of mlx-lm with the adapter, in float32, without a cache.
 
-    mlx-lm adapts what the config names and loads what the file has: both are compared with the other.
+    mlx-lm adapts what the config names and loads what the file has, so each is compared with the other.
     """
 
     def __init__(self, model: Any, missing: list[str], unexpected: list[str]) -> None:

@@ -19,7 +19,7 @@ class OnnxEngine:
     """A causal language model as one graph, with or without a key-value cache.
 
     Args:    options: onnxruntime RunOptions of every run, with the adapter active where there is one.
-             adapter: kept, as the options do not keep it.
+             adapter: the adapter, which is kept alive here, since the options do not do that.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ def open_engine(request: Request) -> TorchEngine:
 
 
 def load_in_peft(model: Any, directory: str) -> tuple[Any, list[str], list[str]]:
-    """Load with `PeftModel.from_pretrained`, which only warns of keys; keep what it was told of them."""
+    """Load with `PeftModel.from_pretrained`, which only warns of wrong keys; return these keys too."""
     from peft import PeftModel
 
     results: list[Any] = []

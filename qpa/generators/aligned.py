@@ -31,7 +31,7 @@ from qpa.generators.layout_options import LayoutOptions
 N_CIRCUITS = 8
 N_LAYERS = 8
 RATE = 3e-3
-"""Learning rate of adapters that do not say that another suits them."""
+"""The learning rate for kinds of adapters that do not name one of their own."""
 
 
 @final
@@ -51,7 +51,7 @@ class AlignedKind(GeneratorKind):
         refuse_chunk_size(options, self.name)
 
     def plan(self, options: LayoutOptions, spec: AdapterSpec, provenance: Provenance) -> WeightLayout:
-        """Return the layout: a group a module type, role and length, chunks numbered without gap."""
+        """Return the layout: a group for each module type, role and length, with no gap between chunks."""
         drafts = _drafts(spec)
         n_circuits = options.circuits or _default_circuits(drafts)
         groups, first = [], 0

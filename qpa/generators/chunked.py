@@ -21,8 +21,8 @@ from qpa.seeds import split_seed
 class ChunkedGenerator(nn.Module):
     """Generate what is added to the initial adapter; a `qpa.generators.generator.Generator`.
 
-    Args:    layout: shapes of everything.
-             seed: for the angles and the decoders' hidden layers.
+    Args:    layout: the layout, which gives the shapes of everything.
+             seed: the seed of the angles and the decoders' hidden layers.
              bases: singular vectors of the gradient (`qpa.training.calibration`) for the spectra of the
              layout; without them the spectra generate nothing until a state with bases is loaded.
              execution: how the circuits are run; None simulates them exactly.

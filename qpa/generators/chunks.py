@@ -28,7 +28,7 @@ from qpa.generators.layout_options import LayoutOptions
 
 @dataclass(frozen=True)
 class Draft:
-    """A group to be: its tensors and chunks, without the places of the chunks among the basis states."""
+    """A planned group: its tensors and chunks, which have no places among the basis states yet."""
 
     name: str
     axis: ChunkAxis
@@ -54,7 +54,7 @@ def by_kind(
 ) -> dict[tuple[str, str, int], list[AdapterTensor]]:
     """Gather tensors by name, role and length of their vectors.
 
-    Args:    names: of tensors, by path, that do not go by the name of their module type.
+    Args:    names: the names, by path, of tensors that are not gathered by their module type.
     """
     members: dict[tuple[str, str, int], list[AdapterTensor]] = {}
     for tensor in tensors:
@@ -137,7 +137,7 @@ def n_qubits_for(options: LayoutOptions, n_states: int) -> int:
 def check_vectors(spec: AdapterSpec) -> None:
     """Check that there are basis states for all vectors of an adapter, before a chunk is made of each.
 
-    Raises:  OptionError: there are not.
+    Raises:  OptionError: there are too few.
     """
     n_vectors = sum(tensor.n_vectors for tensor in spec.tensors)
     if n_vectors > 2**MAX_QUBITS:
@@ -156,7 +156,7 @@ def basis_shapes(layout: WeightLayout) -> dict[str, tuple[int, int]]:
 
 
 def kept_rows(layout: WeightLayout) -> dict[str, int]:
-    """Return how many rows of a tensor keep their initial values, where a basis takes the others."""
+    """Return, for each tensor that holds a basis, how many of its rows keep their initial values."""
     with_basis = {t.path for g in layout.groups if g.axis == "spectrum" for t in g.tensors if not t.chunks}
     rows = dict.fromkeys(sorted(with_basis), 0)
     rows |= {t.path: len(t.chunks) for g in layout.groups if g.axis == "row" for t in g.tensors}

@@ -6,9 +6,10 @@ float[2**n_qubits, n_circuits].
 
 A circuit's feature is the root of the basis state's probability p. Of uniform angles: sqrt(p * 2**n + eps),
 less its mean: its gradient variance does not vanish with the number of qubits, and it is finite at p = 0.
-Without the mean taken off all features are positive, every step of a decoder adds up over the circuits, and
-the largest stable learning rate falls with their number. Of windows: the same in units of a window's own
-amplitude, so that it is 1 inside and 0 outside, and learning rates do not depend on the number of circuits.
+If the mean were not subtracted, all features would be positive, every step of a decoder would add up over the
+circuits, and the largest stable learning rate would fall with their number. Of windows: the same in units of
+a window's own amplitude, so that it is 1 inside and 0 outside, and learning rates do not depend on the number
+of circuits.
 
 Source: ours; measured in docs/results.md.
 """
@@ -32,7 +33,7 @@ WINDOW_NOISE = 0.01
 
 
 class CircuitFeatures(nn.Module):
-    """Features of circuits; of the control "random", whose angles are not trained, too.
+    """The features of circuits, and of the control "random", whose angles are not trained.
 
     Args:    execution: how the circuits are run.
     """
@@ -81,7 +82,7 @@ class TableFeatures(nn.Module):
 
 
 class BitFeatures(nn.Module):
-    """The control "bits": one trained layer of tanh on a one and the state's bits, as -1 and 1."""
+    """The control "bits": one trained layer of tanh, which takes the state's bits as -1 and 1, and a 1."""
 
     def __init__(self, layout: WeightLayout, seed: int) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ def _random(seed: int) -> torch.Generator:
 
 
 def _initial_angles(layout: WeightLayout, seed: int) -> Tensor:
-    """Return float32[n_circuits, n_angles], radians: uniform, or each circuit on its window but for noise."""
+    """Return float32[n_circuits, n_angles], radians: uniform, or each circuit on its window, with noise."""
     windows, random = layout.features.windows, _random(seed)
     shape = (layout.n_circuits, layout.ansatz.n_angles)
     if windows is None:

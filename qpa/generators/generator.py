@@ -1,11 +1,10 @@
-"""What a generator is: to the planner a kind that lays out an adapter, to the optimizer a module that gives
-it.
+"""What a generator is: for the planner a kind that lays an adapter out, for the optimizer a module.
 
     options, adapter spec --kind.plan--> WeightLayout --kind.build--> a module: angles -> probabilities
                                                                       -> features -> the adapter's tensors
 
-Adding a kind is a file of its own and a line in `GENERATORS`. What a kind lays out in chunks is executed by
-`qpa.generators.chunked`; a kind may bring a module of its own instead.
+To add a kind, write a file of its own and add a line to `GENERATORS`. What a kind lays out in chunks is
+executed by `qpa.generators.chunked`; a kind may bring a module of its own instead.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ Bases = Mapping[str, "Tensor"]
 class ParameterGroup(NamedTuple):
     """Parameters that are trained alike.
 
-    Args:    name: "decoder", "features".
+    Args:    name: the name of the group, such as "decoder" or "features".
              rate: the learning rate that they follow.
-             decays: weight decay applies to them.
+             decays: whether weight decay applies to them.
     """
 
     name: str
@@ -103,7 +102,7 @@ class GeneratorKind(ABC):
     """A way to lay out an adapter for a generator.
 
     Class attributes: `name` is how a user asks for it; `words` say in a sentence what it is; `defaults` say
-    what options of plan-layout and train-generator mean that are not given, by field.
+    by field what the options of plan-layout and train-generator mean where they are not given.
     """
 
     name: ClassVar[str]
@@ -133,7 +132,7 @@ class GeneratorKind(ABC):
 
     @abstractmethod
     def size_words(self, options: LayoutOptions) -> str:
-        """Return how one of `sizes` is made, "circuits 4"."""
+        """Return in words the options that make one of `sizes`, such as "circuits 4"."""
 
     @abstractmethod
     def rate(self, spec: AdapterSpec) -> float:
@@ -205,7 +204,7 @@ def refuse_budget(options: LayoutOptions) -> OptionError:
 def refuse_chunk_size(options: LayoutOptions, generator: str) -> None:
     """Check that no chunk size is asked of a generator whose chunks are rows and columns.
 
-    Raises:  OptionError: one is.
+    Raises:  OptionError: a chunk size is asked for.
     """
     if options.chunk_size is not None:
         expected = f"no chunk size with `generator` {generator}, whose chunks are rows and columns"

@@ -32,7 +32,7 @@ def _generators() -> Registry[GeneratorKind]:
 
 
 def _default_of(field: str) -> Callable[[], str]:
-    """Return a function that says what an option means that is not given, by generator."""
+    """Return a function that says, by generator, what an option means where it is not given."""
 
     def words() -> str:
         kinds = {name: _generators()[name].defaults for name in _generators()}
@@ -92,7 +92,7 @@ class LayoutOptions:
         (ALL,), help="Kinds of layers that get vectors besides their spectrum: all, none, or names."
     )
     max_params: str | None = option(
-        None, help="Most numbers to train: 5000, or 25% of LoRA r=4. Circuits and vectors follow."
+        None, help="The most numbers to train, 5000 or 25% of LoRA r=4; circuits and vectors follow."
     )
     spectrum: bool = option(True, help="Factors of the gradient's singular directions.")
     windows: bool = option(True, help="A start of every circuit on neighbouring layers of its own.")

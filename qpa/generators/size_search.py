@@ -17,12 +17,12 @@ REFERENCE_RANK = 4
 """A budget in percent is a share of LoRA of this rank on the same modules."""
 
 NATS_PER_EFOLD = 0.1
-"""Loss, in nats per token, that e times as many trained numbers save (docs/results.md, qpa bench)."""
+"""The loss, in nats per token, that e times as many trained numbers save (docs/results.md, qpa bench)."""
 
 
 @dataclass(frozen=True)
 class Sized(Generic[L]):
-    """Options of a layout and the numbers it trains."""
+    """Options of a layout, and how many numbers it trains."""
 
     options: L
     n_trained: int

@@ -5,15 +5,16 @@ Rules:
    singular directions (a "spectrum"), which take what the vectors leave of the rank.
 2. Chunks of one kind and length form a group over all layers and share one decoder, a linear map without
    bias; modules that read the same activations share the rows of their lora_A.
-3. Circuit k starts on the k-th window of neighbouring layers, so with a circuit a layer the vectors are those
-   of LoRA of rank 1. A vector that is no part of a product, such as DoRA's magnitudes, is one chunk a module.
+3. Circuit k starts on the k-th window of neighbouring layers, so with one circuit for each layer the vectors
+   are those of LoRA of rank 1. A vector that is no part of a product, such as DoRA's magnitudes, is one chunk
+   for each module.
 4. A basis state's bits number its window, the chunk's place within the window, and its group.
 
 From a number of parameters to circuits and vectors, each rule with its measurement in docs/results.md:
-5. Every module keeps its spectrum: a few numbers shared by all layers, and the most that few numbers buy.
+5. Every module keeps its spectrum: it is a few numbers that all layers share, and no others gain as much.
 6. Vectors on every module type come before a second circuit.
-7. The more circuits, the better, up to the budget; above one a layer they are taken a layer's worth at a
-   time, since a window is then one row of one layer.
+7. As many circuits as the budget allows are best. Above one for each layer, one more for each layer is taken
+   at a time, since a window is then one row of one layer.
 8. Where not even one circuit fits with all vectors, the longest vectors are left out first.
 
 Source: ours.
@@ -62,7 +63,7 @@ class SpectralKind(GeneratorKind):
     )
     defaults: ClassVar[Mapping[str, str]] = {
         "layers": str(N_LAYERS),
-        "circuits": "one a layer of the model",
+        "circuits": "one for each layer of the model",
         "lr": str(RATE),
     }
 
@@ -121,7 +122,7 @@ SPECTRAL = SpectralKind()
 
 
 def _drafts(options: LayoutOptions, spec: AdapterSpec, n_circuits: int) -> list[Draft]:
-    """Return the groups to be, each with as many chunks a layer as there are circuits a layer."""
+    """Return drafts of the groups, each with as many chunks per layer as there are circuits per layer."""
     n_rows = -(-n_circuits // spec.n_layers)
     largest = spec.rank - options.spectrum
     if not largest:
@@ -186,7 +187,7 @@ def _spectrum_drafts(spec: AdapterSpec, n_rows: int, spectrum_size: int) -> list
 
 
 def _draft(name: str, axis: ChunkAxis, members: list[AdapterTensor], n_rows: int, size: int) -> Draft:
-    """Number chunks layer by layer; members of one parent module have the same."""
+    """Number the chunks layer by layer; tensors of one parent module have the same chunks."""
     parents = {p: i for i, p in enumerate(dict.fromkeys(_parent(tensor) for tensor in members))}
     tensors = []
     for tensor in members:
@@ -231,7 +232,7 @@ def _n_bits(n: int) -> int:
 
 
 def _types_by_length(spec: AdapterSpec) -> list[str]:
-    """Return the module types, those with the fewest numbers a circuit first."""
+    """Return the module types, those with the fewest numbers per circuit first."""
     lengths: dict[str, int] = {}
     for a, b in spec.pairs:
         lengths[a.module_type] = max(lengths.get(a.module_type, 0), a.shape[1] + b.shape[0])

@@ -26,7 +26,7 @@ COPIED = (
     *("*.model", "*.tiktoken", "chat_template*"),
     *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
 )
-"""Patterns of what belongs to a model besides weights, config and code: tokenizer, generation, licence."""
+"""Patterns of a model's files besides weights, config and code: tokenizer, generation settings, licence."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ def base_directory(base: BaseModelReference) -> Path:
 def find_parameters(
     names: Iterable[str], keys: Collection[str], model: Any, *, fused: Collection[str] = ()
 ) -> dict[str, str]:
-    """Return the checkpoint's key of each of some parameters.
+    """Return the key in the checkpoint of each of the given parameters.
 
-    Args:    names: such as "model.layers.0.mlp.up_proj.weight", in the model.
+    Args:    names: the names of the parameters in the model, such as "model.layers.0.mlp.up_proj.weight".
              fused: those of the names that are parts of a parameter in the model, and tensors of their own
              by these names in the checkpoint.
-             keys: of all tensors of the checkpoint, to be gone through twice.
-             model: on torch's meta device.
+             keys: the keys of all tensors of the checkpoint; they are gone through twice.
+             model: the model on torch's meta device.
     Raises:  ExportError: a parameter is not in the checkpoint, there twice, or not stored as the model
              uses it.
     """

@@ -22,7 +22,7 @@ _VOLATILE = frozenset(
 
 
 _TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.spm")
-"""Of these a tokenizer of transformers has at least one: tokenizer.json, vocab.txt, spiece.model or such."""
+"""Patterns of which every tokenizer of transformers has at least one file, such as tokenizer.json."""
 
 
 def torch_device(name: str) -> str:
@@ -66,12 +66,12 @@ def build_on_meta(config: Any, name_or_path: str, *, trust_remote_code: bool = F
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a config of no sense fails anywhere in the model's constructor
+    except Exception as error:  # a config that makes no sense fails anywhere in the constructor
         raise _model_error(name_or_path, "a causal language model", error) from error
 
 
 def moved_base(base: BaseModelReference, model: str | None) -> BaseModelReference:
-    """Return the reference to the same model at another place; None is where it was."""
+    """Return the reference to the same model at another place; None means the place where it was."""
     if model is None:
         return base
     moved = {"name_or_path": model, "local": Path(model).is_dir(), "revision": None}

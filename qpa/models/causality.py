@@ -26,17 +26,17 @@ from qpa.errors import ModelError
 N_TOKENS = 16
 
 LARGEST_LEAK = 1e-4
-"""Largest derivative in a later embedding, over that in an earlier one; in a BERT before training, 5e-3."""
+"""The largest derivative by a later embedding over that by an earlier one; an untrained BERT's is 5e-3."""
 
 MOST_PARAMETERS = 40_000_000
-"""Of one layer that is drawn when planning, in less than half a second; BERT-large's is below."""
+"""The most parameters of a layer that is drawn when planning, in half a second; BERT-large has fewer."""
 
 
 def check_causal(model: Any, name: str, *, bf16: bool = False) -> None:
     """Check that a base model with its weights is causal, by one pass over 16 tokens and back.
 
     Args:    model: of transformers, without an adapter, on any device; it is left as it was.
-             name: of the model, for the message.
+             name: the model's name, for the message.
              bf16: run the model under bfloat16 autocast.
     Raises:  ModelError: an answer depends on later tokens.
     """
@@ -56,7 +56,7 @@ def check_causal_config(config: Any, name: str, *, trust_remote_code: bool = Fal
 
     Raises:  ModelError: an answer depends on later tokens.
     """
-    # What transformers remarks on the cut config is nothing to the user.
+    # What transformers says about the cut config does not help the user.
     with without_logs(logging.WARNING), warnings.catch_warnings(action="ignore"):
         try:
             model = _first_layer(config, trust_remote_code=trust_remote_code)
@@ -123,7 +123,7 @@ def _first_layer(config: Any, *, trust_remote_code: bool) -> Any:
 
 
 def _cut_config(config: Any) -> Any:
-    """Return a config with one layer and 64 tokens, and with lists of one entry where it had one a layer."""
+    """Return a config with one layer and 64 tokens; its lists with an entry per layer keep one entry."""
     cut = copy.deepcopy(config)
     text = cut.get_text_config()
     n_layers = text.num_hidden_layers

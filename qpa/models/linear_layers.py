@@ -1,7 +1,7 @@
 """The layers of a causal language model that an adapter can be on, and the names by which PEFT selects them.
 
-A linear layer maps x to W x, with a weight W [out, in]. A Conv1D, of which GPT-2 is made, and an embedding,
-of whose input a single number is 1, store the transpose.
+A linear layer maps x to W x, with a weight W [out, in]. A Conv1D, of which GPT-2 is made, stores the
+transpose, and so does an embedding, whose input is all zeros but for a single 1.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ N_NEW = 16
 
 @torch.no_grad()
 def record_probe(peft_model: Any, input_ids: Tensor) -> dict[str, Tensor]:
-    """Ask a live PEFT model, in float32 on the CPU, in eval mode.
+    """Return what a live PEFT model answers, in float32 on the CPU and in eval mode.
 
-    Args:    peft_model: with its adapter active; left in eval mode.
+    Args:    peft_model: the model with its adapter active; it is left in eval mode.
              input_ids: int64[n], of which the first `N_PROMPT` are used.
     Returns: the tensors of a probe file.
     """

@@ -10,10 +10,10 @@ from qpa.errors import ModelError, one_sentence
 def check_quantization(config: Any, name: str) -> None:
     """Check that transformers knows how a config's weights are quantised and finds the packages for it.
 
-    A device that is not here is no fault: training may run where it is.
+    A missing device is no fault, since training may run on another machine.
 
-    Args:    config: of transformers.
-             name: of the model, for the message.
+    Args:    config: the model's config in transformers.
+             name: the model's name, for the message.
     Raises:  ModelError: the kind of quantisation is unknown, or a package is not installed.
     """
     settings = getattr(config, "quantization_config", None)

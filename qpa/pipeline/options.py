@@ -1,4 +1,4 @@
-"""The options of passes, exporters and the bench, each told once: on the field that holds it.
+"""The options of passes, exporters and the bench; each is declared once, on the field that holds it.
 
     rank: int | None = option(None, help="Rank of the adapter.", at_least=1, shown_default="32")
 
@@ -30,20 +30,20 @@ class Option:
     Args:    field: name of the dataclass field, which error messages use.
              name: what users call it, as a flag and in a file, in words joined by underscores.
              section: the part of a configuration file that it belongs to.
-             kind: bool, int, float, str, Path, or tuple for names.
-             default: the field's; None also where a value must be given.
-             is_required: a value must be given.
-             help: whole sentences; `{choices}` stands for the list of choices.
-             shown_default: what a default of None means, or a function that tells.
-             at_least, above, at_most: bounds of a number; without `at_most` it must be finite all the same.
+             kind: the type of a value: bool, int, float, str, Path, or tuple for a list of names.
+             default: the default of the field; None also where a value must be given.
+             is_required: whether a value must be given.
+             help: whole sentences for the user; `{choices}` stands for the list of choices.
+             shown_default: what a default of None means, or a function that returns it.
+             at_least, above, at_most: the bounds of a number, which must be finite even without `at_most`.
              unit: what a number counts, such as "tokens".
              choices: the values that are known, such as a registry, or a function that gives them; they are
              asked for only when they are needed.
              choice_words: a function that says in words what a choice is, for help.
-             old_names: names that are still understood.
-             is_path: a text that is the path of a file or directory.
-             positional: the command line takes it by its place and not by its name.
-             provenance: it can change the result, so documents record it.
+             old_names: older names that are still understood.
+             is_path: whether the value is a text with the path of a file or directory.
+             positional: whether the command line takes it by its place and not by its name.
+             provenance: whether it can change the result, so that documents record it.
     """
 
     field: str = ""
@@ -93,7 +93,7 @@ class Option:
         return ",".join(self.default) if isinstance(self.default, tuple) else str(self.default)
 
     def check(self, value: object) -> None:
-        """Check a value against the range or the choices; None is the absence of one.
+        """Check a value against the range or the choices; None means that no value was given.
 
         Raises:  OptionError: it is none of the choices, no number of this kind, or out of range.
         """
@@ -136,9 +136,9 @@ class Option:
 def option(default: Any = dataclasses.MISSING, *, help: str, **facts: Any) -> Any:
     """Declare a field of a frozen dataclass as an option.
 
-    Args:    default: of the field; left out where a value must be given.
+    Args:    default: the default of the field; it is left out where a value must be given.
              help: one or more whole sentences for the user.
-             facts: the others of `Option`, but `field`, `kind` and `section`, which follow from the class.
+             facts: other fields of `Option`; `field`, `kind` and `section` follow from the class.
     """
     return dataclasses.field(default=default, metadata={_FACTS: Option(help=help, **facts)})
 
@@ -146,8 +146,8 @@ def option(default: Any = dataclasses.MISSING, *, help: str, **facts: Any) -> An
 def options_of(maker: type[Any]) -> tuple[Option, ...]:
     """Return the options of a dataclass, in the order of its fields.
 
-    A field that is declared without `option` is one too, of which nothing but its type and default is known.
-    Their section is the class attribute `section`, or else `name`.
+    A field that is declared without `option` is an option too; only its type and its default are known. The
+    section of all of them is the class attribute `section`, or else `name`.
     """
     return _options_of(typing.cast(Hashable, maker))
 
@@ -162,14 +162,14 @@ def _options_of(maker: Any) -> tuple[Option, ...]:
 def check_options(maker: object) -> None:
     """Check the ranges and choices of all options of a pass or exporter.
 
-    Raises:  OptionError: with the name of the field.
+    Raises:  OptionError: a value is out of range or no choice; the error names the field.
     """
     for option in options_of(type(maker)):
         option.check(getattr(maker, option.field))
 
 
 def defaults_by_name(values: Mapping[str, object]) -> str:
-    """Return defaults that depend on a choice in words, the first without its name: "1; paper: 8"."""
+    """Return in words the defaults that depend on a choice, the first without its name: "1; paper: 8"."""
     names: dict[object, list[str]] = {}
     for name, value in values.items():
         names.setdefault(value, []).append(name)
@@ -192,7 +192,7 @@ def _completed(field: dataclasses.Field[Any], section: str, annotation: Any) -> 
 
 
 def _kind(annotation: Any) -> type:
-    """Return the type of a value that is given: of `int | None` int, of `tuple[str, ...]` tuple."""
+    """Return the type of a given value: int for `int | None`, and tuple for `tuple[str, ...]`."""
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         parts = [part for part in typing.get_args(annotation) if part is not types.NoneType]
         annotation = parts[0] if len(parts) == 1 else object

@@ -21,7 +21,7 @@ D = TypeVar("D", bound=Document)
 
 
 class FileStore(Protocol):
-    """Where passes leave files that are too large, or not made, for JSON."""
+    """The place where passes leave files that are too large for JSON, or of another format."""
 
     @property
     def path(self) -> Path:
@@ -41,7 +41,7 @@ class FileStore(Protocol):
         ...
 
     def drop_from(self, kind: type[Document]) -> None:
-        """Remove a document and all that is made from it: a pass that takes long begins to make it anew."""
+        """Remove a document and all that is made from it, before a long pass starts to make it anew."""
         ...
 
 

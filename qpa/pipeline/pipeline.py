@@ -1,8 +1,8 @@
 """Passes, and how they are composed.
 
 Rules the pipeline enforces:
-1. A pass consumes, and requires, only documents made earlier; it gets the newest of each type. Checked when
-   the pipeline is composed.
+1. A pass consumes, and requires, only documents made earlier; it gets the newest of each type. This is
+   checked when the pipeline is composed.
 2. A document is verified again after every pass, by writing and reading it.
 3. Randomness comes only from the context's seed, split by the pass's name.
 """
@@ -41,7 +41,7 @@ class Pipeline:
     ) -> PassContext:
         """Run all passes; return the context with their documents added.
 
-        Args:    source: a document to start from that the context does not have yet; None where it has all.
+        Args:    source: a document to start from that the context does not have yet; None if it has all.
                  keep: called with every document as soon as it is verified.
         """
         if source is not None and source not in context.documents:

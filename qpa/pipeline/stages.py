@@ -38,7 +38,7 @@ STAGES = (
     Stage(Measurement, "qpa train", TrainedGenerator),
     Stage(FrozenAdapter, "qpa train", Measurement),
 )
-"""All stages, each behind the one it is made from.
+"""All stages, each after the one that it is made from.
 
 The native circuit and the trained generator are both made from the logical circuit: a run can be transpiled
 for another device after training.

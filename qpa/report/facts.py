@@ -153,7 +153,7 @@ def size_rows(layout: WeightLayout) -> Rows:
 
 
 def size_title(layout: WeightLayout) -> str:
-    """Return what the sizes are."""
+    """Return the title of the table of sizes."""
     words = "its neighbours, and the loss to expect, nats per token"
     return f"largest plan (*) within {number(layout.budget or 0)} trained numbers, {words}"
 

@@ -1,1 +1,1 @@
-"""Files on disk: whole or not at all, safetensors a tensor at a time, and the directory of a run."""
+"""Files that appear whole or not at all, safetensors files read a tensor at a time, and run directories."""

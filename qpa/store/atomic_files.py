@@ -5,9 +5,9 @@ Rules:
    has its own name; the kernel lets go of a process's locks however the process ends.
 2. Whoever makes a new file or directory first removes from the same directory what has such a name and is
    held by nobody: killed processes left it. A directory that was about to be replaced gets its name back.
-3. A maker holds nothing between making and locking. Where another process took it for a leftover meanwhile,
-   it makes a new one.
-4. What cannot be locked or removed stays, as another user's does, a link, and all that lies on a file system
+3. A maker holds no lock between making a file and locking it. Where another process takes the file for a
+   leftover in that moment and removes it, the maker makes a new one.
+4. What cannot be locked or removed stays: files of another user, links, and everything on a file system
    without locks. Machines that write to one directory at once need a file system whose locks they share.
 
 Source: ours; flock(2), of which Linux keeps one for each opening of a file or directory.
@@ -43,8 +43,8 @@ def sha256_of(path: Path) -> str:
 def locked_directory(directory: Path, expected: str, found: str) -> Iterator[None]:
     """Hold a directory for one process.
 
-    Args:    expected, found: what to say where another process holds it.
-    Raises:  DirectoryError: another process does.
+    Args:    expected, found: the words of the error where another process holds it.
+    Raises:  DirectoryError: another process holds it.
              DiskFullError: there is no room for the lock's file.
     """
     lock = directory / ".lock"
@@ -65,7 +65,7 @@ def write_file(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, sync it, and rename it into place.
 
     Raises:  DiskFullError: the disk is full; `path` is then as it was before.
-             OSError: the disk is read-only, or another; the same holds.
+             OSError: the file cannot be written for another reason; `path` is as it was before, too.
     Source:  ours.
     """
     with room_for(path, len(content)):
@@ -95,7 +95,7 @@ def new_directory(path: Path, *, keep_existing: bool = False) -> Iterator[Path]:
 
     Args:    keep_existing: where another process has made `path` meanwhile, drop the new one instead.
     Raises:  DiskFullError: the disk is full; `path` is then as it was before.
-             OSError: the disk is read-only, or another; the same holds.
+             OSError: it cannot be written for another reason; `path` is as it was before, too.
     Source:  ours.
     """
     with room_for(path):
@@ -148,7 +148,7 @@ def _remove_unless_held(path: Path) -> None:
 
 
 def _put_back(replaced: Path) -> None:
-    """Give a directory its name back whose replacement was killed before it had taken the name."""
+    """Give a directory its name back where the process that was replacing it was killed half-way."""
     for entry in replaced.iterdir():
         if not (place := replaced.parent / entry.name).exists():
             entry.rename(place)

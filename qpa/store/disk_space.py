@@ -12,14 +12,14 @@ from pathlib import Path
 from qpa.errors import DiskFullError, QpaError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own
+_BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own blocks are
 
 
 @contextmanager
 def room_for(path: Path, n_bytes: int = 0) -> Iterator[None]:
-    """Name the file that a block writes, and its size, where the disk has no room for it.
+    """Raise an error that names the file and its size where the disk has no room for what a block writes.
 
-    Args:    n_bytes: at least what the file needs; 0 where nobody knows.
+    Args:    n_bytes: the least that the file needs; 0 where that is not known.
     Raises:  DiskFullError: in place of the system's error, or of a library's that says less.
     """
     try:
@@ -35,12 +35,13 @@ def room_for(path: Path, n_bytes: int = 0) -> Iterator[None]:
 def missing_room(error: BaseException, work: Path, path: Path) -> tuple[Path, int] | None:
     """Return what the disk had no room for while a directory was made, and how much it needs.
 
-    To be called before the directory is removed: what is in it will need its room again.
+    Call this before the directory is removed, since the files in it will need their room again.
 
-    Args:    error: what ended the making.
-             work: the directory under the name it has meanwhile; `path` is the one it was to have.
-    Returns: the file below `path`, or `path` where the error names none, and the number of bytes with those
-             of the files beside it; None for an error of another kind, or with a file elsewhere.
+    Args:    error: the exception that ended the making of the directory.
+             work: the directory under its temporary name; `path` is the name it was to have.
+    Returns: the file below `path`, or `path` where the error names none, and the number of bytes that it
+             and the files beside it need; None where the error is of another kind, or names a file
+             elsewhere.
     """
     if isinstance(error, DiskFullError):
         failed, n_bytes = error.path.absolute(), error.n_bytes
@@ -59,7 +60,7 @@ def missing_room(error: BaseException, work: Path, path: Path) -> tuple[Path, in
 def disk_full(path: Path, n_bytes: int, error: BaseException) -> DiskFullError:
     """Return the error for a file that the disk had no room for, with the room that there is now.
 
-    Args:    error: the system's, a library's, or one that knew less.
+    Args:    error: an error of the system or of a library, or a DiskFullError that knew less.
     """
     if isinstance(error, DiskFullError):
         reason = error.reason
@@ -69,14 +70,14 @@ def disk_full(path: Path, n_bytes: int, error: BaseException) -> DiskFullError:
 
 
 def _is_full(error: BaseException) -> bool:
-    """Return whether the system says so, or a library in Rust's words: tokenizers raises Exception."""
+    """Return whether an error of the system, or of a Rust library such as tokenizers, means a full disk."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
     return f"(os error {errno.ENOSPC})" in str(error)
 
 
 def _says_nothing(error: Exception) -> bool:
-    """Return whether an error may stand for a full disk: numpy gives no errno, onnxruntime RuntimeError."""
+    """Return whether an error may mean a full disk: numpy's has no errno, onnxruntime's is a RuntimeError."""
     return isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno is None)
 
 
@@ -91,7 +92,7 @@ def _free_bytes(path: Path) -> int:
 
 
 def _n_bytes(path: Path) -> int:
-    """Return the room that a file takes, in whole blocks; 0 where there is none, or other names share it."""
+    """Return the room that a file takes, in whole blocks; 0 where there is no file, or it has other names."""
     status = path.lstat() if path.is_file() else None
     if status is None or status.st_nlink > 1:
         return 0

@@ -100,8 +100,8 @@ class DirectoryStore:
 def check_free(path: Path, *, force: bool) -> None:
     """Check that a run may be made at `path`.
 
-    Raises:  DirectoryError: a file; a directory that is no run, or holds anything that is not a run's own,
-             with or without `force`; or a run without `force`.
+    Raises:  DirectoryError: `path` is a file; it is a directory that is no run, or holds anything that is
+             not a run's own, with or without `force`; or it is a run, and `force` is not given.
     """
     if (path.exists() or path.is_symlink()) and not path.is_dir():
         raise DirectoryError(str(path), "a new directory", "a file")
@@ -231,7 +231,7 @@ class RunDirectory:
 
         Raises:  DirectoryError: another process holds it.
         """
-        with locked_directory(self.path, "a run that nobody trains", "another qpa train at work"):
+        with locked_directory(self.path, "a run that no command uses", "one that another qpa train uses"):
             yield
 
     def _read_file(self, kind: type[D]) -> tuple[D, str]:

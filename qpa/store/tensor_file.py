@@ -1,8 +1,8 @@
 """Safetensors files, a tensor at a time: what is in memory is one tensor, whatever the file's size.
 
-A file is eight bytes with the header's length, little-endian; the header, JSON, from tensor names to type,
-shape and place; and the numbers. Larger types come first, then names in order, as in the safetensors
-library, whose own functions want all tensors at once.
+A file is eight bytes with the header's length, little-endian; the header, which is JSON and gives type, shape
+and place of each tensor by its name; and the numbers. Larger types come first, then names in order, as in the
+safetensors library, whose own functions want all tensors at once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
-"""Types of the format that numpy can hold; a tensor of another cannot be read here."""
+"""Types of the format that numpy can hold; a tensor of another type cannot be read here."""
 
 
 class TensorEntry(NamedTuple):

@@ -50,8 +50,8 @@ def gradient_bases(
 
     Args:    parameters: of the adapter, by path (`qpa.adapters.attach.adapter_parameters`).
              spec: its seed draws the range finder's test matrices.
-             loss: of the model with this adapter on a batch.
-             batches: of the training data, few.
+             loss: the loss of the model with this adapter on a batch.
+             batches: a few batches of the training data.
     Raises:  DivergedError: the gradient is not finite.
     Source:  Halko, Martinsson, Tropp, SIAM Review 53 (2011), algorithms 4.1 and 5.1; ours: the adapter as
              the only access to the gradient.

@@ -1,4 +1,4 @@
-"""Loss and perplexity that count real tokens: padding and masked prompts do not exist."""
+"""Loss and perplexity that count real tokens only: padding and masked prompts do not count."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IGNORED = -100
 
 
 class TokenLoss(NamedTuple):
-    """Mean loss in nats per token, and over how many tokens."""
+    """The mean loss in nats per token, and the number of tokens."""
 
     loss: float
     n_tokens: int

@@ -1,7 +1,7 @@
 """What qpa does around the steps of a trainer, whatever it trains for.
 
-The trainer is used as it is. What is ours hangs in its callbacks: a seed for every step, checkpoints without
-pickle, metrics, progress.
+The trainer is used as it is. qpa's own work is done in a callback, which gives every step its seed, writes
+checkpoints without pickle and metrics, and reports progress.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
             self._save(state)
 
     def _complete(self, step: dict[str, float]) -> None:
-        """Add the angles' learning rate, and the tokens of before the training was resumed."""
+        """Add the angles' learning rate, and the tokens that were counted before the training was resumed."""
         step["angle_learning_rate"] = step["learning_rate"] * self.optimizer.angle_ratio
         if "num_tokens" in step:
             step["num_tokens"] += self._n_tokens_before

@@ -171,8 +171,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict()` and set the adapter to what the restored generator gave; nothing is
-        measured.
+        """Restore `state_dict()`, and set the adapter to what the restored generator gave, without a run.
 
         Raises:  CheckpointError: the state is another optimizer's, or of another generator.
         """

@@ -8,13 +8,13 @@ from torch import Tensor
 from qpa.errors import DivergedError
 
 MAX_NORM = 1.0
-"""What the gradient is clipped to, over all trained parameters; the default of transformers' trainer too."""
+"""The norm to which the gradient of all trained parameters is clipped, as transformers' trainer does."""
 
 
 def take_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """Pull a loss back, clip its gradient, take one step and forget the gradient.
 
-    Args:    loss: of no dimension; one that depends on nothing that is trained has no gradient.
+    Args:    loss: a scalar; where it depends on nothing that is trained, it has no gradient.
     Raises:  DivergedError: loss or gradient is not finite; nothing has moved.
     """
     if loss.requires_grad:

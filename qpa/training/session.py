@@ -55,11 +55,11 @@ class Session:
     """Everything that one training is made of.
 
     Args:    options, provenance, context: of the pass.
-             splits: tokenised; data_digest: of both.
+             splits: the tokenised splits; data_digest: the digest of both.
              adapted: the model with its adapter, and the optimizer with the generator.
              trainer: of transformers, which has all of these.
-             n_steps: optimizer steps of the whole training.
-             step_cost: of one of them, on the circuits' source.
+             n_steps: the number of optimizer steps of the whole training.
+             step_cost: what one of these steps costs on the circuits' source.
     """
 
     options: TrainingOptions
@@ -84,8 +84,8 @@ def train(options: TrainingOptions, provenance: Provenance, context: PassContext
 
     Args:    provenance: of the document that is returned, and of all checkpoints.
              context: holds the plan; arrays, metrics and checkpoints are left in its files.
-    Raises:  OptionError, ModelError, DataError, CheckpointError: there is something to train with that is
-             wrong; what an earlier training left is untouched.
+    Raises:  OptionError, ModelError, DataError, CheckpointError: something that the training needs is wrong;
+             what an earlier training left is untouched.
              DivergedError: a loss or gradient is not finite; the last checkpoint stays.
     """
     session = prepare(options, provenance, context)
@@ -164,7 +164,7 @@ def calibrate(session: Session) -> None:
 
 
 def fit(session: Session, resumed: Resumed | None, log: TrainingLog) -> None:
-    """Take all optimizer steps, or those that a checkpoint leaves to be taken.
+    """Take all optimizer steps, or those that are left after a checkpoint.
 
     Raises:  DivergedError: a gradient is not finite; the error names the last good checkpoint.
     """
@@ -191,7 +191,7 @@ def fit(session: Session, resumed: Resumed | None, log: TrainingLog) -> None:
         trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
     except DivergedError as error:
         saved = callback.last_saved
-        kept = f"the last good checkpoint is {saved}" if saved else "no checkpoint yet"
+        kept = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
         raise DivergedError(error.subject, error.expected, error.found, f"{error.advice}; {kept}") from error
 
 

@@ -5,10 +5,10 @@ Every line is an object with "step", the number of optimizer steps done.
 1. An evaluation, before the first step and after the last: the objective's scores, of "sft" eval_loss in nats
    per token and eval_perplexity. The first line also tells what each step costs on the circuits' source:
    step_circuits that are run, and step_executions, every shot counted.
-2. A training's line. Of its step are grad_norm, learning_rate, angle_learning_rate, epoch and, where TRL
-   counts them, num_tokens, those trained on since the first step. All else is the mean over the steps since
-   the line before: loss, in nats per token, and what the trainer reports beside it, as TRL does entropy and
-   mean_token_accuracy.
+2. A line of training. Its step alone gives grad_norm, learning_rate, angle_learning_rate, epoch and, where
+   TRL counts them, num_tokens, the tokens trained on since the first step. All other numbers are means over
+   the steps since the line before: loss, in nats per token, and what else the trainer reports, such as TRL's
+   entropy and mean_token_accuracy.
 
 No line holds a time or a duration, so nothing may differ between a training and one that was killed, however
 often, and resumed on the same machine: both files are the same, byte for byte.
@@ -53,9 +53,9 @@ class TrainingLog:
 
 
 def line_of_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the line for consecutive steps: of each number the mean or, see above, the last.
+    """Return the line for consecutive steps: the mean of each number, or its last value, as said above.
 
-    Args:    steps: what the trainer reports of each.
+    Args:    steps: what the trainer reports of each step.
     """
     return {
         name: last if name in _OF_THE_STEP else sum(step[name] for step in steps) / len(steps)

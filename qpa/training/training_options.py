@@ -13,7 +13,7 @@ from qpa.pipeline.options import defaults_by_name, option
 from qpa.training.objectives.objective import OBJECTIVES
 
 MAX_NUMBER = 1e6
-"""Above any sensible learning rate, number of epochs or warm-up, and within float32."""
+"""A number above any sensible learning rate, number of epochs or warm-up, and within float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class TrainingOptions:
     )
     eval_data: str | None = option(
         None,
-        help="Evaluation split.",
+        help="Text or jsonl file to evaluate on.",
         is_path=True,
         shown_default="a tenth of `data`, held out",
         provenance=False,
@@ -81,7 +81,7 @@ class TrainingOptions:
         at_most=MAX_NUMBER,
     )
     bf16: bool = option(False, help="bfloat16 autocast; the adapter stays float32.")
-    device: str = option("auto", help="{choices}.", choices=DEVICES)
+    device: str = option("auto", help="Device to run on: {choices}.", choices=DEVICES)
     save_steps: int = option(100, help="Steps between checkpoints.", at_least=1, provenance=False)
     resume: bool = option(False, help="Continue from the newest checkpoint.", provenance=False)
     trust_remote_code: bool = option(

@@ -1,1 +1,1 @@
-"""How a gradient of the probabilities is pulled back to the angles: an estimator a file."""
+"""How a gradient of the probabilities is pulled back to the angles, with one file for each estimator."""

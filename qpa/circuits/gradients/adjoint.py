@@ -34,5 +34,5 @@ class Adjoint:
         return gradient
 
     def n_evaluations(self, circuit: Circuit, n_circuits: int) -> int:
-        """Return one run a circuit."""
+        """Return one run for each circuit."""
         return n_circuits

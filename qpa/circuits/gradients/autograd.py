@@ -1,4 +1,4 @@
-"""A gradient estimator where autograd expects an operation of its own."""
+"""A gradient estimator as an operation of autograd, whose backward pass it is."""
 
 from __future__ import annotations
 

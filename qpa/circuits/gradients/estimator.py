@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class GradientEstimator(Protocol):
     """A way to estimate gradients of a source's probabilities.
 
-    An estimator is made with a seed, of which everything that is random in it is a function.
+    An estimator is made with a seed, which determines everything that is random in it.
 
-    Class attributes: `name` is how a user asks for it; `needs_differentiable`: it works with sources alone
-    through which autograd reaches the angles.
+    Class attributes: `name` is how a user asks for it; `needs_differentiable` says whether it works only with
+    sources through which autograd reaches the angles.
     Source:  ours.
     """
 
@@ -43,7 +43,7 @@ class GradientEstimator(Protocol):
         ...
 
     def n_evaluations(self, circuit: Circuit, n_circuits: int) -> int:
-        """Return how many runs with angles of their own a `vjp` asks the source for."""
+        """Return how many sets of angles one `vjp` asks the source to run."""
         ...
 
 

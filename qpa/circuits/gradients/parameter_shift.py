@@ -40,5 +40,5 @@ class ParameterShift:
         return gradient
 
     def n_evaluations(self, circuit: Circuit, n_circuits: int) -> int:
-        """Return two runs an angle."""
+        """Return two runs for each angle of each circuit."""
         return 2 * circuit.n_angles * n_circuits

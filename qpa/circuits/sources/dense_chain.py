@@ -90,7 +90,7 @@ def _frame(n_qubits: int, device: torch.device, dtype: torch.dtype) -> _Frame:
         to_y = torch.kron(to_y, single)
     y_of_basis = torch.eye(
         2 * n_half, dtype=torch.float64
-    )  # a row a basis vector of y, re and im interleaved
+    )  # each row is a basis vector of y, with re and im interleaved
     readout = _as_real(_as_complex(y_of_basis) @ to_y.conj())[:, chain_gather(n_qubits)]
     chain = _as_real(_as_complex(readout) @ to_y.T)
     bits = (index[:n_half, None] >> torch.arange(n_qubits - 2, -1, -1)) & 1

@@ -14,7 +14,7 @@ from qpa.circuits.sources.source import Cost, check_angles
 class ExactSimulator:
     """The noiseless source.
 
-    It simulates by the form that the ansatz has for it, else gate by gate
+    It simulates in the way that the ansatz provides, which is gate by gate where it has no faster one
     (`qpa.circuits.sources.statevector`).
     """
 
@@ -32,5 +32,5 @@ class ExactSimulator:
         return circuit.exact_probabilities(angles)
 
     def cost(self, circuit: Circuit, n_evaluations: int) -> Cost:
-        """Return one execution a circuit."""
+        """Return one execution for each set of angles, all in one job."""
         return Cost(n_evaluations, n_evaluations, 1)

@@ -85,7 +85,7 @@ def _rotations(angles: Tensor) -> list[Tensor]:
     """Return RY on all qubits as one matrix [n_layers, n_circuits, d, d] per group of qubits.
 
     |RY[i, j]| is cos where the bits of i and j agree and sin where they differ, so the Kronecker product
-    is the outer product of (cos, sin) vectors, spread by a constant matrix with one sign a column: an exact
+    is the outer product of (cos, sin) vectors, spread by a constant matrix with one sign per column: an exact
     matrix product, and faster than a gather.
     """
     half = 0.5 * angles

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class Cost(NamedTuple):
     """What a call of a source costs.
 
-    Args:    n_circuits: circuits that are run, with angles of their own each.
-             n_executions: runs of a circuit, every shot counted; of an exact source, n_circuits.
-             n_jobs: jobs that they travel in.
+    Args:    n_circuits: the number of circuits that are run, each with angles of its own.
+             n_executions: the number of runs, where every shot counts as one; n_circuits for an exact source.
+             n_jobs: the number of jobs in which they travel.
     """
 
     n_circuits: int
@@ -26,13 +26,13 @@ class Cost(NamedTuple):
 
 
 class Source(Protocol):
-    """Simulators, samplers and devices, interchangeable.
+    """A simulator, a sampler or a device; all of them are used alike.
 
-    A source is made with a seed, of which everything that is random in it is a function.
+    A source is made with a seed, which determines everything that is random in it.
 
-    Class attributes: `name` is how a user asks for it; `is_differentiable`: autograd reaches the angles
-    through `probabilities`; `runs_native`: it runs the circuit in the target's own gates, and needs it
-    loaded. `shots` of every circuit is None where the probabilities are exact.
+    Class attributes: `name` is how a user asks for it; `is_differentiable` says whether autograd
+    reaches the angles through `probabilities`; `runs_native` says whether it runs the circuit in the target's
+    own gates, which must be loaded then. `shots`, those of every circuit, is None for exact probabilities.
     Source:  ours.
     """
 

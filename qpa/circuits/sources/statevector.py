@@ -1,8 +1,8 @@
 """Exact simulation of any circuit, gate by gate, for ansatz kinds that have no faster form of their own.
 
-The state is complex[n_evaluations, 2, .., 2], an axis a qubit. A gate without angles is Qiskit's own matrix;
-a gate whose one angle is a parameter of the circuit is a rotation exp(-i t/2 P) = cos(t/2) - i sin(t/2) P of
-a Pauli P. Autograd differentiates all of it.
+The state is complex[n_evaluations, 2, .., 2], with an axis for each qubit. A gate without angles is Qiskit's
+own matrix; a gate whose one angle is a parameter of the circuit is a rotation exp(-i t/2 P) = cos(t/2) -
+i sin(t/2) P of a Pauli P. Autograd differentiates all of it.
 
 Source: ours.
 """
@@ -30,7 +30,7 @@ def simulate(circuit: QuantumCircuit, angles: Tensor) -> Tensor:
     Args:    circuit: from |0..0>, without measurements; its angles are one ParameterVector.
              angles: float[n_evaluations, n_angles], radians.
     Returns: float[n_evaluations, 2**n_qubits].
-    Raises:  ShapeError: a gate takes something else than a parameter or numbers.
+    Raises:  ShapeError: a gate takes something other than one parameter or numbers.
     """
     n_qubits = circuit.num_qubits
     state = torch.zeros(len(angles), 2**n_qubits, dtype=_complex(angles), device=angles.device)

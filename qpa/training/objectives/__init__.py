@@ -1,1 +1,1 @@
-"""What is trained for: an objective a file."""
+"""What is trained for, with one file for each objective."""

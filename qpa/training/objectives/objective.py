@@ -4,7 +4,7 @@
                        |-----calibration_loss--> the gradient whose directions spectra take
                        `-----scores------------> what is compared before and after training
 
-Adding an objective is a file of its own and a line in `OBJECTIVES`.
+To add an objective, write a file of its own and add a line to `OBJECTIVES`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Splits(NamedTuple):
     """The rows that are trained on, and those that are scored.
 
     Every row has "input_ids" and "labels", lists of token ids of one length; a label is -100 where a token
-    does not count. By these two a row is known again: the digest of the data is theirs. What else an
+    does not count. These two identify a row: the digest of the data is made of them. What else an
     objective needs of a row is in it too.
     """
 
@@ -55,7 +55,7 @@ class Objective(Protocol):
     def __init__(self, options: TrainingOptions, tokenizer: Any) -> None: ...
 
     def rows(self, seed: int) -> Splits:
-        """Read the data, and tell what is trained on from what is scored.
+        """Read the data, and split it into rows to train on and rows to score.
 
         Args:    seed: draws the rows that are held out, where no file of them is given.
         Raises:  DataError: a file is missing or damaged, or a split has nothing to learn from.

@@ -1,8 +1,8 @@
 """Supervised fine-tuning: the loss of the next token, on texts or on the completions of prompts.
 
-The trainer is TRL's SFTTrainer. Its loss takes the model apart to spare memory at the head, and so leaves out
-an adapter that is on the head, before the text or in no PEFT model. Those train under transformers' Trainer,
-with the same loss of the model as a whole.
+The trainer is TRL's SFTTrainer. Its loss takes the model apart to save memory at the head, and so it leaves
+out an adapter that is on the head, is before the text or is not in a PEFT model. Such adapters train under
+transformers' Trainer, with the same loss of the model as a whole.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ class SFT:
         }
         if not _needs_whole_model(model):
             return SFTTrainer(model, settings, processing_class=self.tokenizer, **data)
-        # transformers asks what it trains for its arguments and its base: a model of its own or of PEFT.
+        # transformers asks the model for its arguments and its base, so it must be its own model or PEFT's.
         asked = model if isinstance(model, PeftModel) else model.get_base_model()
         return _WholeModelTrainer(asked, settings, data_collator=self.collate, **data)
 
     def calibration_loss(self, model: Any, rows: Sequence[Row]) -> Tensor:
-        """Return the mean loss of a token of the rows that counts."""
+        """Return the mean loss of the tokens of the rows that count."""
         device = next(model.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in self.collate(list(rows)).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=self.options.bf16):
