@@ -80,7 +80,12 @@ def _verify_engines(step: VerifyAdapter, *, as_json: bool) -> None:
     from qpa.documents.verification import VERIFICATION_PATH
     from qpa.passes import verification_pipeline
     from qpa.pipeline.pass_protocol import PassContext
-    from qpa.report.facts import VERIFICATION_HEADER, verification_json, verification_rows
+    from qpa.report.facts import (
+        VERIFICATION_HEADER,
+        verification_json,
+        verification_rows,
+        verification_title,
+    )
     from qpa.store.atomic_files import remove_leftovers
     from qpa.store.run_directory import DirectoryStore
 
@@ -96,9 +101,10 @@ def _verify_engines(step: VerifyAdapter, *, as_json: bool) -> None:
     except OSError as error:
         kept, why_not = False, error.strerror or type(error).__name__
     if as_json:
-        print_json({"adapter": str(directory), "kept": kept, **verification_json(document)})
+        content = {"adapter": str(directory), "dtype": manifest.dtype, "kept": kept}
+        print_json(content | verification_json(document))
         return
-    title = f"{directory}: the same function as the trained model"
+    title = f"{directory}: {verification_title(manifest.dtype, step.tolerance)}"
     print_table(title, verification_rows(document), VERIFICATION_HEADER)
     path = directory / VERIFICATION_PATH
     print_line(f"wrote {path}" if kept else f"{path} could not be written: {why_not}")

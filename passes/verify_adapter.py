@@ -12,10 +12,12 @@ Rules:
 5. Its logits are the live model's within `tolerance * max(1, largest live logit)`, and they are not
    the base model's; its greedy tokens are the live model's. An engine without logits is judged by its
    tokens alone: they are the live model's, and not those of the base.
-6. An export in a smaller type is the live model rounded. The bound grows by ROUNDING times the type's unit
-   roundoff, times what was rounded: the largest effect of the adapter on the logits, or, of merged weights,
-   the largest logit; and the logits are at least four times nearer to the live model's than to the base's.
-   Where there are logits, the greedy tokens of such an export are reported and not judged.
+6. An export in a smaller type is the live model rounded. The logits are at least four times nearer to the
+   live model's than to the base's. Where there are logits, its greedy tokens are reported and not judged.
+7. A tolerance that is given holds as it is. Where none is given, it is TOLERANCE, and the bound is wider for
+   an engine with a tolerance of its own, and for an export in a smaller type: there it grows by ROUNDING
+   times the type's unit roundoff, times what was rounded: the largest effect of the adapter on the logits,
+   or, of merged weights, the largest logit.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ WORKER = Path(str(qpa.__file__)).parent / "engines" / "worker.py"
 _TRACEBACK = "Traceback (most recent call last):"
 ROUNDOFF = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 ROUNDING = 16.0
+TOLERANCE = 1e-5
 
 
 @final
@@ -59,7 +62,8 @@ class VerifyAdapter:
     Args:    directory: the exported directory the manifest describes.
              model: where the base model is now; None for where the manifest says.
              trust_remote_code: the user allows the model's own Python code to run.
-             tolerance: largest logit difference, in units of max(1, largest |live logit|).
+             tolerance: largest logit difference, in units of max(1, largest |live logit|); None is TOLERANCE,
+             and more where an engine or the export's type rounds.
              engines: names that the export's format lists; None is those that this Python has.
              base_gguf: the base model as GGUF, for llama.cpp.
              python: interpreter of the environment that has the engines; None is this one.
@@ -79,8 +83,12 @@ class VerifyAdapter:
         shown_default="the one it was trained on",
         provenance=False,
     )
-    tolerance: float = option(
-        1e-5, help="Largest difference of logits, in units of the largest live one or of 1.", above=0
+    tolerance: float | None = option(
+        None,
+        help="Largest difference of logits, in units of the largest live one or of 1; "
+        "a tolerance that is given holds for every engine and type.",
+        shown_default=f"{TOLERANCE:g}, and more for engines and types of numbers that round",
+        above=0,
     )
     engines: tuple[str, ...] | None = option(
         None,
@@ -117,21 +125,27 @@ class VerifyAdapter:
         answer = self._ask(source, base, engines)
         context.progress("loading the adapter in an independent process", 1, 1)
         scale = max(1.0, answer["largest_live_logit"])
-        bound = self.tolerance * scale
-        self._check_base_answer(base, answer["base_difference"], bound)
+        tolerance = TOLERANCE if self.tolerance is None else self.tolerance
+        self._check_base_answer(base, answer["base_difference"], tolerance * scale)
         rounded = scale if FORMATS[source.format].merges else answer["largest_adapter_effect"]
-        bound += ROUNDING * ROUNDOFF[source.dtype] * rounded
+        rounding = ROUNDING * ROUNDOFF[source.dtype] * rounded
         for engine in answer["engines"]:
             if engine["max_logit_difference"] is None:
                 engine["base_tokens_equal"] = engine["greedy_tokens"] == answer["base_tokens"]
-            wider = scale * ENGINES[engine["engine"]].tolerance
-            engine["bound"] = None if engine["max_logit_difference"] is None else max(bound, wider)
-            self._check_engine(engine, max(bound, wider), exact=source.dtype == "float32")
+            bound = self._bound(engine["engine"], scale, rounding)
+            engine["bound"] = None if engine["max_logit_difference"] is None else bound
+            self._check_engine(engine, bound, exact=source.dtype == "float32")
         return Verification(
             provenance=context.provenance(self, source),
             engines=tuple(_engine_check(engine) for engine in answer["engines"]),
-            tolerance=self.tolerance,
+            tolerance=tolerance,
         )
+
+    def _bound(self, engine: str, scale: float, rounding: float) -> float:
+        """Return how far an engine's logits may be from the live model's, see rule 7."""
+        if self.tolerance is not None:
+            return self.tolerance * scale
+        return max(TOLERANCE * scale + rounding, ENGINES[engine].tolerance * scale)
 
     def _engines(self, source: Manifest) -> tuple[str, ...]:
         """Return the engines to ask."""

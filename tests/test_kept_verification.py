@@ -91,6 +91,20 @@ def test_inspect_shows_what_was_found(cli, made, tmp_path, export):
     assert found["verification"]["engines"] == content["engines"]
 
 
+def test_what_is_equal_within_rounding_alone_is_called_so_and_its_bound_is_shown(cli, made, tmp_path):
+    out = tmp_path / "out"
+    ExportLora(dtype="bfloat16").emit(made.frozen, out, made.context)
+    shown = words_of(cli("verify", out, "--engine", "peft")[1])
+    content = json.loads(cli("verify", out, "--engine", "peft", "--json")[1])
+    bound = f"{content['engines'][0]['bound']:.1e}"
+    assert "equal to the trained model within bfloat16 rounding" in shown and bound in shown
+    assert content["dtype"] == "bfloat16"
+    assert f"at most {bound}" in words_of(cli("inspect", out)[1])
+    assert "a difference of" in cli.refuses("verify", out, "--engine", "peft", "--tolerance", "1e-9")
+    shown = words_of(cli("verify", out, "--engine", "peft", "--tolerance", "0.2")[1])
+    assert "within a tolerance of 0.2" in shown
+
+
 def test_a_verification_of_another_export_is_stale(cli, made, out, tmp_path):
     kept = verified(cli, out)
     ExportLora(dtype="bfloat16").emit(made.frozen, tmp_path / "other", made.context)

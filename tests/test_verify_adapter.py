@@ -325,6 +325,24 @@ def test_a_smaller_type_is_judged_by_its_rounding_and_not_more(made, tmp_path, d
         _verify(out, made, engines=("peft",))
 
 
+@pytest.mark.usefixtures("in_process")
+def test_a_tolerance_that_is_given_holds_for_a_smaller_type_too(made, tmp_path):
+    out = tmp_path / "out"
+    ExportLora(dtype="bfloat16").emit(made.frozen, out, made.context)
+    by_default = _verify(out, made, engines=("peft",))
+    found = by_default.engines[0].max_logit_difference
+    assert by_default.tolerance == 1e-5 < found < by_default.engines[0].bound
+    with pytest.raises(VerificationError, match="found a difference of"):
+        _verify(out, made, engines=("peft",), tolerance=1e-5)
+    given = _verify(out, made, engines=("peft",), tolerance=found)  # in units of at least 1
+    assert given.tolerance == found <= given.engines[0].bound < by_default.engines[0].bound
+
+
+def test_a_tolerance_that_is_given_holds_for_an_engine_that_rounds_too():
+    given, by_default = (VerifyAdapter(directory="out", tolerance=value) for value in (1e-5, None))
+    assert given._bound("llama.cpp", 2.0, 0.0) == 2e-5 < by_default._bound("llama.cpp", 2.0, 0.0)
+
+
 def test_python_wants_the_engines_named(out, made):
     with pytest.raises(OptionError, match=r"^engines: expected names of engines beside `python`"):
         _verify(out, made, python=sys.executable)

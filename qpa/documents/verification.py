@@ -82,7 +82,8 @@ class Verification(Document):
     It lives at `qpa/verification.json` inside the export, beside the manifest, which is its parent and does
     not list it. Version 1 knew engines with logits only; version 2 knew neither their versions nor bounds.
 
-    Args:    tolerance: see `qpa.passes.verify_adapter.VerifyAdapter`.
+    Args:    tolerance: the one that was given, or else that of float32; see `EngineCheck.bound`, which is
+             wider where none was given and an engine or the export's type rounds.
     """
 
     kind: ClassVar[str] = "verification"

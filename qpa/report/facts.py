@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Rows = list[tuple[str, ...]]
 
 VERIFICATION_HEADER = (
-    *("engine", "logits - live", "logits - base", "greedy tokens"),
+    *("engine", "logits - live", "at most", "logits - base", "greedy tokens"),
     "missing or unexpected keys",
 )
 
@@ -104,12 +104,26 @@ def result_rows(result: TrainingResult) -> Rows:
     ]
 
 
+def verification_title(dtype: str, tolerance: float | None) -> str:
+    """Return in what sense an export that passed is the trained model.
+
+    Args:    dtype: of the export.
+             tolerance: the one that was given, None for the default.
+    """
+    if tolerance is not None:
+        return f"equal to the trained model within a tolerance of {tolerance:g}"
+    if dtype != "float32":
+        return f"equal to the trained model within {dtype} rounding"
+    return "the same function as the trained model"
+
+
 def verification_rows(verification: Verification) -> Rows:
     """Return what each engine made of the probe, under the words of `VERIFICATION_HEADER`."""
     return [
         (
             f"{check.engine} {check.version or ''}".rstrip(),
             _difference(check.max_logit_difference),
+            "-" if check.bound is None else f"{check.bound:.1e}",
             _difference(check.max_base_difference),
             "equal" if check.greedy_tokens_equal else "differ",
             ", ".join((*check.missing_keys, *check.unexpected_keys)) or "none",
@@ -330,10 +344,10 @@ def kept_verification_rows(directory: Path) -> Rows:
     return [
         (
             f"verified in {short(engine)}",
-            f"logits - live {live}, logits - base {base}, greedy tokens {tokens}, "
+            f"logits - live {live}, at most {bound}, logits - base {base}, greedy tokens {tokens}, "
             f"missing or unexpected keys {short(keys)}",
         )
-        for engine, live, base, tokens, keys in verification_rows(verification)
+        for engine, live, bound, base, tokens, keys in verification_rows(verification)
     ]
 
 
