@@ -58,9 +58,11 @@ def _refuse_with_static(step: VerifyAdapter) -> None:
 
 
 def _verify_static(directory: Path, *, as_json: bool) -> None:
+    from qpa.documents.manifest import check_no_run
     from qpa.errors import VerificationError
     from qpa.exporters.contracts.export import check_contract
 
+    check_no_run(directory, "a directory that qpa export wrote, or a LoRA of any origin")
     findings = check_contract(directory)
     if as_json:
         print_json({"adapter": str(directory), "findings": [str(finding) for finding in findings]})

@@ -359,9 +359,22 @@ def test_verify_says_what_is_wrong_with_an_adapter(cli: Cli, run: Path, tmp_path
     config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
     code, out, err = cli("verify", adapter, "--static")
     assert code == 1 and "L08" in out + err
-    assert "No such file or directory" in cli.refuses("verify", tmp_path / "none")
-    assert "name a directory that qpa export wrote" in cli.refuses("verify", run)
+    assert "name a directory that qpa export wrote" in cli.refuses("verify", tmp_path)
     assert "neither" in cli.refuses("inspect", tmp_path)
+
+
+@pytest.mark.parametrize("static", [(), ("--static",)])
+def test_verify_says_in_one_line_that_it_was_given_no_export(
+    cli: Cli, planned: Path, tmp_path: Path, static: tuple[str, ...]
+) -> None:
+    any_origin = ", or a LoRA of any origin" if static else ""
+    expected = f"expected a directory that qpa export wrote{any_origin}, found"
+    none, file = tmp_path / "none", tmp_path / "file"
+    file.touch()
+    assert cli.refuses("verify", none, *static) == f"error: {none}: {expected} no such directory\n"
+    assert cli.refuses("verify", file, *static) == f"error: {file}: {expected} a file\n"
+    advice = f"export it first: qpa export {planned} --out ..."
+    assert cli.refuses("verify", planned, *static) == f"error: {planned}: {expected} a run; {advice}\n"
 
 
 def test_a_run_with_anything_else_in_it_is_never_replaced(cli: Cli, llama: Path, run: Path) -> None:

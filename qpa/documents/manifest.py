@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 from pydantic import model_validator
 
 from qpa.documents.account import ParameterAccount, with_control_account
-from qpa.documents.adapter_spec import BaseModelReference
+from qpa.documents.adapter_spec import AdapterSpec, BaseModelReference
 from qpa.documents.base import Attachment, Document, JsonObject, with_parents
 from qpa.documents.finding import Finding
 from qpa.documents.tensors import Method
@@ -120,10 +120,26 @@ FORMATS: Registry[type[ExportFormat]] = Registry(
 def read_manifest(directory: Path) -> Manifest:
     """Return the manifest of an exported directory.
 
-    Raises:  DocumentError: there is none, it is damaged, or longer than any manifest.
+    Raises:  DocumentError: there is no such directory, it is a run, or has no manifest; or the manifest is
+             damaged, or longer than any manifest.
     """
+    check_no_run(directory, "a directory that qpa export wrote")
     advice = "name a directory that qpa export wrote, or check one of another origin with qpa verify `static`"
     return read_in_export(directory, MANIFEST_PATH, Manifest, advice)
+
+
+def check_no_run(directory: Path, expected: str) -> None:
+    """Check that a directory is there, and is not the run that an export is made from.
+
+    Args:    expected: the words of the error.
+    Raises:  DocumentError: it is not there, or is a file or a run.
+    """
+    if not directory.is_dir():
+        raise DocumentError(str(directory), expected, "a file" if directory.exists() else "no such directory")
+    is_run = (directory / AdapterSpec.file_name()).is_file()
+    if is_run and not (directory / MANIFEST_PATH).is_file():
+        advice = f"export it first: qpa export {directory} `out` ..."
+        raise DocumentError(str(directory), expected, "a run", advice)
 
 
 def read_in_export(directory: Path, name: str, kind: type[D], advice: str) -> D:
