@@ -33,7 +33,7 @@ from qpa.exporters.directory import CARD_FILE, PROBE_FILE, ExportDirectory, chec
 from qpa.models.base_model import check_base, load_config, moved_base
 from qpa.pipeline.options import check_options, option
 from qpa.pipeline.pass_protocol import PassContext
-from qpa.store.atomic_files import new_directory, remove_leftovers
+from qpa.store.atomic_files import TEMPORARY_PREFIX, new_directory, remove_leftovers
 
 
 def dtype_option() -> Any:
@@ -104,9 +104,9 @@ class Exporter(ABC):
             raise ExportError(error.subject, error.expected, error.found, error.advice) from error
         except OSError as error:
             found = error.strerror or type(error).__name__
-            other = error.filename if error.filename and str(out.parent) not in str(error.filename) else None
-            expected = "a file that can be read" if other else "a directory that can be written"
-            raise ExportError(str(other or out), expected, found) from error
+            if error.filename and not _is_of_output(Path(str(error.filename)), out):
+                raise ExportError(str(error.filename), "a file that can be read", found) from error
+            raise ExportError(str(out), "a directory that can be written", found) from error
         return manifest
 
     @classmethod
@@ -227,6 +227,15 @@ class OtherNamesExporter(BaseModelExporter):
                 f"one tied to the input embedding, for which {self.no_tied_head}",
                 "choose targets without the head",
             )
+
+
+def _is_of_output(path: Path, out: Path) -> bool:
+    """Return whether a path is in an output under its name or a temporary one, or is a directory above it."""
+    path, out = path.resolve(), out.resolve()
+    if path.is_relative_to(out) or out.is_relative_to(path):
+        return True
+    beside = path.is_relative_to(out.parent)
+    return beside and path.relative_to(out.parent).parts[0].startswith(TEMPORARY_PREFIX)
 
 
 @contextmanager

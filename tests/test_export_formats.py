@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 import subprocess
@@ -56,6 +57,38 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(made, tmp_path, name):
         exporter.emit(made.frozen, tmp_path / "out", made.context)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["bard", "adapters/bard"])
+@pytest.mark.parametrize(
+    ("failed", "is_of_output"),
+    [
+        ("models/config.json", False),
+        ("adapters/config.json", False),
+        ("bard.json", False),
+        ("{out}", True),
+        ("{parent}/.incomplete-1/config.json", True),
+        ("{parent}", True),
+    ],
+)
+def test_what_cannot_be_read_is_not_told_of_the_output(
+    made, tmp_path, monkeypatch, out, failed, is_of_output
+):
+    monkeypatch.chdir(tmp_path)
+    failed = failed.format(out=out, parent=Path(out).parent)
+
+    def fail(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", failed)
+
+    exporter = exporter_for("lora", {})
+    monkeypatch.setattr(type(exporter), "write", fail)
+    with pytest.raises(ExportError) as error:
+        exporter.emit(made.frozen, Path(out), made.context)
+    expected = (
+        (out, "a directory that can be written") if is_of_output else (failed, "a file that can be read")
+    )
+    assert (error.value.subject, error.value.expected) == expected
+    assert error.value.found == "Permission denied"
 
 
 @pytest.mark.parametrize("name", ["lora", "merged", "gguf", "mlx"])
