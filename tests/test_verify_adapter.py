@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qpa.compat.peft_ import CONFIG_FILE
 from qpa.documents import MANIFEST_PATH, Verification, read_manifest
 from qpa.errors import DocumentError, ModelError, OptionError, VerificationError
 from qpa.exporters.contracts.lora import WEIGHTS_FILE
@@ -352,3 +353,13 @@ def test_python_wants_the_engines_named(out, made):
 def test_another_python_is_asked_by_itself(out, made):
     (check,) = _verify(out, made, engines=("peft",), python=sys.executable).engines
     assert check.greedy_tokens_equal and check.max_logit_difference < 1e-4
+
+
+@pytest.mark.usefixtures("no_static_check")
+def test_a_rank_that_vllm_does_not_serve_is_one_line(out, made):
+    config = json.loads((out / CONFIG_FILE).read_bytes())
+    (out / CONFIG_FILE).write_text(json.dumps(config | {"r": 513}))
+    found = "ValueError: vLLM serves ranks up to 512, and this LoRA has rank 513"
+    with pytest.raises(VerificationError) as error:
+        _verify(out, made, engines=("vllm",), python=sys.executable)
+    assert error.value.found == found

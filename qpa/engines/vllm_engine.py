@@ -60,6 +60,7 @@ class VllmEngine:
 
 def open_engine(request: Request) -> VllmEngine:
     """Start vLLM on the directory of a request, in float32."""
+    served = None if request["merges"] else _served_rank(Path(request["directory"]))
     os.environ.update(ENVIRONMENT)
     from vllm import LLM
     from vllm.lora.request import LoRARequest
@@ -72,14 +73,24 @@ def open_engine(request: Request) -> VllmEngine:
         "disable_log_stats": True,
         "trust_remote_code": request["trust_remote_code"],
     }
-    if request["merges"]:
+    if served is None:
         return VllmEngine(LLM(request["directory"], **options), None, set())
     read = _record_modules()
-    rank = json.loads((Path(request["directory"]) / "adapter_config.json").read_bytes())["r"]
-    served = next(choice for choice in ENGINE.ranks if choice >= rank)
     options |= {"revision": request["revision"], "enable_lora": True, "max_lora_rank": served}
     llm = LLM(request["model"], **options)
     return VllmEngine(llm, LoRARequest("adapter", ADAPTER_ID, request["directory"]), read)
+
+
+def _served_rank(directory: Path) -> int:
+    """Return the smallest `max_lora_rank` that vLLM knows and that a LoRA directory fits in.
+
+    Raises:  ValueError: its rank is larger than all of them.
+    """
+    rank: int = json.loads((directory / "adapter_config.json").read_bytes())["r"]
+    served = next((choice for choice in ENGINE.ranks if choice >= rank), None)
+    if served is None:
+        raise ValueError(f"vLLM serves ranks up to {ENGINE.ranks[-1]}, and this LoRA has rank {rank}")
+    return served
 
 
 def _record_modules() -> set[str]:
