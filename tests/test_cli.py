@@ -105,6 +105,29 @@ def test_tables_show_the_account(cli: Cli, trained: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("features", "names"),
+    [
+        ("circuit", ["circuit angles", "decoder"]),
+        ("classical", ["control", "decoder"]),
+        ("random", ["circuit angles", "decoder"]),
+        ("bits", ["control", "decoder"]),
+    ],
+)
+def test_the_account_adds_up_with_a_control_too(
+    cli: Cli, llama: Path, tmp_path: Path, features: str, names: list[str]
+) -> None:
+    run = tmp_path / "run"
+    cli("plan", "--model", llama, "--out", run, *PLAN, "--features", features)
+    account = json.loads(cli("inspect", run, "--json")[1])["account"]
+    row = r"^ +(circuit angles|control|decoder|generator, trained) +([\d,]+) *$"
+    rows = re.findall(row, cli("inspect", run)[1], re.MULTILINE)
+    numbers = {name: int(text.replace(",", "")) for name, text in rows}
+    assert list(numbers) == [*names, "generator, trained"]
+    assert sum(numbers[name] for name in names) == numbers["generator, trained"] == account["n_generator"]
+    assert account["n_generator"] == account["n_angles"] + account["n_control"] + account["n_decoder"]
+
+
 def test_help_imports_no_torch() -> None:
     script = "import sys; sys.argv = ['qpa', '--help']\nfrom qpa.cli.main import main\n"
     script += "try: main()\nexcept SystemExit: pass\n"

@@ -350,6 +350,15 @@ def test_the_card_tells_the_account_and_the_result(made):
     assert "Nothing quantum is needed" in card
 
 
+def test_the_cards_account_of_a_control_adds_up(made):
+    assert "|---|---:|\n| circuit angles | 24 |\n| decoder | 1,200 |\n| generator in total" in card_of(
+        made.frozen
+    )
+    control = made.frozen.account.model_copy(update={"n_angles": 0, "n_control": 1024})
+    rows = "|---|---:|\n| control | 1,024 |\n| decoder | 1,200 |\n| generator in total | 2,224 |"
+    assert rows in card_of(_with(made, account=control))
+
+
 def test_the_card_says_where_vllm_has_no_lora(made):
     assert "Conv1D" in card_of(_with(made, fan_in_fan_out=True))
     assert "ranks up to 512" in card_of(_with(made, rank=600))

@@ -98,8 +98,7 @@ def _account(frozen: FrozenAdapter) -> str:
     return _part(
         "account",
         kind=KINDS[frozen.method].title,
-        n_angles=f"{account.n_angles:,}",
-        n_decoder=f"{account.n_decoder:,}",
+        trained="\n".join(f"| {words} | {n_trained:,} |" for words, n_trained in account.trained),
         n_generator=f"{account.n_generator:,}",
         n_adapter=f"{account.n_adapter:,}",
         percent=f"{account.percent:.2f}",

@@ -25,6 +25,16 @@ class ParameterAccount(Record):
         return self.n_angles + self.n_control + self.n_decoder
 
     @property
+    def trained(self) -> tuple[tuple[str, int], ...]:
+        """Return what the generator trains, in words, and how many numbers; together they are all of them.
+
+        A control is named only where there is one, and the angles only where it does not replace them.
+        """
+        parts = [("circuit angles", self.n_angles)] if self.n_angles or not self.n_control else []
+        parts += [("control", self.n_control)] if self.n_control else []
+        return (*parts, ("decoder", self.n_decoder))
+
+    @property
     def percent(self) -> float:
         """Return the generator's size in percent of the adapter's."""
         return 100.0 * self.n_generator / self.n_adapter

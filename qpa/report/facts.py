@@ -48,10 +48,9 @@ def adapter_words(method: str, rank: int, targets: Iterable[str] = ()) -> str:
 
 
 def account_rows(account: ParameterAccount) -> Rows:
-    """Return the parameter account: angles, decoder, total, the adapter's own, percent."""
+    """Return the parameter account: what is trained and its total, the adapter's own, percent."""
     return [
-        ("circuit angles", number(account.n_angles)),
-        ("decoder", number(account.n_decoder)),
+        *((words, number(n_trained)) for words, n_trained in account.trained),
         ("generator, trained", number(account.n_generator)),
         ("the adapter's own (m)", number(account.n_adapter)),
         ("generator / adapter", f"{account.percent:.2f} %"),
