@@ -9,6 +9,7 @@ were measured, and the layer's chunks in lora_A and lora_B.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
@@ -16,7 +17,9 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
+from qpa.cli.flags import error_line
 from qpa.documents import AdapterSpec, AdapterTensor, ChunkGroup, FrozenAdapter, Measurement, WeightLayout
+from qpa.errors import DocumentError, QpaError
 from qpa.store.run_directory import RunDirectory
 
 WIDTH, HEIGHT = 1000, 430
@@ -48,14 +51,25 @@ def main() -> None:
     parser.add_argument("module")
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    arguments.out.write_text(draw(read_layer(RunDirectory.open(arguments.run), arguments.module)))
+    try:
+        picture = draw(read_layer(RunDirectory.open(arguments.run), arguments.module))
+    except QpaError as error:
+        sys.exit(f"error: {error_line(error, {'out': '--out'})}")
+    arguments.out.write_text(picture)
 
 
 def read_layer(run: RunDirectory, module: str) -> Layer:
-    """Return what the documents of a trained run say of a layer."""
+    """Return what the documents of a trained run say of a layer.
+
+    Raises:  DocumentError: the run is not trained, or has no lora_A and lora_B for such a layer.
+    """
     run.read_through(FrozenAdapter)
     spec, layout = run.read(AdapterSpec), run.read(WeightLayout)
-    a, b = next(pair for pair in spec.pairs if pair[0].module == module)
+    pairs = {pair[0].module: pair for pair in spec.pairs}
+    if module not in pairs:
+        example = f"such as {next(iter(pairs))}" if pairs else "of which this run has none"
+        raise DocumentError(str(run.path), f"a layer with lora_A and lora_B, {example}", f"no {module}")
+    a, b = pairs[module]
     groups = tuple(
         (group, tensor.chunks[0])
         for group in layout.groups

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
-from demo.picture import draw, read_layer
+from demo.picture import draw, main, read_layer
 from qpa.store.run_directory import RunDirectory
 from tests.test_train_generator import plan, train
 
@@ -47,7 +48,9 @@ def test_python_in_documents_imports_what_is_there(page: Path) -> None:
                 assert all(hasattr(module, alias.name) for alias in node.names)
 
 
-def test_the_picture_is_drawn_from_a_real_run(llama: Path, text_file: Path, tmp_path: Path) -> None:
+def test_the_picture_is_drawn_from_a_real_run(
+    llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = plan(llama, tmp_path / "run", inspect={"rank": 4}, circuits=None, layers=None)
     train(run, text_file)
     layer = read_layer(RunDirectory.open(run.path), "model.layers.1.self_attn.o_proj")
@@ -59,6 +62,22 @@ def test_the_picture_is_drawn_from_a_real_run(llama: Path, text_file: Path, tmp_
     assert f"lora_A [4, {layer.a.shape[1]}]" in texts
     bits = f"{layer.groups[0][0].states[layer.groups[0][1]]:0{layer.layout.ansatz.n_qubits}b}"
     assert any(text.startswith(f"|{bits}>") for text in texts)
+    expected = (
+        "expected a layer with lora_A and lora_B, such as model.layers.0.self_attn.q_proj, found no nope"
+    )
+    assert refusal(monkeypatch, run.path) == f"error: {run.path}: {expected}"
+    none = tmp_path / "none"
+    expected = f"expected a run directory, found no such directory; make one: qpa plan --out {none}"
+    assert refusal(monkeypatch, none) == f"error: {none}: {expected}"
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, run: Path) -> object:
+    """Ask for the picture of a layer that no model has; return what the program ends with."""
+    monkeypatch.setattr(sys, "argv", ["demo.picture", str(run), "nope", str(run / "out.svg")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not (run / "out.svg").exists()
+    return stop.value.code
 
 
 def test_the_committed_picture_is_one() -> None:
