@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from qpa.store.atomic_files import TEMPORARY_PREFIX, new_directory, remove_leftovers, sha256_of, write_file
+from qpa.store.atomic_files import (
+    TEMPORARY_PREFIX,
+    locked_directory,
+    new_directory,
+    remove_leftovers,
+    sha256_of,
+    write_file,
+)
 
 
 def entries(directory):
@@ -156,6 +163,19 @@ def test_what_is_to_be_kept_but_is_no_directory_is_an_error(tmp_path):
     with pytest.raises(OSError, match="graph"), new_directory(tmp_path / "graph", keep_existing=True) as work:
         (work / "mine").write_bytes(b"mine")
     assert entries(tmp_path) == ["graph"]
+
+
+# Locks
+
+
+def test_a_lock_of_a_replaced_directory_leaves_the_lock_of_the_new_one(tmp_path):
+    path = tmp_path / "bard"
+    path.mkdir()
+    with locked_directory(path, "nobody", "somebody"):
+        path.rename(tmp_path / "old")
+        path.mkdir()
+        (path / ".lock").touch()
+    assert entries(path) == [".lock"]
 
 
 # What killed processes leave

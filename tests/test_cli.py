@@ -420,6 +420,14 @@ def test_a_run_is_trained_by_one_process_at_a_time(cli: Cli, planned: Path, text
         assert "another qpa train" in cli.refuses("train", planned, "--data", text_file, *TRAIN)
 
 
+def test_a_run_that_is_being_trained_is_not_replaced(cli: Cli, llama: Path, run: Path) -> None:
+    before = files_under(run)
+    with RunDirectory(run).locked():
+        line = cli.refuses("plan", "--model", llama, "--out", run, *PLAN, "--force")
+    assert "expected a run that no command uses" in line
+    assert files_under(run) == before
+
+
 @pytest.mark.parametrize(("limit", "what"), [(2_000, "plan"), (9_000, "train"), (9_000, "export")])
 def test_a_disk_that_takes_no_more_is_one_line_and_nothing_half_written(
     planned: Path, trained: Path, llama: Path, text_file: Path, tmp_path: Path, limit: int, what: str

@@ -106,6 +106,26 @@ def test_force_replaces_a_run_and_keeps_nothing_of_it(run):
     assert [file.name for file in run.path.iterdir()] == ["adapter-spec.json"]
 
 
+def test_force_does_not_replace_a_run_that_another_process_holds(run):
+    with (
+        run.locked(),
+        pytest.raises(OptionError, match="bard: expected a run that no command uses"),
+        RunDirectory.create(run.path, force=True),
+    ):
+        pytest.fail("the block must not start")
+    assert run.read(FrozenAdapter) == DOCUMENTS[-1]
+    assert list(run.path.parent.iterdir()) == [run.path]
+
+
+def test_a_run_is_held_until_it_is_replaced_and_the_new_one_is_free(run):
+    with RunDirectory.create(run.path, force=True) as made:
+        made.write(DOCUMENTS[0])
+        with pytest.raises(OptionError, match="a run that no command uses"), run.locked():
+            pytest.fail("the block must not start")
+    with run.locked():
+        assert run.read(AdapterSpec) == DOCUMENTS[0]
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_what_is_no_run_is_never_replaced(tmp_path, force):
     (tmp_path / "thesis").mkdir()

@@ -41,7 +41,7 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def locked_directory(directory: Path, expected: str, found: str) -> Iterator[None]:
-    """Hold a directory for one process.
+    """Hold a directory for one process, which may replace the directory meanwhile.
 
     Args:    expected, found: the words of the error where another process holds it.
     Raises:  DirectoryError: another process holds it.
@@ -58,7 +58,8 @@ def locked_directory(directory: Path, expected: str, found: str) -> Iterator[Non
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            if _is_still_at(lock, stream.fileno()):  # otherwise it is another process's, in a new directory
+                lock.unlink()
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -149,11 +149,11 @@ class RunDirectory:
         """Yield a run directory that becomes `path` when the block ends without an error.
 
         Args:    force: replace a run that is already there. Anything else at `path` is never removed.
-        Raises:  DirectoryError: something is there already.
+        Raises:  DirectoryError: something is there already, or a run that another process holds.
         """
         remove_leftovers(path.parent)  # which may put a run back
         check_free(path, force=force)
-        with new_directory(path) as work:
+        with cls(path).locked() if _is_run(path) else nullcontext(), new_directory(path) as work:
             yield cls(work)
 
     @classmethod
@@ -231,7 +231,8 @@ class RunDirectory:
 
         Raises:  DirectoryError: another process holds it.
         """
-        with locked_directory(self.path, "a run that no command uses", "one that another qpa train uses"):
+        expected, found = "a run that no command uses", "one that another qpa train, transpile or plan uses"
+        with locked_directory(self.path, expected, found):
             yield
 
     def _read_file(self, kind: type[D]) -> tuple[D, str]:
