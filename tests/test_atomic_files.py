@@ -346,7 +346,8 @@ def test_what_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
 
 def test_nothing_else_is_removed(tmp_path):
     outside, folder = tmp_path / "outside", tmp_path / "folder"
-    for name in ("outside/precious", "folder/incomplete-thesis", "folder/.incomplete", "folder/mine"):
+    others = ("folder/.incomplete-download", "folder/incomplete-thesis", "folder/.incomplete", "folder/mine")
+    for name in ("outside/precious", *others):
         (tmp_path / name).mkdir(parents=True)
     (folder / f"{TEMPORARY_PREFIX}link").symlink_to(outside)
     (folder / f"{TEMPORARY_PREFIX}broken").symlink_to(tmp_path / "nowhere")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from qpa.cli.main import main
+from qpa.store.atomic_files import TEMPORARY_PREFIX
 from qpa.store.run_directory import RunDirectory, list_checkpoints
 from qpa.training import generator_callback
 from tests.command_line import Cli
@@ -447,7 +448,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_half_written(
     assert done.stderr.startswith("error: ") and "too large" in done.stderr.lower()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert not (run / "trained-generator.json").exists()
-    assert not list(run.rglob("*.incomplete*")) and not list(run.glob("checkpoints/step-*"))
+    assert not list(run.rglob(f"{TEMPORARY_PREFIX}*")) and not list(run.glob("checkpoints/step-*"))
 
 
 def test_a_full_disk_ends_a_training_that_can_be_resumed(
@@ -465,7 +466,7 @@ def test_a_full_disk_ends_a_training_that_can_be_resumed(
     line = cli.refuses(*options)
     assert says_what_lacks_room(line, rf"{run}/checkpoints/step-00000002/\S+"), line
     assert line.endswith("; free some space and run the same command with --resume\n")
-    assert not list(run.rglob(".incomplete-*")) and list(run.glob("checkpoints/step-*"))
+    assert not list(run.rglob(f"{TEMPORARY_PREFIX}*")) and list(run.glob("checkpoints/step-*"))
     subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
     code, _, err = cli(*options, "--resume")
     assert (code, err) == (0, "")
@@ -495,7 +496,7 @@ def test_a_disk_that_says_it_is_full_ends_a_training_that_can_be_resumed(
         line = cli.refuses(*options)
     assert says_what_lacks_room(line, rf"{run}/checkpoints/step-0000000{n_checkpoints + 1}/\S+"), line
     assert line.endswith(f"; free some space and run the same command {advice}\n")
-    assert not list(run.rglob(".incomplete-*"))
+    assert not list(run.rglob(f"{TEMPORARY_PREFIX}*"))
     assert cli(*options, *(["--resume"] if n_checkpoints else []))[0] == 0
 
 

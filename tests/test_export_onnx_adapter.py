@@ -24,6 +24,7 @@ from qpa.exporters.onnx.files import ADAPTER_FILE, write_adapter
 from qpa.models.base_model import load_model
 from qpa.models.probe import N_NEW
 from qpa.passes.verify_adapter import VerifyAdapter
+from qpa.store.atomic_files import TEMPORARY_PREFIX
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.test_export_onnx import (
     PROMPT,
@@ -110,7 +111,7 @@ def test_keeping_a_graph_removes_what_a_killed_export_left_of_one(tmp_path, monk
         return [path.name]
 
     monkeypatch.setattr(base_graph, "write_graph", write_graph)
-    (tmp_path / ".incomplete-killed").mkdir()
+    (tmp_path / f"{TEMPORARY_PREFIX}killed").mkdir()
     base_graph._keep(b"graph", tmp_path / "kept")
     base_graph._keep(b"another process's", tmp_path / "kept")
     assert list(tmp_path.iterdir()) == [tmp_path / "kept"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qpa.store.atomic_files import TEMPORARY_PREFIX
 from qpa.store.run_directory import METRICS, RunDirectory
 from qpa.training.generator_callback import GeneratorCallback
 from qpa.training.training_log import LOG_STEPS, TrainingLog, line_of_steps
@@ -180,7 +181,7 @@ def test_a_training_that_was_killed_again_and_again_leaves_the_same_lines(
     assert lines_of(killed) == lines_of(whole)
     assert (killed.path / METRICS).read_bytes() == (whole.path / METRICS).read_bytes()
     assert same_bits(tensors(killed), tensors(whole))
-    assert not list(killed.path.rglob(".incomplete-*"))
+    assert not list(killed.path.rglob(f"{TEMPORARY_PREFIX}*"))
 
 
 def _interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

@@ -1,8 +1,9 @@
 """Files and directories that appear whole or not at all.
 
 Rules:
-1. What is not whole yet has a name that starts with `TEMPORARY_PREFIX`. Its maker holds a lock on it until it
-   has its own name; the kernel lets go of a process's locks however the process ends.
+1. What is not whole yet has a name that starts with `TEMPORARY_PREFIX`, which no other program uses. Its
+   maker holds a lock on it until it has its own name; the kernel lets go of a process's locks however the
+   process ends.
 2. Whoever makes a new file or directory first removes from the same directory what has such a name and is
    held by nobody: killed processes left it. A directory that was about to be replaced gets its name back.
 3. A maker holds no lock between making a file and locking it. Where another process takes the file for a
@@ -29,7 +30,7 @@ from qpa.store.disk_space import disk_full, missing_room, room_for
 
 FILE_MODE = 0o644
 DIRECTORY_MODE = 0o755
-TEMPORARY_PREFIX = ".incomplete-"
+TEMPORARY_PREFIX = ".qpa-incomplete-"
 _REPLACED_PREFIX = f"{TEMPORARY_PREFIX}replaced-"
 
 

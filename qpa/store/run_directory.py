@@ -36,7 +36,8 @@ CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 
 _ARRAYS = r"[0-9a-f]{64}\.safetensors"
-_OWN_FILES = rf"logical-circuit\.qasm|native-circuit\.qpy|metrics\.jsonl|{_ARRAYS}|\.lock|\.incomplete-.*"
+_TEMPORARY = rf"{re.escape(TEMPORARY_PREFIX)}.*"
+_OWN_FILES = rf"logical-circuit\.qasm|native-circuit\.qpy|metrics\.jsonl|{_ARRAYS}|\.lock|{_TEMPORARY}"
 
 
 def list_checkpoints(root: Path) -> list[Path]:
