@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qpa.errors import DirectoryError
 from qpa.store.atomic_files import (
     TEMPORARY_PREFIX,
     locked_directory,
@@ -176,6 +177,23 @@ def test_a_lock_of_a_replaced_directory_leaves_the_lock_of_the_new_one(tmp_path)
         path.mkdir()
         (path / ".lock").touch()
     assert entries(path) == [".lock"]
+
+
+def test_a_lock_whose_file_was_removed_before_it_was_locked_is_taken_again(tmp_path, monkeypatch):
+    """Another process may let go of the lock, and remove its file, between the opening and the locking."""
+    flock, lock = fcntl.flock, tmp_path / ".lock"
+
+    def remove_first(*arguments):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        lock.unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with locked_directory(tmp_path, "one", "two"):
+        with pytest.raises(DirectoryError, match="two"), locked_directory(tmp_path, "one", "two"):
+            pytest.fail("two hold the lock")
+        assert entries(tmp_path) == [".lock"]
+    assert entries(tmp_path) == []
 
 
 # What killed processes leave

@@ -22,8 +22,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from qpa.errors import DirectoryError
 from qpa.store.disk_space import disk_full, missing_room, room_for
@@ -49,18 +50,32 @@ def locked_directory(directory: Path, expected: str, found: str) -> Iterator[Non
              DiskFullError: there is no room for the lock's file.
     """
     lock = directory / ".lock"
-    with room_for(lock):
-        stream = lock.open("w")
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DirectoryError(str(directory), expected, found) from error
+    with _open_lock(lock, expected, found) as stream:
         try:
             yield
         finally:
             if _is_still_at(lock, stream.fileno()):  # otherwise it is another process's, in a new directory
                 lock.unlink()
+
+
+def _open_lock(lock: Path, expected: str, found: str) -> TextIO:
+    """Return the lock's file, which this process holds, and which is at its path.
+
+    A process that lets go of the lock removes its file: who opened that file before, and locked it after,
+    would hold a lock that nobody else meets.
+    """
+    while True:
+        with room_for(lock):
+            stream = lock.open("w")
+        with ExitStack() as unless_held:
+            unless_held.enter_context(stream)
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DirectoryError(str(lock.parent), expected, found) from error
+            if _is_still_at(lock, stream.fileno()):
+                unless_held.pop_all()
+                return stream
 
 
 def write_file(path: Path, content: bytes) -> None:
