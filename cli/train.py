@@ -89,10 +89,12 @@ def _check_untrained(run: RunDirectory) -> None:
     from qpa.errors import DirectoryError
     from qpa.store.run_directory import CHECKPOINTS, list_checkpoints
 
-    expected, advice = "a run that is not trained yet", "pass --resume or --force"
+    checkpoints = list_checkpoints(run.path / CHECKPOINTS)
+    expected = "a run that is not trained yet"
+    advice = "pass --resume or --force" if checkpoints else "pass --force"
     if run.has(TrainedGenerator):
         raise DirectoryError(str(run.path), expected, "a trained one", advice)
-    if list_checkpoints(run.path / CHECKPOINTS):
+    if checkpoints:
         raise DirectoryError(str(run.path), expected, "checkpoints of an interrupted training", advice)
 
 

@@ -314,6 +314,15 @@ def test_a_trained_run_is_not_trained_again_by_accident(cli: Cli, run: Path, tex
     assert files_under(run)["frozen-adapter.json"] == before["frozen-adapter.json"]
 
 
+def test_a_trained_run_without_a_checkpoint_is_not_said_to_be_resumable(
+    cli: Cli, run: Path, text_file: Path
+) -> None:
+    shutil.rmtree(run / "checkpoints")
+    line = cli.refuses("train", run, "--data", text_file, *TRAIN)
+    assert line.endswith("found a trained one; pass --force\n")
+    assert cli("train", run, "--data", text_file, *TRAIN, "--force")[0] == 0
+
+
 def test_a_trained_run_is_transpiled_for_another_device_and_exported_all_the_same(
     cli: Cli, run: Path, tmp_path: Path
 ) -> None:
