@@ -323,6 +323,18 @@ def test_a_trained_run_without_a_checkpoint_is_not_said_to_be_resumable(
     assert cli("train", run, "--data", text_file, *TRAIN, "--force")[0] == 0
 
 
+def test_a_run_that_is_trained_again_keeps_no_arrays_of_the_training_before(
+    cli: Cli, run: Path, text_file: Path
+) -> None:
+    before = {file.name for file in run.glob("*.safetensors")}
+    assert cli("train", run, "--data", text_file, *TRAIN, "--seed", "7", "--force")[0] == 0
+    documents = "".join(file.read_text() for file in run.glob("*.json"))
+    after = {file.name for file in run.glob("*.safetensors")}
+    assert after != before
+    assert after == set(re.findall(r"\w{64}\.safetensors", documents))
+    assert cli("export", run, "--out", run.parent / "adapter")[0] == 0
+
+
 def test_a_trained_run_is_transpiled_for_another_device_and_exported_all_the_same(
     cli: Cli, run: Path, tmp_path: Path
 ) -> None:

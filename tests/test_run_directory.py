@@ -291,6 +291,88 @@ def test_an_empty_file_is_a_file(store):
     assert store.get(empty).read_bytes() == b""
 
 
+def with_arrays(store, document, content, **changes):
+    """Return a document whose arrays are a new file of the store, named by its digest."""
+    arrays = store.put("{sha256}.safetensors", content)
+    return document.model_copy(update={"arrays": arrays, **changes})
+
+
+TRAINED, FROZEN = DOCUMENTS[KINDS.index(TrainedGenerator)], DOCUMENTS[KINDS.index(FrozenAdapter)]
+
+
+def arrays_in(path):
+    return {file.read_bytes() for file in path.glob("*.safetensors")}
+
+
+def test_arrays_are_removed_with_the_last_document_that_names_them(run):
+    run.write(with_arrays(run.files, TRAINED, b"trained"))
+    run.write(with_arrays(run.files, FROZEN, b"frozen"))
+    assert arrays_in(run.path) == {b"trained", b"frozen"}
+    run.write(with_arrays(run.files, TRAINED, b"trained again"))
+    assert arrays_in(run.path) == {b"trained again"}
+    run.write(with_arrays(run.files, FROZEN, b"trained again"))
+    run.write(with_arrays(run.files, FROZEN, b"frozen again"))
+    assert arrays_in(run.path) == {b"trained again", b"frozen again"}
+    run.write(DOCUMENTS[0])
+    assert arrays_in(run.path) == set()
+
+
+def test_files_that_are_no_arrays_of_this_run_stay(run, tmp_path):
+    old = with_arrays(run.files, FROZEN, b"a result that the user keeps")
+    (run.path / "best.json").write_bytes(old.to_json())
+    (tmp_path / "link").write_bytes(b"linked")
+    (run.path / f"{'0' * 64}.safetensors").symlink_to(tmp_path / "link")
+    (run.path / f"{'1' * 64}.safetensors").mkdir()
+    others = [f"{'2' * 64}.npz", f"{'3' * 63}.safetensors", "mine.safetensors"]
+    others += [f"export/{'4' * 64}.safetensors", f"checkpoints/step-00000001/{'5' * 64}.safetensors"]
+    for name in others:
+        run.files.put(name, b"another's")
+    before = sorted(run.path.rglob("*"))
+    run.write(FROZEN)
+    assert sorted(run.path.rglob("*")) == before
+
+
+def test_where_a_document_cannot_be_read_no_arrays_are_removed(run, monkeypatch):
+    run.write(with_arrays(run.files, TRAINED, b"trained"))
+
+    def fail(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    run.write(TRAINED)
+    monkeypatch.undo()
+    assert arrays_in(run.path) == {b"trained"}
+
+
+@pytest.mark.parametrize("n_removed", range(4))
+def test_a_kill_at_any_removal_leaves_every_document_its_arrays(run, monkeypatch, n_removed):
+    class Killed(BaseException):
+        """Like a signal, it is caught by nobody."""
+
+    run.write(with_arrays(run.files, TRAINED, b"trained"))
+    run.write(DOCUMENTS[KINDS.index(Measurement)])
+    run.write(with_arrays(run.files, FROZEN, b"frozen"))
+    again = with_arrays(run.files, TRAINED, b"trained again")
+    unlink, removed = Path.unlink, []
+
+    def unlink_some(path, missing_ok=False):
+        if len(removed) == n_removed:
+            raise Killed
+        removed.append(path)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_some)
+    with pytest.raises(Killed):
+        run.write(again)
+    monkeypatch.undo()
+    for kind in (TrainedGenerator, FrozenAdapter):
+        if run.has(kind):
+            text = (run.path / kind.file_name()).read_bytes()
+            run.files.get(kind.from_json(text, kind.kind).arrays)
+    run.write(again)
+    assert arrays_in(run.path) == {b"trained again"}
+
+
 def test_documents_are_readable_json(run):
     content = json.loads((run.path / "adapter-spec.json").read_bytes())
     assert content["schema"] == "qpa.adapter-spec/3"

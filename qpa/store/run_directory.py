@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -97,6 +97,23 @@ class DirectoryStore:
         for stale in (*(() if keep_first else (kind,)), *descendants(kind)):
             (self.path / stale.file_name()).unlink(missing_ok=True)
 
+    def drop_unnamed(self) -> None:
+        """Remove the arrays that no document of the directory names any more.
+
+        Arrays are files named by their digest. Every JSON file counts as a document: it may be a copy.
+        Where a file cannot be read or removed, what is left stays until the next call.
+        """
+        with suppress(OSError):
+            named = self._named_arrays()
+            for file in self.path.glob("*.safetensors"):
+                is_arrays = re.fullmatch(_ARRAYS, file.name) and file.is_file() and not file.is_symlink()
+                if is_arrays and file.name not in named:
+                    file.unlink()
+
+    def _named_arrays(self) -> set[str]:
+        texts = (file.read_bytes() for file in self.path.glob("*.json") if file.is_file())
+        return {name.decode() for text in texts for name in re.findall(_ARRAYS.encode(), text)}
+
 
 def check_free(path: Path, *, force: bool) -> None:
     """Check that a run may be made at `path`.
@@ -169,9 +186,13 @@ class RunDirectory:
         return cls(path)
 
     def write(self, document: Document) -> None:
-        """Write a document and drop what was made from the one before, which is stale now."""
+        """Write a document and drop what was made from the one before, which is stale now.
+
+        Arrays that nothing names any more go last: whenever this is killed, no document lacks its own.
+        """
         write_file(self.path / document.file_name(), document.to_json())
         self.files.drop_from(type(document), keep_first=True)
+        self.files.drop_unnamed()
 
     def has(self, kind: type[Document]) -> bool:
         """Return whether the stage's document is there."""
