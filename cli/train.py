@@ -60,11 +60,11 @@ def train(
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)
-    documents = directory.read_through(NativeCircuit if directory.has(NativeCircuit) else LogicalCircuit)
-    if not (step.resume or force):
-        _check_untrained(directory)
-    used_seed = documents[0].provenance.seed if seed is None else seed
     with directory.locked(), progress_bar() as progress, _naming_resume(directory):
+        documents = directory.read_through(NativeCircuit if directory.has(NativeCircuit) else LogicalCircuit)
+        if not (step.resume or force):
+            _check_untrained(directory)
+        used_seed = documents[0].provenance.seed if seed is None else seed
         context = PassContext(used_seed, directory.files, documents, progress)
         context = training_pipeline(step, measure, freeze).run(documents[-1], context, directory.write)
     _report(run, context.document(FrozenAdapter), as_json=json_)

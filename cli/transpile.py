@@ -45,9 +45,9 @@ def transpile(
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)
-    documents = directory.read_through(LogicalCircuit)
-    used_seed = documents[0].provenance.seed if seed is None else seed
     with directory.locked():
+        documents = directory.read_through(LogicalCircuit)
+        used_seed = documents[0].provenance.seed if seed is None else seed
         context = PassContext(used_seed, directory.files, documents)
         context = transpilation_pipeline(step).run(None, context, directory.write)
     if json_:

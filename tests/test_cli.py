@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from qpa.cli.main import main
+from qpa.documents import FrozenAdapter, NativeCircuit
 from qpa.store.atomic_files import TEMPORARY_PREFIX
 from qpa.store.run_directory import RunDirectory, list_checkpoints
 from qpa.training import generator_callback
@@ -440,6 +441,28 @@ def test_an_interrupted_training_is_not_lost_by_accident(cli: Cli, run: Path, te
 def test_a_run_is_trained_by_one_process_at_a_time(cli: Cli, planned: Path, text_file: Path) -> None:
     with RunDirectory(planned).locked():
         assert "another qpa train" in cli.refuses("train", planned, "--data", text_file, *TRAIN)
+
+
+@pytest.mark.parametrize("command", ["train", "transpile"])
+def test_a_run_that_is_replaced_just_before_it_is_held_is_read_anew(
+    cli: Cli, llama: Path, planned: Path, text_file: Path, tmp_path: Path, command: str
+) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(planned, run)
+    _main("plan", "--model", llama, "--out", other, *PLAN, "--seed", "5")
+    locked = RunDirectory.locked
+
+    def replace_first(directory: RunDirectory) -> Any:
+        shutil.rmtree(run)
+        other.rename(run)
+        return locked(directory)
+
+    options = {"train": ["--data", text_file, *TRAIN], "transpile": ["--device-target", "generic:9"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "locked", replace_first)
+        assert cli(command, run, *options[command])[0] == 0
+    made = {"train": FrozenAdapter, "transpile": NativeCircuit}[command]
+    assert RunDirectory(run).read(made).provenance.seed == 5
 
 
 def test_a_run_that_is_being_trained_is_not_replaced(cli: Cli, llama: Path, run: Path) -> None:
