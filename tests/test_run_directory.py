@@ -127,6 +127,18 @@ def test_a_run_is_held_until_it_is_replaced_and_the_new_one_is_free(run):
 
 
 @pytest.mark.parametrize("force", [False, True])
+def test_a_run_that_another_process_made_meanwhile_is_not_replaced(tmp_path, force):
+    with (
+        pytest.raises(OptionError, match=r"bard: .* an existing run"),
+        RunDirectory.create(tmp_path / "bard", force=force),
+        RunDirectory.create(tmp_path / "bard", force=force) as other,
+    ):
+        other.write(DOCUMENTS[0])
+    assert RunDirectory.open(tmp_path / "bard").read(AdapterSpec) == DOCUMENTS[0]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bard"]
+
+
+@pytest.mark.parametrize("force", [False, True])
 def test_what_is_no_run_is_never_replaced(tmp_path, force):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")

@@ -171,8 +171,11 @@ class RunDirectory:
         """
         remove_leftovers(path.parent)  # which may put a run back
         check_free(path, force=force)
-        with cls(path).locked() if _is_run(path) else nullcontext(), new_directory(path) as work:
+        is_replaced = _is_run(path)
+        with cls(path).locked() if is_replaced else nullcontext(), new_directory(path) as work:
             yield cls(work)
+            if not is_replaced:
+                check_free(path, force=False)  # another command may have made a run meanwhile, and use it
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
