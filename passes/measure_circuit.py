@@ -46,7 +46,7 @@ _NOTHING: dict[str, Any] = {
 class MeasureCircuit:
     """Run the trained circuits on a source.
 
-    Args:    source: a name in `qpa.circuits.sources.source.SOURCES`; None means the one that trained.
+    Args:    measure_source: a name in `qpa.circuits.sources.source.SOURCES`; None means the one that trained.
     Source:  ours.
     """
 
@@ -56,9 +56,8 @@ class MeasureCircuit:
     produces: ClassVar[type[Document]] = Measurement
     section: ClassVar[str] = "train"
 
-    source: str | None = option(
+    measure_source: str | None = option(
         None,
-        name="measure_source",
         help="What runs the trained circuits once more: {choices}.",
         choices=SOURCES,
         shown_default="what ran them in training",
@@ -71,7 +70,7 @@ class MeasureCircuit:
                  DocumentError: a file is missing or damaged, or the angles are not the circuit's.
         """
         check_options(self)
-        name = self.source or source.source
+        name = self.measure_source or source.source
         has_circuits = context.document(WeightLayout).features.has_circuits
         facts = self._measure(source, name, context) if has_circuits else _NOTHING
         return Measurement(

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from qpa.documents.base import Document
 from qpa.errors import DocumentError, PipelineError
+from qpa.pipeline.options import check_options
 from qpa.pipeline.pass_protocol import Pass, PassContext
 
 
@@ -43,7 +44,10 @@ class Pipeline:
 
         Args:    source: a document to start from that the context does not have yet; None if it has all.
                  keep: called with every document as soon as it is verified.
+        Raises:  OptionError: an option of any of the passes is out of range; no pass has run then.
         """
+        for step in self.passes:
+            check_options(step)
         if source is not None and source not in context.documents:
             context = replace(context, documents=(*context.documents, source))
         for index, step in enumerate(self.passes):
