@@ -21,6 +21,7 @@ from qpa.errors import ExportError, ModelError, OptionError
 from qpa.exporters.contracts.export import check_contract
 from qpa.exporters.directory import PROBE_FILE
 from qpa.exporters.registry import exporter_for
+from qpa.store.atomic_files import TEMPORARY_PREFIX
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.tiny_models import tiny_llama
 
@@ -67,7 +68,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(made, tmp_path, name):
         ("adapters/config.json", False),
         ("bard.json", False),
         ("{out}", True),
-        ("{parent}/.incomplete-1/config.json", True),
+        (f"{{parent}}/{TEMPORARY_PREFIX}1/config.json", True),
         ("{parent}", True),
     ],
 )
