@@ -172,8 +172,8 @@ def test_a_directory_without_a_tokenizer_is_told(llama, tmp_path):
     with pytest.raises(ModelError) as caught:
         load_tokenizer(reference(tmp_path / "model"))
     assert str(caught.value) == (
-        f"{tmp_path / 'model'}: expected a tokenizer in the model's directory, found no file of one, such as "
-        "tokenizer.json; copy its files from where the model is from"
+        f"{tmp_path / 'model'}: expected a tokenizer in the model's directory, found no tokenizer file, "
+        "such as tokenizer.json; copy the tokenizer's files from where the model comes from"
     )
 
 

@@ -187,7 +187,7 @@ def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
         (["--rank", "1"], "--rank: expected at least 2"),
         (
             ["--rank", "3", "--circuits", "5"],
-            "--circuits: expected at most 4, 2 a layer with rank 3, found 5",
+            "--circuits: expected at most 4, 2 for each layer with rank 3, found 5",
         ),
         (["--max-params", "0"], "--max-params: expected a number of parameters"),
         (["--max-params", "-3"], "--max-params: expected a number of parameters"),

@@ -227,7 +227,7 @@ def test_shards_hold_the_numbers_of_the_single_file(made, sharded, exported, tmp
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda places: places | {"extra": next(iter(places.values()))}, "it in no file of it"),
+        (lambda places: places | {"extra": next(iter(places.values()))}, "it in no file"),
         (lambda places: places | {WEIGHT: places["lm_head.weight"]}, f"expected {WEIGHT} in"),
         (lambda places: {key: f"../{name}" for key, name in places.items()}, "a weight_map"),
         (lambda places: None, "a weight_map"),
@@ -474,7 +474,7 @@ def test_a_base_without_safetensors_is_refused(made, copy):
     (copy / WEIGHTS_FILE).unlink()
     _refused(made, copy, f"expected {WEIGHTS_FILE} or {INDEX_FILE}, found neither; save the base model")
     torch.save({}, copy / "pytorch_model.bin")
-    _refused(made, copy, r"found pytorch_model\.bin, which is pickle")
+    _refused(made, copy, r"found pytorch_model\.bin, which is a pickle file")
 
 
 def test_a_damaged_base_is_one_error(made, copy, tmp_path):

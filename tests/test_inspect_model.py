@@ -169,7 +169,7 @@ def test_names_add_to_all_linear(config_paths):
         "lm_head",
     ]
     assert modules(inspect(config_paths["llama"], targets=("q_proj", "all-linear"))) == everything
-    with pytest.raises(OptionError, match="found lm_haed, which matches none"):
+    with pytest.raises(OptionError, match="found lm_haed, which matches no layer"):
         inspect(config_paths["llama"], targets=("all-linear", "lm_haed"))
 
 
@@ -256,7 +256,7 @@ def test_a_target_that_matches_nothing_names_the_nearest(config_paths, target, n
 
 @pytest.mark.parametrize("target", ["self_attn", "model", "input_layernorm", ""])
 def test_a_target_that_is_no_linear_layer_is_refused(config_paths, target):
-    with pytest.raises(OptionError, match=r"names of linear layers, found .* which is none"):
+    with pytest.raises(OptionError, match=r"names of linear layers, found .* which is no linear layer"):
         inspect(config_paths["llama"], targets=(target,))
 
 

@@ -110,7 +110,7 @@ def test_a_verification_of_another_export_is_stale(cli, made, out, tmp_path):
     ExportLora(dtype="bfloat16").emit(made.frozen, tmp_path / "other", made.context)
     shutil.copy(kept, tmp_path / "other" / VERIFICATION_PATH)
     assert not read_verification(tmp_path / "other").is_of(tmp_path / "other")
-    assert "stale, it is of another export" in words_of(cli("inspect", tmp_path / "other")[1])
+    assert "stale, since it is that of another export" in words_of(cli("inspect", tmp_path / "other")[1])
     assert json.loads(cli("inspect", tmp_path / "other", "--json")[1])["verification"]["stale"] is True
     verified(cli, tmp_path / "other")
     assert read_verification(tmp_path / "other").is_of(tmp_path / "other")

@@ -36,7 +36,7 @@ def test_a_module_that_peft_refuses_is_refused_by_the_plan(tmp_path, method, con
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError) as caught:
         inspect(tmp_path, method=method, rank=2)
-    assert caught.value.expected.startswith("a model on which PEFT has ")
+    assert caught.value.expected.startswith("a model for which PEFT supports ")
     assert "Module 'out_proj' is incompatible with Mamba-based models" in caught.value.found
     assert caught.value.advice == f"name the others: `targets` {others}"
     spec = inspect(tmp_path, method=method, rank=2, targets=tuple(others.split(",")))

@@ -392,7 +392,7 @@ def spec():
     [
         ({"generator": "flat"}, r"generator: expected spectral, aligned or paper, found flat"),
         ({"features": "none"}, r"features: expected circuit, classical, random or bits, found none"),
-        ({"circuits": 2}, r"circuits: expected at most 1, 1 a layer with rank 2, found 2; lower it or raise"),
+        ({"circuits": 2}, r"circuits: expected at most 1, 1 for each layer with rank 2, found 2; lower it"),
         (
             {"vectors": ("up_proj",)},
             r"vectors: expected all, none, or some of down_proj, q_proj, found up",

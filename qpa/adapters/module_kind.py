@@ -133,10 +133,10 @@ class ModuleKind(AdapterKind):
 def _what_matched(modules: Sequence[Any]) -> str:
     """Return what a name selects instead of modules that can be adapted, as a clause."""
     if not modules:
-        return "which matches none"
+        return "which matches no layer"
     forms = {layer.form for layer in map(layer_of, modules) if layer is not None}
     if "embedding" in forms:
         return "which is an embedding; LoRA alone adapts an embedding, that of the tokens"
     if forms:
-        return "which is none of those of the language model"
-    return "which is none"
+        return "which is a layer outside the language model"
+    return "which is no linear layer"

@@ -22,5 +22,5 @@ def wrap_in_peft(model: Any, config: Any, title: str) -> Any:
         with quiet_about_experts():
             return get_peft_model(model, config, adapter_name=ADAPTER_NAME)
     except (ValueError, TypeError) as error:
-        expected = f"a model on which PEFT has {title}"
+        expected = f"a model for which PEFT supports {title}"
         raise ModelError(type(model).__name__, expected, one_sentence(error)) from error

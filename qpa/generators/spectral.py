@@ -129,7 +129,7 @@ def _drafts(options: LayoutOptions, spec: AdapterSpec, n_circuits: int) -> list[
         advice = "or use `generator` aligned"
         raise OptionError("rank", "at least 2, for a vector and a spectrum", str(spec.rank), advice)
     if n_rows > largest:
-        expected = f"at most {largest * spec.n_layers}, {largest} a layer with rank {spec.rank}"
+        expected = f"at most {largest * spec.n_layers}, {largest} for each layer with rank {spec.rank}"
         raise OptionError("circuits", expected, str(n_circuits), "lower it or raise `rank`")
     types = {tensor.module_type for tensor in spec.tensors}
     chosen = types if ALL in options.vectors else set(options.vectors) - {NONE}

@@ -52,7 +52,7 @@ class Checkpoint:
             return cls(folder, {WEIGHTS_FILE: TensorFile.open(folder / WEIGHTS_FILE)}, None)
         if not (folder / INDEX_FILE).is_file():
             pickles = sorted(file.name for file in folder.glob("*.bin"))
-            found = f"{pickles[0]}, which is pickle" if pickles else "neither"
+            found = f"{pickles[0]}, which is a pickle file" if pickles else "neither"
             advice = "save the base model with safetensors: save_pretrained of transformers does"
             raise ExportError(str(folder), f"{WEIGHTS_FILE} or {INDEX_FILE}", found, advice)
         index = read_json(folder / INDEX_FILE)
@@ -142,8 +142,8 @@ def _is_file_name(name: object) -> bool:
 def _check_places(expected: Mapping[str, str], found: Mapping[str, str], folder: Path) -> None:
     for key, name in expected.items():
         if found.get(key) != name:
-            where = found.get(key, "no file of it")
-            raise ExportError(str(folder / INDEX_FILE), f"{key} in {name}", f"it in {where}")
+            where = f"it in {found[key]}" if key in found else "it in no file"
+            raise ExportError(str(folder / INDEX_FILE), f"{key} in {name}", where)
 
 
 def read_json(path: Path) -> JsonObject:

@@ -218,9 +218,9 @@ def _check_tokenizer_files(name: str) -> None:
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
         expected, advice = (
             "a tokenizer in the model's directory",
-            "copy its files from where the model is from",
+            "copy the tokenizer's files from where the model comes from",
         )
-        raise ModelError(name, expected, "no file of one, such as tokenizer.json", advice)
+        raise ModelError(name, expected, "no tokenizer file, such as tokenizer.json", advice)
 
 
 def _model_error(name: str, expected: str, error: Exception) -> ModelError:

@@ -339,7 +339,7 @@ def kept_verification_rows(directory: Path) -> Rows:
     if verification is None:
         return [("verified", f"not yet: qpa verify {directory}")]
     if not verification.is_of(directory):
-        return [("verified", f"stale, it is of another export: qpa verify {directory}")]
+        return [("verified", f"stale, since it is that of another export: qpa verify {directory}")]
     return [
         (
             f"verified in {short(engine)}",
