@@ -136,11 +136,10 @@ def decode_adapter(
         expected, found = "tensors of this layout", one_sentence(error)
         raise DocumentError("the generator's arrays", expected, found, "train again") from error
     initial = initial_adapter(spec, kept_rows(layout), from_base)
-    generated = {
-        tensor.path: initial[tensor.path] + output
-        for tensor, output in zip(layout.tensors, outputs, strict=True)
-    }
-    return {tensor.path: generated[tensor.path] for tensor in spec.tensors}
+    values = dict(initial)  # what a generator leaves alone stays as it started
+    for tensor, output in zip(layout.tensors, outputs, strict=True):
+        values[tensor.path] = initial[tensor.path] + output
+    return {tensor.path: values[tensor.path] for tensor in spec.tensors}
 
 
 def _probabilities(measurement: Measurement, context: PassContext) -> Tensor | None:

@@ -42,9 +42,11 @@ class PlanLayout(LayoutOptions):
         """
         check_options(self)
         provenance = context.provenance(self, source)
-        kind_for(self, source).check(self, source)
+        kind = kind_for(self, source)
+        kind.check(self, source)
         if self.max_params is None:
             return layout_of(self, source, provenance)
+        kind.sizes(self, source)  # refuses a budget of a kind that has none, before it is read
         budget = parse_max_params(self.max_params, source)
         sizes = sizes_around(self, source, budget)
         chosen = choose_size(sizes, budget)

@@ -1,9 +1,12 @@
 import functools
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qpa.documents import AdapterSpec
 from qpa.errors import OptionError
 from qpa.generators.size_search import Sized, choose_size, parse_max_params, sizes_around
 from qpa.generators.spectral import SPECTRAL
@@ -19,13 +22,14 @@ def small(n_layers, rank):
 @functools.cache
 def all_plans(n_layers, rank):
     spec = small(n_layers, rank)
-    return [Sized(plan, trained(plan, spec)) for plan in SPECTRAL.sizes(PlanLayout(), spec)]
+    return [Sized(plan, trained(plan, spec), 0.1) for plan in SPECTRAL.sizes(PLAN, spec)]
 
 
 def trained(plan, spec):
     return plan.run(spec, NOWHERE).account.n_generator
 
 
+PLAN = PlanLayout(generator="spectral")
 SHAPES = st.tuples(st.integers(1, 5), st.integers(2, 6))
 
 
@@ -34,9 +38,9 @@ SHAPES = st.tuples(st.integers(1, 5), st.integers(2, 6))
 def test_the_largest_plan_that_fits_is_chosen(shape, above):
     spec, plans = small(*shape), all_plans(*shape)
     budget = plans[0].n_trained + above
-    chosen = choose_size(sizes_around(PlanLayout(), spec, budget), budget)
+    chosen = choose_size(sizes_around(PLAN, spec, budget), budget)
     assert chosen.n_trained == max(sized.n_trained for sized in plans if sized.n_trained <= budget)
-    assert trained(PlanLayout(max_params=str(budget)), spec) == chosen.n_trained
+    assert trained(replace(PLAN, max_params=str(budget)), spec) == chosen.n_trained
     assert trained(chosen.options, spec) == chosen.n_trained
 
 
@@ -77,6 +81,34 @@ def test_a_budget_above_everything_gives_the_largest_plan():
     assert layout.n_circuits == 9
 
 
+@given(SHAPES, st.integers(1, 400))
+@settings(max_examples=60, deadline=None)
+def test_below_the_default_s_smallest_size_a_state_is_planned(shape, budget):
+    """Every budget from one number on has a plan, and the two generators meet without a gap."""
+    spec = small(*shape)
+    with_two = replace(PLAN, circuits=1, vectors=("k_proj", "v_proj"))
+    layout = PlanLayout(max_params=str(budget)).run(spec, NOWHERE)
+    assert layout.generator == ("state" if budget < trained(with_two, spec) else "spectral")
+    if budget < trained(with_two, spec):
+        assert 0 <= budget - layout.account.n_generator < layout.ansatz.n_qubits
+
+
+def test_the_sizes_of_the_smallest_budgets_are_the_scale_then_circuits_then_own_numbers():
+    spec = small_spec(40, 4, {name: (100, 100) for name in "abcdefg"})  # 6 + 3 + 2 qubits, of 1,120 numbers
+    chosen = {
+        budget: PlanLayout(max_params=str(budget)).run(spec, NOWHERE) for budget in (1, 11, 12, 133, 150, 400)
+    }
+    assert [layout.features.kind for layout in chosen.values()] == [
+        *("constant", "constant", "circuit", "circuit", "own", "own")
+    ]
+    assert [layout.account.n_generator for layout in chosen.values()] == [1, 1, 12, 133, 146, 389]
+
+
+@pytest.mark.parametrize("options", [{"features": "classical"}, {"spectrum": False}, {"windows": False}])
+def test_a_part_that_only_the_default_has_keeps_the_default(options):
+    assert PlanLayout(max_params="400", **options).run(small(3, 4), NOWHERE).generator == "spectral"
+
+
 # What a budget means
 
 
@@ -107,9 +139,9 @@ def test_what_is_no_budget_is_refused_in_one_line(text):
 
 def test_a_budget_too_small_says_how_much_it_takes():
     smallest = all_plans(2, 4)[0].n_trained
-    assert trained(PlanLayout(max_params=str(smallest)), small(2, 4)) == smallest
+    assert trained(replace(PLAN, max_params=str(smallest)), small(2, 4)) == smallest
     with pytest.raises(OptionError, match=f"^max_params: expected at least {smallest}, found {smallest - 1}"):
-        PlanLayout(max_params=str(smallest - 1)).run(small(2, 4), NOWHERE)
+        replace(PLAN, max_params=str(smallest - 1)).run(small(2, 4), NOWHERE)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +157,13 @@ def test_other_options_are_checked_beside_a_budget(options):
     (name,) = options
     with pytest.raises(OptionError, match=f"^{name}: "):
         PlanLayout(max_params="5000", **options).run(small(2, 4), NOWHERE)
+
+
+@pytest.mark.parametrize("budget", ["300", "25%"])
+@pytest.mark.parametrize("method", ["ia3", "prefix", "ffa"])
+def test_an_adapter_that_is_no_product_has_no_budget(method, budget):
+    file = Path(__file__).parent / "golden" / "adapter-spec-2" / f"{method}.json"
+    spec = AdapterSpec.from_json(file.read_bytes(), file.name)
+    message = f"^max_params: expected no budget, since .* LoRA and DoRA alone, found {budget}; use `circuits`"
+    with pytest.raises(OptionError, match=message):
+        PlanLayout(max_params=budget).run(spec, NOWHERE)

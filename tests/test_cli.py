@@ -182,7 +182,7 @@ def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
         ),
         (["--chunk-size", "64"], "--generator spectral"),
         (["--chunk-size", "64", "--generator", "aligned"], "--generator aligned"),
-        (["--features", "magic"], "--features: expected circuit, classical, random or bits, found magic"),
+        (["--features", "magic"], "tying, shared or own, found magic"),
         (["--vectors", "q_proj,nope"], "--vectors: expected all, none, or some of"),
         (["--rank", "1"], "--rank: expected at least 2"),
         (
@@ -194,7 +194,7 @@ def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
         (["--max-params", "abc"], "--max-params: expected a number of parameters"),
         (["--max-params", "nan"], "--max-params: expected a number of parameters"),
         (["--max-params", "inf%"], "--max-params: expected a number of parameters"),
-        (["--max-params", "1"], "--max-params: expected at least"),
+        (["--max-params", "1", "--generator", "spectral"], "--max-params: expected at least"),
         (["--max-params", "5000", "--circuits", "2"], "--max-params: expected neither --circuits"),
         (["--max-params", "5000", "--vectors", "none"], "--max-params: expected neither --circuits"),
         (["--max-params", "5000", "--generator", "paper"], "--max-params: expected neither --circuits"),

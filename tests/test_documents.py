@@ -1,6 +1,6 @@
 import json
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +17,6 @@ from qpa.documents import (
     Checkpoint,
     Document,
     EngineCheck,
-    FeatureKind,
     FrozenAdapter,
     GateCount,
     LogicalCircuit,
@@ -37,7 +36,7 @@ from qpa.pipeline.pass_protocol import PassContext
 from qpa.pipeline.stages import STAGES
 from qpa.store.run_directory import DirectoryStore
 
-FEATURES = get_args(FeatureKind)
+FEATURES = ("circuit", "classical", "random", "bits")
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_FILES = sorted(GOLDEN.rglob("*.json"))
 STAGE_KINDS = tuple(stage.document for stage in STAGES)
@@ -206,6 +205,12 @@ def weight_layouts(draw):
                 features=st.sampled_from(FEATURES),
             ),
             st.builds(PlanLayout, generator=st.just("paper"), chunk_size=st.integers(1, 60)),
+            st.builds(
+                PlanLayout,
+                generator=st.just("state"),
+                layers=st.integers(1, 3),
+                features=st.sampled_from(("circuit", "random", "constant", "log-linear", "own")),
+            ),
         )
     )
     return plan.run(draw(adapter_specs(min_rank=2)), NOWHERE)
@@ -678,7 +683,7 @@ BROKEN = {
         "do not cover 36",
     ),
     "chunk of size 0": ("weight-layout-2/paper", (("groups", 0, "chunk_size"), 0), "at least one number"),
-    "unknown features": ("weight-layout-2/aligned", (("features",), "magic"), "features"),
+    "unknown features": ("weight-layout-2/aligned", (("features",), "magic"), "account"),
     "unknown axis": ("weight-layout-2/aligned", (("groups", 0, "axis"), "diagonal"), "groups.0.axis"),
     "half a window": ("weight-layout-2/spectral", (("windows",), {"n_head_qubits": 0}), "n_layer_qubits"),
     "row of another length": (

@@ -1,23 +1,22 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 
 from qpa.adapters.initial_values import initial_value
 from qpa.circuits.ry_cnot_chain import RyCnotChain
-from qpa.documents import AdapterSpec, FeatureKind, WeightLayout
+from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import ShapeError
 from qpa.generators.chunks import basis_shapes
-from qpa.generators.features import FEATURE_EPSILON, WINDOW_NOISE
+from qpa.generators.features.circuit import FEATURE_EPSILON, WINDOW_NOISE
 from qpa.generators.generator import make_generator
 from qpa.passes.plan_layout import PlanLayout
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 from tests.small_specs import NOWHERE, small_spec
 
-FEATURES = get_args(FeatureKind)
+FEATURES = ("circuit", "classical", "random", "bits")
 FEATURE_MEAN = RyCnotChain.feature_mean
 GOLDEN = Path(__file__).parent / "golden" / "adapter-spec-1" / "llama.json"
 SPEC = AdapterSpec.from_json(GOLDEN.read_bytes(), "llama.json")
@@ -54,7 +53,7 @@ def paper():
 @pytest.fixture
 def no_noise(monkeypatch):
     """Put every circuit on its window exactly."""
-    monkeypatch.setattr("qpa.generators.features.WINDOW_NOISE", 0.0)
+    monkeypatch.setattr("qpa.generators.features.circuit.WINDOW_NOISE", 0.0)
 
 
 def own_parameter(generator):

@@ -13,7 +13,7 @@ from qpa.circuits.sources.exact import ExactSimulator
 from qpa.circuits.sources.source import Cost
 from qpa.documents import AdapterSpec
 from qpa.errors import OptionError
-from qpa.generators.features import state_bits
+from qpa.generators.features.states import state_bits
 from qpa.generators.generator import make_generator
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline.pass_protocol import PassContext

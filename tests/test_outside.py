@@ -40,6 +40,7 @@ from qpa.engines.engine import EngineRecord
 from qpa.errors import DocumentError, ExportError, OptionError
 from qpa.exporters.formats.merged import ExportMerged
 from qpa.exporters.registry import exporter_for, formats_for
+from qpa.generators.features.kind import FEATURES
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.passes import planning_pipeline, training_pipeline, verification_pipeline
 from qpa.passes.inspect_model import InspectModel
@@ -55,6 +56,7 @@ from tests.command_line import Cli
 from tests.outside.adapter_kind import BIAS, BitFit
 from tests.outside.ansatz import RyCzRing
 from tests.outside.export_format import FACTORS_FILE, ExportNpz
+from tests.outside.features import SlopesKind
 from tests.outside.generator import TiedKind
 from tests.outside.gradient import CentralDifference
 from tests.outside.objective import SmoothedLabels
@@ -163,6 +165,16 @@ def test_a_generator_from_outside(llama: Path, text_file: Path, tmp_path: Path, 
         assert export_and_verify(run, tmp_path / "out").engines
 
 
+def test_features_from_outside(llama: Path, text_file: Path, tmp_path: Path, in_process: None) -> None:
+    with added(FEATURES, SlopesKind.name, SlopesKind()):
+        run = plan(llama, tmp_path / "run", generator="state", features=SlopesKind.name)
+        assert run.read(WeightLayout).account.n_generator == 4
+        train(run, text_file)
+        slopes = load_file(run.files.get(run.read(TrainedGenerator).arrays))["chunk_features.slopes"]
+        assert bool(slopes.all())
+        assert export_and_verify(run, tmp_path / "out").engines
+
+
 # An export format, and the engine that reads it
 
 
@@ -259,7 +271,7 @@ def test_an_objective_from_outside(llama: Path, text_file: Path, tmp_path: Path,
 
 
 EVERY_REGISTRY = (
-    *(ANSATZE, SOURCES, GRADIENTS, GENERATORS, OBJECTIVES),
+    *(ANSATZE, SOURCES, GRADIENTS, GENERATORS, FEATURES, OBJECTIVES),
     *(FORMATS, ENGINES, KINDS, TENSOR_RULES),
 )
 
@@ -267,4 +279,5 @@ EVERY_REGISTRY = (
 @pytest.mark.parametrize("registry", EVERY_REGISTRY)
 def test_nothing_from_outside_stays(registry: Registry[Any]) -> None:
     names = {RyCzRing.name, QiskitSampler.name, CentralDifference.name, TiedKind.name, BitFit.name, "other"}
+    names |= {SlopesKind.name}
     assert not {*names, SmoothedLabels.name, ExportNpz.name, NUMPY.name} & {*registry}

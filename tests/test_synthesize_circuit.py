@@ -34,12 +34,20 @@ def layout(n_circuits, n_layers, n_qubits):
     return WeightLayout(
         provenance=Provenance(pass_name="test", options=(), seed=0, qpa_version="0", parents=()),
         generator="paper",
-        features=Features(kind="circuit", n_circuits=n_circuits, windows=None, has_index_bits=False),
+        features=Features(
+            kind="circuit",
+            n_circuits=n_circuits,
+            windows=None,
+            registers=(),
+            has_index_bits=False,
+            n_control=0,
+        ),
         ansatz=chain(n_layers, n_qubits),
         seed=0,
         budget=None,
         sizes=(),
         groups=(group,),
+        kept=(),
         account=ParameterAccount(
             n_angles=n_circuits * n_layers * n_qubits,
             n_control=0,

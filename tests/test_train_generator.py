@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -390,7 +391,7 @@ def test_rows_without_a_completion_inside_max_length_are_refused(llama: Path, tm
         train(plan(llama, tmp_path / "run"), data, max_length=32)
 
 
-@pytest.mark.parametrize("generator", ["spectral", "aligned", "paper"])
+@pytest.mark.parametrize("generator", ["spectral", "state", "aligned", "paper"])
 def test_an_adapter_on_the_head_learns(llama: Path, text_file: Path, tmp_path: Path, generator: str) -> None:
     """TRL's fused head knows only the base weight; an adapter on the head must train all the same."""
     layout = {"circuits": None, "layers": None, "generator": generator}
@@ -399,6 +400,47 @@ def test_an_adapter_on_the_head_learns(llama: Path, text_file: Path, tmp_path: P
     result = train(run, text_file, max_steps=8, lr=1e-2).result
     assert result.eval_loss < result.base_loss
     assert all(bool(tensor.any()) for tensor in tensors(run).values())
+
+
+SMALL = {"circuits": None, "layers": None}
+
+
+@pytest.mark.parametrize(
+    ("inspect", "n_trained"),
+    [({}, 1), ({}, 6), ({}, 11), ({"method": "dora"}, 6), ({"targets": ("all-linear", "embed_tokens")}, 11)],
+    ids=str,
+)
+def test_a_handful_of_numbers_lowers_the_loss_and_resumes_to_the_same_bits(
+    llama: Path,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inspect: dict[str, Any],
+    n_trained: int,
+) -> None:
+    runs = [
+        plan(llama, tmp_path / name, inspect=inspect, max_params=str(n_trained), **SMALL)
+        for name in ("whole", "halved")
+    ]
+    layout = runs[0].read(WeightLayout)
+    assert (layout.generator, layout.account.n_generator) == ("state", n_trained)
+    result = train(runs[0], text_file).result
+    assert result.eval_loss < result.base_loss
+    _interrupt_after(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(runs[1], text_file)
+    monkeypatch.undo()
+    train(runs[1], text_file, resume=True)
+    assert runs[0].read(FrozenAdapter) == runs[1].read(FrozenAdapter)
+    assert runs[0].read(FrozenAdapter).account.n_adapter == runs[0].read(AdapterSpec).n_numbers
+
+
+def test_the_angles_of_a_state_learn_twice_as_fast_as_its_scale(llama: Path, tmp_path: Path) -> None:
+    run = plan(llama, tmp_path / "run", max_params="6", **SMALL)
+    options, layout, spec = TrainGenerator(data="text.txt"), run.read(WeightLayout), run.read(AdapterSpec)
+    assert module.learning_rates(options, spec, layout) == (5e-2, 1e-1)
+    assert module.learning_rates(replace(options, lr=3e-2), spec, layout) == (3e-2, 6e-2)
+    assert module.learning_rates(replace(options, angle_lr=3e-2), spec, layout) == (5e-2, 3e-2)
 
 
 @pytest.mark.parametrize("option", ["bf16", "grad_accum"])

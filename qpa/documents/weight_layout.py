@@ -12,7 +12,6 @@ from qpa.documents.ansatz import MAX_QUBITS, Ansatz, chain_of_schema_1
 from qpa.documents.base import Document, JsonObject, Record, with_parents
 from qpa.documents.tensors import TensorShape
 
-FeatureKind = Literal["circuit", "classical", "random", "bits"]
 ChunkAxis = Literal["row", "column", "spectrum", "flat"]
 
 
@@ -133,20 +132,24 @@ class Windows(Record):
 class Features(Record):
     """What a decoder sees of a chunk: numbers that depend on the chunk's basis state alone.
 
-    Args:    kind: "circuit" means that feature k comes from the probability that circuit k gives to the
-             basis state. The others are controls in the circuits' place: "classical" (a trained table),
-             "random" (circuits whose angles stay as they were drawn), and "bits" (the bits of the basis
-             state through one trained layer of tanh).
+    Args:    kind: a name in `qpa.generators.features.kind.FEATURES`. "circuit" means that feature k comes
+             from the probability that circuit k gives to the basis state, "random" the same with angles
+             that stay as they were drawn. The others are controls in the circuits' place.
              n_circuits: the number of independent circuits, or of a control's columns; each gives one
              number to every chunk.
              windows: where the circuits start; None means that angles are drawn uniformly in [-pi, pi).
+             registers: the qubits of each register into which the qubits are divided, the first with the
+             most significant bits; the generator says what a register counts. () means no registers.
              has_index_bits: whether the bits of the basis state are features too, most significant first.
+             n_control: the numbers that a control trains in the place of angles; 0 for circuits.
     """
 
-    kind: FeatureKind
+    kind: str
     n_circuits: int
     windows: Windows | None
+    registers: tuple[int, ...]
     has_index_bits: bool
+    n_control: int
 
     @property
     def has_circuits(self) -> bool:
@@ -156,17 +159,6 @@ class Features(Record):
     def n_angles(self, ansatz: Ansatz) -> int:
         """Return how many angles are trained."""
         return self.n_circuits * ansatz.n_angles if self.kind == "circuit" else 0
-
-    def n_control(self, ansatz: Ansatz) -> int:
-        """Return how many numbers a control trains in the place of angles."""
-        if self.kind == "bits":
-            return self.n_circuits * (ansatz.n_qubits + 1)
-        if self.kind != "classical":
-            return 0
-        n_bits = ansatz.n_qubits
-        if self.windows is not None:
-            n_bits = self.windows.n_window_qubits + self.windows.n_chunk_qubits
-        return self.n_circuits << n_bits
 
 
 class PlannedSize(Record):
@@ -241,6 +233,14 @@ def _upgrade_2(content: JsonObject) -> JsonObject:
     }
 
 
+def _upgrade_3(content: JsonObject) -> JsonObject:
+    """Version 3 knew no registers and no kept tensors; the account alone said what a control trains."""
+    features: Any = content["features"]
+    account: Any = content["account"]
+    features = features | {"registers": [], "n_control": account["n_control"]}
+    return content | {"features": features, "kept": []}
+
+
 class WeightLayout(Document):
     """How a generator's outputs become the adapter.
 
@@ -251,18 +251,20 @@ class WeightLayout(Document):
     Args:    generator: a name in `qpa.generators.generator.GENERATORS`.
              features: what decoders see of each chunk.
              ansatz: the ansatz of the circuits whose probabilities are features.
+             kept: the tensors of the adapter that no chunk fills, which stay as they start.
              seed: the seed of everything the generator and the adapter draw before training.
              budget: the most numbers that may be trained; None where no budget chose the size.
              sizes: the chosen size and its neighbours, by growing size; () without a budget.
     """
 
     kind: ClassVar[str] = "weight-layout"
-    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1, _upgrade_2)
+    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1, _upgrade_2, _upgrade_3)
 
     generator: str
     features: Features
     ansatz: Ansatz
     groups: tuple[ChunkGroup, ...]
+    kept: tuple[TensorShape, ...]
     account: ParameterAccount
     seed: int
     budget: int | None
@@ -296,11 +298,19 @@ class WeightLayout(Document):
             raise ValueError("there is at least 1 circuit")
         if windows is not None and not windows.fit(n_qubits):
             raise ValueError(f"{windows} do not fit {n_qubits} qubits")
+        self._verify_features()
         self._verify_groups()
-        expected = account_of(self.features, self.ansatz, self.groups)
+        expected = account_of(self.features, self.ansatz, self.groups, self.kept)
         if self.account != expected:
             raise ValueError(f"the account {self.account} is not {expected}")
         return self
+
+    def _verify_features(self) -> None:
+        registers, n_control = self.features.registers, self.features.n_control
+        if registers and (min(registers) < 1 or sum(registers) != self.ansatz.n_qubits):
+            raise ValueError(f"registers of {registers} qubits do not make {self.ansatz.n_qubits}")
+        if n_control < 0 or (self.features.has_circuits and n_control):
+            raise ValueError(f"{self.features.kind} features do not train {n_control} numbers of a control")
 
     def _verify_groups(self) -> None:
         if not self.groups:
@@ -308,6 +318,9 @@ class WeightLayout(Document):
         places = [(tensor.path, g.axis == "spectrum") for g in self.groups for tensor in g.tensors]
         if len(set(places)) != len(places):
             raise ValueError("a tensor belongs to one group only")
+        kept = {tensor.path for tensor in self.kept}
+        if len(kept) != len(self.kept) or kept & {path for path, _ in places}:
+            raise ValueError("a tensor is kept once, and by no group")
         states = [state for group in self.groups for state in group.states]
         n_qubits = self.ansatz.n_qubits
         if len(set(states)) != len(states) or not all(0 <= s < 2**n_qubits for s in states):
@@ -328,12 +341,15 @@ class WeightLayout(Document):
                     raise ValueError(f"{tensor.path}: {used[tensor.path]} columns do not fit its rank")
 
 
-def account_of(features: Features, ansatz: Ansatz, groups: Sequence[ChunkGroup]) -> ParameterAccount:
+def account_of(
+    features: Features, ansatz: Ansatz, groups: Sequence[ChunkGroup], kept: Sequence[TensorShape]
+) -> ParameterAccount:
     """Return the account of a generator with these features and groups."""
     sizes = {tensor.path: tensor.n_numbers for group in groups for tensor in group.tensors}
+    sizes |= {tensor.path: tensor.n_numbers for tensor in kept}
     return ParameterAccount(
         n_angles=features.n_angles(ansatz),
-        n_control=features.n_control(ansatz),
+        n_control=features.n_control,
         n_decoder=sum(group.decoder.n_parameters for group in groups),
         n_adapter=sum(sizes.values()),
     )

@@ -13,7 +13,8 @@ from qpa.documents import ChunkedTensor, ChunkGroup, WeightLayout
 from qpa.errors import ShapeError
 from qpa.generators.chunks import basis_shapes
 from qpa.generators.decoders import LinearDecoder
-from qpa.generators.features import make_features, state_bits
+from qpa.generators.features.kind import FEATURES, FeatureModule
+from qpa.generators.features.states import state_bits
 from qpa.generators.generator import Bases, ParameterGroup
 from qpa.seeds import split_seed
 
@@ -39,7 +40,9 @@ class ChunkedGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.layout = layout
-        self.chunk_features = make_features(layout, seed, execution or Execution(Circuit(layout.ansatz)))
+        self.chunk_features: FeatureModule = FEATURES[layout.features.kind].build(
+            layout, seed, execution or Execution(Circuit(layout.ansatz))
+        )
         self.decoders = nn.ModuleList(
             LinearDecoder(group.decoder, split_seed(seed, group.name)) for group in layout.groups
         )
@@ -69,7 +72,7 @@ class ChunkedGenerator(nn.Module):
 
     def connect(self, measured: Tensor | None) -> Tensor | None:
         """Return what an earlier `run` measured, connected to the angles again."""
-        connected: Tensor | None = self.chunk_features.connect(measured)  # type: ignore[arg-type]
+        connected: Tensor | None = self.chunk_features.connect(measured)
         return connected
 
     def features(self, probabilities: Tensor | None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import cast, get_args
 
 from qpa.documents import (
     MAX_QUBITS,
@@ -14,15 +13,16 @@ from qpa.documents import (
     ChunkedTensor,
     ChunkGroup,
     Decoder,
-    FeatureKind,
     Features,
     Provenance,
+    TensorShape,
     WeightLayout,
     Windows,
     account_of,
 )
 from qpa.documents.weight_layout import ChunkAxis
 from qpa.errors import OptionError, one_of
+from qpa.generators.features.kind import FEATURES, Room
 from qpa.generators.layout_options import LayoutOptions
 
 
@@ -89,32 +89,57 @@ def make_layout(
     n_circuits: int,
     windows: Windows | None = None,
     *,
+    registers: tuple[int, ...] = (),
     has_index_bits: bool = False,
 ) -> WeightLayout:
     """Return the layout of groups, with its account.
 
-    Raises:  OptionError: there are no such features.
+    Raises:  OptionError: there are no such features, or not with this generator, or not of this size.
     """
-    kinds = get_args(FeatureKind)
-    if options.features not in kinds:
-        raise OptionError("features", one_of(kinds), options.features)
     features = Features(
-        kind=cast(FeatureKind, options.features),
+        kind=options.features,
         n_circuits=n_circuits,
         windows=windows,
+        registers=registers,
         has_index_bits=has_index_bits,
+        n_control=0,
     )
+    n_control = _n_control(features, ansatz, groups, options, generator)
+    features = features.model_copy(update={"n_control": n_control})
+    filled = {tensor.path for group in groups for tensor in group.tensors}
+    kept = tuple(TensorShape(path=t.path, shape=t.shape) for t in spec.tensors if t.path not in filled)
     return WeightLayout(
         provenance=provenance,
         generator=generator,
         features=features,
         ansatz=ansatz,
         groups=groups,
-        account=account_of(features, ansatz, groups),
+        kept=kept,
+        account=account_of(features, ansatz, groups, kept),
         seed=spec.seed,
         budget=None,
         sizes=(),
     )
+
+
+def _n_control(
+    features: Features,
+    ansatz: Ansatz,
+    groups: tuple[ChunkGroup, ...],
+    options: LayoutOptions,
+    generator: str,
+) -> int:
+    kind = FEATURES[features.kind]
+    if kind.needs_registers and not features.registers:
+        usable = [name for name in FEATURES if not FEATURES[name].needs_registers]
+        raise OptionError("features", f"{one_of(usable)} with `generator` {generator}", features.kind)
+    if kind.needs_registers and features.n_circuits > 1:
+        raise OptionError("circuits", f"1 with `features` {features.kind}", str(features.n_circuits))
+    if features.has_circuits and options.control_size is not None:
+        expected = "no size of a control, since the circuits' size is that of their layers"
+        raise OptionError("control_size", expected, str(options.control_size))
+    states = [state for group in groups for state in group.states]
+    return kind.n_control(Room(features, ansatz, states, options.control_size))
 
 
 def n_qubits_for(options: LayoutOptions, n_states: int) -> int:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 
 from qpa.adapters.registry import KINDS
 from qpa.documents import AdapterSpec, Provenance, WeightLayout
-from qpa.errors import OptionError
-from qpa.generators.layout_options import LayoutOptions
+from qpa.errors import OptionError, one_of
+from qpa.generators.layout_options import ALL, LayoutOptions
 from qpa.registry import Registry
 
 if TYPE_CHECKING:
@@ -102,12 +102,18 @@ class GeneratorKind(ABC):
     """A way to lay out an adapter for a generator.
 
     Class attributes: `name` is how a user asks for it; `words` say in a sentence what it is; `defaults` say
-    by field what the options of plan-layout and train-generator mean where they are not given.
+    by field what the options of plan-layout and train-generator mean where they are not given;
+    `needs_product` says that it generates products of two factors only, such as LoRA's; `angle_ratio`
+    is the learning rate of the angles over that of the decoders, where the user names none; `nats_per_efold`
+    is the loss, in nats per token, that e times as many trained numbers save (docs/results.md, qpa bench).
     """
 
     name: ClassVar[str]
     words: ClassVar[str]
     defaults: ClassVar[Mapping[str, str]] = {}
+    needs_product: ClassVar[bool] = False
+    angle_ratio: ClassVar[float] = 1.0
+    nats_per_efold: ClassVar[float] = 0.1
 
     @abstractmethod
     def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:
@@ -130,13 +136,28 @@ class GeneratorKind(ABC):
         Raises:  OptionError: the kind's size is not the planner's to choose.
         """
 
+    def n_trained(self, options: LayoutOptions, spec: AdapterSpec) -> int:
+        """Return how many numbers the layout of options trains.
+
+        Raises:  OptionError: there is no such layout.
+        """
+        self.check(options, spec)
+        return self.plan(options, spec, spec.provenance).account.n_generator
+
     @abstractmethod
     def size_words(self, options: LayoutOptions) -> str:
         """Return in words the options that make one of `sizes`, such as "circuits 4"."""
 
     @abstractmethod
     def rate(self, spec: AdapterSpec) -> float:
-        """Return the default learning rate of decoders and angles; see docs/results.md."""
+        """Return the default learning rate of decoders; see docs/results.md."""
+
+    def smaller(self, options: L, spec: AdapterSpec) -> Sequence[L]:
+        """Return options of sizes of another generator, for budgets that are too small for this one.
+
+        Returns: options by growing size, of fewer numbers than any of `sizes` that the planner may choose.
+        """
+        return ()
 
     def build(
         self, layout: WeightLayout, seed: int, bases: Bases | None = None, execution: Execution | None = None
@@ -157,6 +178,7 @@ GENERATORS: Registry[GeneratorKind] = Registry(
     "generator",
     {
         "spectral": "qpa.generators.spectral:SPECTRAL",
+        "state": "qpa.generators.state:STATE",
         "aligned": "qpa.generators.aligned:ALIGNED",
         "paper": "qpa.generators.paper:PAPER",
     },
@@ -197,8 +219,22 @@ def layout_of(options: LayoutOptions, spec: AdapterSpec, provenance: Provenance)
 
 def refuse_budget(options: LayoutOptions) -> OptionError:
     """Return the error of a generator whose size the planner does not choose."""
+    if options.generator is None and options.circuits is None and options.vectors == (ALL,):
+        expected = "no budget, since the planner chooses the size of LoRA and DoRA alone"
+        return OptionError("max_params", expected, str(options.max_params), "use `circuits`")
     expected = "neither `circuits`, `vectors` nor another generator, whose size it would choose"
     return OptionError("max_params", expected, str(options.max_params), "leave one out")
+
+
+def check_product(spec: AdapterSpec, generator: str) -> None:
+    """Check that an adapter is a product of two factors.
+
+    Raises:  OptionError: it is not, and the error names the generators that do not need one.
+    """
+    if not spec.pairs:
+        others = one_of([name for name in GENERATORS if not GENERATORS[name].needs_product])
+        expected = f"{others} with `method` {spec.method}, which is no product of factors"
+        raise OptionError("generator", expected, generator)
 
 
 def refuse_chunk_size(options: LayoutOptions, generator: str) -> None:

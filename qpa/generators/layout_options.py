@@ -4,31 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from qpa.circuits.ansatz import ANSATZE
-from qpa.documents import FeatureKind
 from qpa.pipeline.options import defaults_by_name, option
 
 if TYPE_CHECKING:
+    from qpa.generators.features.kind import FeatureKind
     from qpa.generators.generator import GeneratorKind
     from qpa.registry import Registry
 
 ALL = "all"
 NONE = "none"
 
-_FEATURE_WORDS = {
-    "circuit": "its circuits' probabilities",
-    "classical": "a trained table",
-    "random": "circuits whose angles stay as drawn",
-    "bits": "the bits of a chunk's number",
-}
-
 
 def _generators() -> Registry[GeneratorKind]:
     from qpa.generators.generator import GENERATORS
 
     return GENERATORS
+
+
+def _features() -> Registry[FeatureKind]:
+    from qpa.generators.features.kind import FEATURES
+
+    return FEATURES
 
 
 def _default_of(field: str) -> Callable[[], str]:
@@ -46,7 +45,9 @@ class LayoutOptions:
     """The options of a layout; a generator refuses those that it does not have.
 
     Args:    generator: a name in `qpa.generators.generator.GENERATORS`; None means what suits the adapter.
-             features: "circuit", or a control in its place: "classical", "random" or "bits".
+             features: "circuit", or a control in its place: a name in
+             `qpa.generators.features.kind.FEATURES`.
+             control_size: most numbers that a control trains; None means what suits it.
              ansatz: a name in `qpa.circuits.ansatz.ANSATZE`.
              chunk_size: numbers per chunk of the paper's flat layout; None means 2048.
              qubits: None means as many as the chunks need.
@@ -67,9 +68,14 @@ class LayoutOptions:
     )
     features: str = option(
         "circuit",
-        help="What decoders see: {choices}; all but circuit are controls in its place.",
-        choices=get_args(FeatureKind),
-        choice_words=_FEATURE_WORDS.__getitem__,
+        help="What decoders see: {choices}; all but circuit are controls in its place, see docs/method.md.",
+        choices=_features,
+    )
+    control_size: int | None = option(
+        None,
+        help="Most numbers that a control trains, of those whose size can be chosen.",
+        at_least=1,
+        shown_default="what suits the control",
     )
     ansatz: str = option("ry-cnot-chain", help="Gates of the circuits: {choices}.", choices=ANSATZE)
     chunk_size: int | None = option(

@@ -11,13 +11,10 @@ from typing import Generic
 
 from qpa.documents import AdapterSpec, PlannedSize
 from qpa.errors import OptionError
-from qpa.generators.generator import L, kind_for, layout_of
+from qpa.generators.generator import L, kind_for
 
 REFERENCE_RANK = 4
 """A budget in percent is a share of LoRA of this rank on the same modules."""
-
-NATS_PER_EFOLD = 0.1
-"""The loss, in nats per token, that e times as many trained numbers save (docs/results.md, qpa bench)."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +23,16 @@ class Sized(Generic[L]):
 
     options: L
     n_trained: int
+    nats_per_efold: float
 
     def predicted_loss(self, chosen: Sized[L]) -> float:
         """Return how much higher its loss is expected than another size's, in nats per token.
 
-        Source:  ours: a line in log(parameters) through the default's losses, on two bases.
+        Source:  ours: for each generator a line in log(parameters) through its losses; between two
+                 generators the steeper one counts.
         """
-        return NATS_PER_EFOLD * math.log(chosen.n_trained / self.n_trained)
+        slope = max(self.nats_per_efold, chosen.nats_per_efold)
+        return slope * math.log(chosen.n_trained / self.n_trained)
 
 
 def parse_max_params(text: str, spec: AdapterSpec) -> int:
@@ -67,11 +67,16 @@ def sizes_around(options: L, spec: AdapterSpec, budget: int) -> list[Sized[L]]:
 
     @cache
     def n_trained(candidate: L) -> int:
-        return layout_of(candidate, spec, spec.provenance).account.n_generator
+        return kind_for(candidate, spec).n_trained(candidate, spec)
 
-    candidates = kind_for(options, spec).sizes(options, spec)
+    kind = kind_for(options, spec)
+    smaller = list(kind.smaller(options, spec))
+    sizes = kind.sizes(options, spec)
+    n_dropped = bisect_right(sizes, n_trained(smaller[-1]), key=n_trained) if smaller else 0
+    candidates = [*smaller, *sizes[n_dropped:]]
     n_within = bisect_right(candidates, budget, key=n_trained)
-    return [Sized(near, n_trained(near)) for near in candidates[max(0, n_within - 3) : n_within + 1]]
+    near = candidates[max(0, n_within - 3) : n_within + 1]
+    return [Sized(one, n_trained(one), kind_for(one, spec).nats_per_efold) for one in near]
 
 
 def choose_size(sizes: Sequence[Sized[L]], budget: int) -> Sized[L]:

@@ -15,7 +15,8 @@ From a number of parameters to circuits and vectors, each rule with its measurem
 6. Vectors on every module type come before a second circuit.
 7. As many circuits as the budget allows are best. Above one for each layer, one more for each layer is taken
    at a time, since a window is then one row of one layer.
-8. Where not even one circuit fits with all vectors, the longest vectors are left out first.
+8. Where not even one circuit fits with all vectors, the longest vectors are left out first; where not even
+   the two shortest fit, the generator of one state takes over (`qpa.generators.state`).
 
 Source: ours.
 """
@@ -29,7 +30,7 @@ from typing import ClassVar, final
 from qpa.circuits.ansatz import make_ansatz
 from qpa.documents import AdapterSpec, AdapterTensor, Provenance, WeightLayout, Windows
 from qpa.documents.weight_layout import ChunkAxis
-from qpa.errors import OptionError, one_of
+from qpa.errors import OptionError
 from qpa.generators.chunks import (
     Draft,
     by_kind,
@@ -38,8 +39,15 @@ from qpa.generators.chunks import (
     n_qubits_for,
     with_unique_names,
 )
-from qpa.generators.generator import GENERATORS, GeneratorKind, L, refuse_budget, refuse_chunk_size
+from qpa.generators.generator import (
+    GeneratorKind,
+    L,
+    check_product,
+    refuse_budget,
+    refuse_chunk_size,
+)
 from qpa.generators.layout_options import ALL, NONE, LayoutOptions
+from qpa.generators.state import small_sizes
 
 SAME_INPUT = (
     ("q_proj", "k_proj", "v_proj"),
@@ -58,6 +66,7 @@ class SpectralKind(GeneratorKind):
     """The default generator of adapters that are products of two factors."""
 
     name: ClassVar[str] = "spectral"
+    needs_product: ClassVar[bool] = True
     words: ClassVar[str] = (
         "vectors shared by neighbouring layers, and factors of the directions in which the loss falls"
     )
@@ -69,10 +78,7 @@ class SpectralKind(GeneratorKind):
 
     def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:
         """Refuse an adapter that is no product of factors, and a chunk size."""
-        if not spec.pairs:
-            others = one_of([name for name in GENERATORS if name != self.name])
-            expected = f"{others} with `method` {spec.method}, which is no product of factors"
-            raise OptionError("generator", expected, self.name)
+        check_product(spec, self.name)
         refuse_chunk_size(options, self.name)
 
     def plan(self, options: LayoutOptions, spec: AdapterSpec, provenance: Provenance) -> WeightLayout:
@@ -107,6 +113,17 @@ class SpectralKind(GeneratorKind):
         return [replace(unsized, circuits=1, vectors=vectors) for vectors in chosen] + [
             replace(unsized, circuits=n) for n in n_circuits
         ]
+
+    def smaller(self, options: L, spec: AdapterSpec) -> Sequence[L]:
+        """Return sizes of one state up to one circuit with vectors on the two shortest module types.
+
+        Where the user names this generator, or a part that only this one has, there are none.
+        """
+        is_whole = options.spectrum and options.windows and options.share_inputs
+        if options.generator is not None or options.features != "circuit" or not is_whole:
+            return ()
+        one = replace(options, circuits=1, vectors=tuple(_types_by_length(spec)[:2]), max_params=None)
+        return small_sizes(options, spec, self.plan(one, spec, spec.provenance).account.n_generator)
 
     def size_words(self, options: LayoutOptions) -> str:
         """Return "circuits 4", or with vectors on some layers alone "circuits 1, vectors k_proj,v_proj"."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter
-from qpa.adapters.parameter_view import AdapterParameter
+from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.documents import AdapterSpec
 from qpa.generators.chunks import kept_rows
 from qpa.generators.generator import Generator
@@ -66,6 +66,8 @@ def attach_generator(
         for tensor in spec.tensors
         if tensor.initial == "base"
     }
+    for tensor in layout.kept:
+        leaf_of(parameters[tensor.path]).requires_grad_(False)  # clipping must not see it
     adapter = [parameters[tensor.path] for tensor in layout.tensors]
     optimizer = GeneratedAdapterOptimizer(adapter, generator, lr=lr, angle_lr=angle_lr)
     return GeneratedAdapter(wrapped, parameters, from_base, optimizer)

@@ -241,8 +241,9 @@ def record(session: Session, before: Mapping[str, float], after: Mapping[str, fl
 
 def learning_rates(options: TrainingOptions, spec: AdapterSpec, layout: WeightLayout) -> tuple[float, float]:
     """Return the peak learning rates of decoders and angles."""
-    lr = GENERATORS[layout.generator].rate(spec) if options.lr is None else options.lr
-    return lr, lr if options.angle_lr is None else options.angle_lr
+    kind = GENERATORS[layout.generator]
+    lr = kind.rate(spec) if options.lr is None else options.lr
+    return lr, lr * kind.angle_ratio if options.angle_lr is None else options.angle_lr
 
 
 def _count_steps(options: TrainingOptions, n_rows: int) -> int:

@@ -1,0 +1,1 @@
+"""Features: what a decoder sees of a chunk, of circuits or of a control in their place."""
