@@ -15,7 +15,7 @@ from qpa.adapters.parameter_view import AdapterParameter
 from qpa.adapters.registry import DEFAULT, KINDS
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.generators.generator import layout_of, make_generator
+from qpa.generators.generator import GENERATORS, kind_for, layout_of, make_generator
 from qpa.generators.layout_options import LayoutOptions
 from qpa.generators.size_search import sizes_around
 from qpa.seeds import split_seed
@@ -28,6 +28,7 @@ ALIGNED_RANK = 8
 PAPER_RANK = 4
 MAX_CHUNK_SIZE = 4096
 RATES = (1e-2, 2e-2, 4e-2)
+STATE_RATES = (1.5e-2, 5e-2, 1.5e-1)
 
 Plans = Callable[[LayoutOptions, AdapterSpec, int], Iterable[LayoutOptions]]
 
@@ -67,12 +68,16 @@ class Generated:
     def attach(self, base: BenchBase, configuration: Configuration, *, rate: float, seed: int) -> Attached:
         """Put an ordinary adapter on the model and a generator into its optimizer.
 
-        Args:    rate: of decoders and angles alike.
+        Args:    rate: of the decoders; the angles' is as many times higher as by default.
                  seed: of lora_A, the angles and the calibration rows.
         """
         spec = self._spec(base, seed)
         layout = self._layout(configuration, spec)
-        adapted = attach_generator(base.load(), spec, make_generator(layout, seed), lr=rate, angle_lr=rate)
+        kind = GENERATORS[layout.generator]
+        # Where the budget chose another generator, the rates are those around that one's own default.
+        lr = rate * kind.rate(spec) / kind_for(self.plan, spec).rate(spec)
+        angle_lr = lr * kind.angle_ratio
+        adapted = attach_generator(base.load(), spec, make_generator(layout, seed), lr=lr, angle_lr=angle_lr)
         model, parameters, rows = adapted.model, adapted.parameters, base.train_rows
         chosen = choose_rows(len(rows), BATCH_SIZE, split_seed(seed, "calibration"))
         device = next(iter(parameters.values())).device
@@ -106,7 +111,8 @@ class Generated:
         return tuple(found)
 
 
-def _spectral_plans(plan: LayoutOptions, spec: AdapterSpec, budget: int) -> list[LayoutOptions]:
+def _sized_plans(plan: LayoutOptions, spec: AdapterSpec, budget: int) -> list[LayoutOptions]:
+    """Return the planner's sizes below and above the budget."""
     return [sized.options for sized in sizes_around(plan, spec, budget)[-2:]]
 
 
@@ -136,7 +142,7 @@ def save_adapter(parameters: Mapping[str, AdapterParameter], folder: Path) -> No
 
 
 def _spectral(name: str, **options: Any) -> Generated:
-    return Generated(name, LayoutOptions(**options), _spectral_plans)
+    return Generated(name, LayoutOptions(**options), _sized_plans)
 
 
 CONTROLS = (
@@ -154,6 +160,7 @@ GENERATED = {
     method.name: method
     for method in (
         _spectral("qpa"),
+        _spectral("qpa:spectral", generator="spectral"),
         *CONTROLS,
         *ABLATIONS,
         Generated(
@@ -174,10 +181,31 @@ GENERATED = {
 }
 
 
+def _state(features: str) -> Generated:
+    name = "state" if features == "circuit" else f"state:{features}"
+    plan = LayoutOptions(generator="state", features=features)
+    return Generated(name, plan, _sized_plans, STATE_RATES)
+
+
+STATE_CONTROLS = (
+    "random",
+    "constant",
+    "log-linear",
+    "tables",
+    "network",
+    "projection",
+    "tying",
+    "shared",
+    "own",
+)
+GENERATED_STATES = {method.name: method for method in map(_state, ("circuit", *STATE_CONTROLS))}
+"""One state over the directions in which the loss falls, and what stands in for it."""
+
+
 def _of_kind(name: str) -> Generated:
     """Return the generator that suits a kind of adapter."""
     kind = KINDS[name]
-    plans = _spectral_plans if kind.rules.is_product else _aligned_plans
+    plans = _sized_plans if kind.rules.is_product else _aligned_plans
     return Generated(f"qpa:{name}", LayoutOptions(), plans, kind.generated_rates or RATES, adapter=name)
 
 

@@ -7,12 +7,19 @@ from collections.abc import Sequence
 
 from qpa.bench.direct import DIRECT
 from qpa.bench.fixed_basis import FIXED_BASIS
-from qpa.bench.generated import GENERATED, GENERATED_KINDS
+from qpa.bench.generated import GENERATED, GENERATED_KINDS, GENERATED_STATES
 from qpa.bench.method import Method
 from qpa.bench.peft_methods import PEFT_METHODS
 from qpa.errors import OptionError
 
-METHODS: dict[str, Method] = {**GENERATED, **GENERATED_KINDS, **PEFT_METHODS, **DIRECT, **FIXED_BASIS}
+METHODS: dict[str, Method] = {
+    **GENERATED,
+    **GENERATED_STATES,
+    **GENERATED_KINDS,
+    **PEFT_METHODS,
+    **DIRECT,
+    **FIXED_BASIS,
+}
 
 ABLATION = tuple(GENERATED)
 """qpa, its controls, and its variants: what `qpa bench --ablate` compares."""

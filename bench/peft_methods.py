@@ -289,6 +289,20 @@ _METHODS = (
         _per_module("u"),
         lambda k: 2,
     ),
+    PeftMethod(
+        "tinylora:tied",
+        (1e-2, 3e-2, 1e-1),
+        "TinyLoraConfig",
+        lambda k, seed: {
+            "r": 2,
+            "u": k["u"],
+            "weight_tying": 1.0,  # one vector for all modules
+            "projection_seed": seed,
+            "save_projection": False,
+        },
+        lambda shapes, budget: [{"u": budget}],
+        lambda k: 2,
+    ),
     PeftMethod("hira", (3e-2, 1e-1, 3e-1), "HiraConfig", lambda k, seed: dict(k), _ranks("r"), _full),
 )
 

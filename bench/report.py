@@ -322,7 +322,7 @@ def _is_number(cell: str) -> bool:
 def draw(results: Results) -> bytes:
     """Return a PNG of test loss over trained parameters, with a line for each method, and the base's loss."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(9, 5.5), dpi=130, layout="constrained")
     axes = figure.add_subplot()
@@ -332,8 +332,9 @@ def draw(results: Results) -> bytes:
         # Drawn to scale it would squeeze everything else into a corner.
         axes.plot([], [], color="none", label=f"base model {results.base_loss:.3f}")
     axes.set(xscale="log", xlabel="trained parameters", ylabel="test loss, nats per token")
-    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", which="both", labelrotation=30)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)

@@ -24,7 +24,7 @@ qpa bench --model ./models/stories260K --data shakespeare.txt --budgets 8%,25%,1
 
 qpa bench --model ./models/stories260K --data shakespeare.txt --budgets 8%,25% --ablate --out bench/parts
 
-qpa bench --report --out bench/bard
+qpa bench --report --out bench/bard --beside bench/few
 """
 
 
@@ -42,13 +42,16 @@ def bench(
     report: Annotated[
         bool, typer.Option("--report", help="Only draw the table and plot of --out again.")
     ] = False,
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="Other results of the same setting, to be reported as well.")
+    ] = None,
 ) -> None:
     """Tune and train each method at the same numbers of trained parameters, and compare their test losses."""
     if not report and not _compare(setting, extent, out):
         return
     from qpa.bench.report import PLOT, TABLE, write_report
 
-    print_line(write_report([out], out).rstrip())
+    print_line(write_report([out, *(beside or ())], out).rstrip())
     print_line(f"wrote {out / TABLE} and {out / PLOT}")
 
 

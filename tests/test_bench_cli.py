@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,12 @@ def test_a_bench_prints_its_table_and_is_redrawn_from_its_directory(
         (tmp_path / name).unlink()
     assert cli("--report", "--out", tmp_path)[:2] == (0, out)
     assert {name: (tmp_path / name).read_bytes() for name in drawn} == drawn
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "results.jsonl", tmp_path / "other")
+    lines = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "results.jsonl").write_text("".join(line for line in lines if '"lora"' not in line))
+    assert "\n| lora" not in cli("--report", "--out", tmp_path)[1]
+    assert "\n| lora" in cli("--report", "--out", tmp_path, "--beside", tmp_path / "other")[1]
 
 
 def test_out_of_time_is_no_failure_and_the_same_command_goes_on(
