@@ -16,6 +16,7 @@ from qpa.generators.features.kind import FEATURES
 from qpa.generators.features.log_linear import subsets
 from qpa.generators.features.states import register_numbers
 from qpa.generators.generator import make_generator
+from qpa.generators.state import STATE as STATE_KIND
 from qpa.passes.plan_layout import PlanLayout
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 from tests.small_specs import NOWHERE, small_spec, spec_of
@@ -251,3 +252,15 @@ def test_the_sizes_of_a_budget_grow_and_fit(features):
         assert n_before <= account.n_generator <= budget
         n_before = account.n_generator
     assert n_before > (20 if features == "shared" else 30)  # of which there are 5 x 4 at most
+
+
+@pytest.mark.parametrize("features", ["circuit", "random", "classical", "bits", *CONTROLS])
+@pytest.mark.parametrize("options", [{}, {"layers": 5}, {"circuits": 3}, {"control_size": 30}])
+def test_numbers_are_counted_without_a_layout_as_with_one(features, options):
+    plan = PlanLayout(generator="state", features=features, **options)
+    try:
+        expected = plan.run(SPEC, NOWHERE).account.n_generator
+    except OptionError as error:
+        assert error.subject in ("circuits", "control_size")  # which some features do not have
+        return
+    assert STATE_KIND.n_trained(plan, SPEC) == expected
