@@ -104,10 +104,16 @@ class DirectoryStore:
         Where a file cannot be read or removed, what is left stays until the next call.
         """
         with suppress(OSError):
-            named = self._named_arrays()
-            for file in self.path.glob("*.safetensors"):
-                is_arrays = re.fullmatch(_ARRAYS, file.name) and file.is_file() and not file.is_symlink()
-                if is_arrays and file.name not in named:
+            arrays = [
+                file
+                for file in self.path.glob("*.safetensors")
+                if re.fullmatch(_ARRAYS, file.name) and file.is_file() and not file.is_symlink()
+            ]
+            named = (
+                self._named_arrays() if arrays else set()
+            )  # a plan, which has none, reads no document again
+            for file in arrays:
+                if file.name not in named:
                     file.unlink()
 
     def _named_arrays(self) -> set[str]:
