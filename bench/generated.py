@@ -15,6 +15,8 @@ from qpa.adapters.parameter_view import AdapterParameter
 from qpa.adapters.registry import DEFAULT, KINDS
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.documents import AdapterSpec, WeightLayout
+from qpa.documents.weight_layout import WITH_CIRCUITS
+from qpa.generators.features.kind import FEATURES
 from qpa.generators.generator import GENERATORS, kind_for, layout_of, make_generator
 from qpa.generators.layout_options import LayoutOptions
 from qpa.generators.size_search import sizes_around
@@ -187,18 +189,8 @@ def _state(features: str) -> Generated:
     return Generated(name, plan, _sized_plans, STATE_RATES)
 
 
-STATE_CONTROLS = (
-    "random",
-    "constant",
-    "log-linear",
-    "tables",
-    "network",
-    "projection",
-    "tying",
-    "shared",
-    "own",
-)
-GENERATED_STATES = {method.name: method for method in map(_state, ("circuit", *STATE_CONTROLS))}
+STATE_CONTROLS = tuple(name for name in FEATURES if FEATURES[name].needs_registers)
+GENERATED_STATES = {method.name: method for method in map(_state, (*WITH_CIRCUITS, *STATE_CONTROLS))}
 """One state over the directions in which the loss falls, and what stands in for it."""
 
 

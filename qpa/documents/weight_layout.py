@@ -129,6 +129,10 @@ class Windows(Record):
         )
 
 
+WITH_CIRCUITS = ("circuit", "random")
+"""Kinds of features for which circuits are run, whether or not their angles are trained."""
+
+
 class Features(Record):
     """What a decoder sees of a chunk: numbers that depend on the chunk's basis state alone.
 
@@ -154,7 +158,7 @@ class Features(Record):
     @property
     def has_circuits(self) -> bool:
         """Return whether circuits are run, whether or not their angles are trained."""
-        return self.kind in ("circuit", "random")
+        return self.kind in WITH_CIRCUITS
 
     def n_angles(self, ansatz: Ansatz) -> int:
         """Return how many angles are trained."""
