@@ -20,7 +20,7 @@ from qpa.documents import (
     Windows,
     account_of,
 )
-from qpa.documents.weight_layout import ChunkAxis
+from qpa.documents.weight_layout import WITH_CIRCUITS, ChunkAxis
 from qpa.errors import OptionError, one_of
 from qpa.generators.features.kind import FEATURES, Room
 from qpa.generators.layout_options import LayoutOptions
@@ -96,16 +96,16 @@ def make_layout(
 
     Raises:  OptionError: there are no such features, or not with this generator, or not of this size.
     """
+    states = [state for group in groups for state in group.states]
+    room = Room(n_circuits, windows, registers, ansatz, states, options.control_size)
     features = Features(
         kind=options.features,
         n_circuits=n_circuits,
         windows=windows,
         registers=registers,
         has_index_bits=has_index_bits,
-        n_control=0,
+        n_control=_n_control(options.features, room, generator),
     )
-    n_control = _n_control(features, ansatz, groups, options, generator)
-    features = features.model_copy(update={"n_control": n_control})
     filled = {tensor.path for group in groups for tensor in group.tensors}
     kept = tuple(TensorShape(path=t.path, shape=t.shape) for t in spec.tensors if t.path not in filled)
     return WeightLayout(
@@ -122,24 +122,17 @@ def make_layout(
     )
 
 
-def _n_control(
-    features: Features,
-    ansatz: Ansatz,
-    groups: tuple[ChunkGroup, ...],
-    options: LayoutOptions,
-    generator: str,
-) -> int:
-    kind = FEATURES[features.kind]
-    if kind.needs_registers and not features.registers:
+def _n_control(features: str, room: Room, generator: str) -> int:
+    kind = FEATURES[features]
+    if kind.needs_registers and not room.registers:
         usable = [name for name in FEATURES if not FEATURES[name].needs_registers]
-        raise OptionError("features", f"{one_of(usable)} with `generator` {generator}", features.kind)
-    if kind.needs_registers and features.n_circuits > 1:
-        raise OptionError("circuits", f"1 with `features` {features.kind}", str(features.n_circuits))
-    if features.has_circuits and options.control_size is not None:
+        raise OptionError("features", f"{one_of(usable)} with `generator` {generator}", features)
+    if kind.needs_registers and room.n_circuits > 1:
+        raise OptionError("circuits", f"1 with `features` {features}", str(room.n_circuits))
+    if features in WITH_CIRCUITS and room.limit is not None:
         expected = "no size of a control, since the circuits' size is that of their layers"
-        raise OptionError("control_size", expected, str(options.control_size))
-    states = [state for group in groups for state in group.states]
-    return kind.n_control(Room(features, ansatz, states, options.control_size))
+        raise OptionError("control_size", expected, str(room.limit))
+    return kind.n_control(room)
 
 
 def n_qubits_for(options: LayoutOptions, n_states: int) -> int:

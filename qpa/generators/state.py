@@ -30,14 +30,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from qpa.circuits.ansatz import make_ansatz
 from qpa.documents import (
     AdapterSpec,
     AdapterTensor,
     ChunkedTensor,
-    Features,
     Provenance,
     WeightLayout,
     Windows,
@@ -54,6 +53,9 @@ MAX_LAYERS = 64
 
 RATE = 5e-2
 ANGLE_RATIO = 2.0
+Types = dict[tuple[str, int, int], list[tuple[AdapterTensor, AdapterTensor]]]
+"""Pairs of lora_A and lora_B by module type, inputs and outputs."""
+
 MAX_CIRCUIT = 140
 """The most numbers with which the planner, left to itself, plans a circuit; see rule 6."""
 
@@ -79,8 +81,9 @@ class StateKind(GeneratorKind):
 
     def plan(self, options: LayoutOptions, spec: AdapterSpec, provenance: Provenance) -> WeightLayout:
         """Return the layout: one group of all directions, on three registers."""
-        registers, states, tensors = _places(spec)
-        n_qubits = sum(registers)
+        types = _by_type(spec)
+        registers, tensors = _registers(types, spec.rank), _tensors(types, spec.rank)
+        states, n_qubits = _states(types, registers, spec.rank), sum(registers)
         if options.qubits is not None and options.qubits != n_qubits:
             expected = f"{n_qubits}, those of the registers"
             raise OptionError("qubits", expected, str(options.qubits), "leave it out")
@@ -154,32 +157,35 @@ def small_sizes(options: L, spec: AdapterSpec, n_below: int) -> list[L]:
     ]
 
 
-def _places(
-    spec: AdapterSpec,
-) -> tuple[tuple[int, int, int], list[int], tuple[ChunkedTensor, ...]]:
-    """Return the registers' qubits, the basis state of every direction, and the tensors that they fill."""
-    types = _by_type(spec)
-    registers = _registers(types, spec.rank)
-    states: list[int] = []
+def _states(types: Types, registers: tuple[int, int, int], n_directions: int) -> list[int]:
+    """Return the basis state of every direction, type by type and layer by layer."""
+    _, n_type_qubits, n_direction_qubits = registers
+    return [
+        (layer << n_type_qubits | type_index) << n_direction_qubits | direction
+        for type_index, pairs in enumerate(types.values())
+        for layer in range(len(pairs))
+        for direction in range(n_directions)
+    ]
+
+
+def _tensors(types: Types, n_directions: int) -> tuple[ChunkedTensor, ...]:
+    """Return the tensors in the order of `_states`, with a chunk for every direction."""
     tensors: list[ChunkedTensor] = []
-    for type_index, pairs in enumerate(types.values()):
-        for layer, (a, b) in enumerate(pairs):
-            first = (layer << registers[1] | type_index) << registers[2]
-            tensors.append(chunked(a, ()))
-            tensors.append(chunked(b, range(len(states), len(states) + spec.rank)))
-            states.extend(range(first, first + spec.rank))
-    return registers, states, tuple(tensors)
+    for index, (a, b) in enumerate(pair for pairs in types.values() for pair in pairs):
+        first = index * n_directions
+        tensors += (chunked(a, ()), chunked(b, range(first, first + n_directions)))
+    return tuple(tensors)
 
 
-def _by_type(spec: AdapterSpec) -> dict[tuple[str, int, int], list[tuple[AdapterTensor, AdapterTensor]]]:
+def _by_type(spec: AdapterSpec) -> Types:
     """Gather pairs of lora_A and lora_B by module type and both sides."""
-    types: dict[tuple[str, int, int], list[tuple[AdapterTensor, AdapterTensor]]] = {}
+    types: Types = {}
     for a, b in spec.pairs:
         types.setdefault((a.module_type, a.shape[1], b.shape[0]), []).append((a, b))
     return types
 
 
-def _registers(types: Mapping[Any, Sequence[Any]], n_directions: int) -> tuple[int, int, int]:
+def _registers(types: Types, n_directions: int) -> tuple[int, int, int]:
     n_layers = max(len(pairs) for pairs in types.values())
     return _n_qubits(n_layers), _n_qubits(len(types)), _n_qubits(n_directions)
 
@@ -190,17 +196,11 @@ def _n_qubits(n: int) -> int:
 
 def _n_control(options: LayoutOptions, spec: AdapterSpec) -> Callable[[int | None], int]:
     """Return a function that tells how many numbers a control trains, by the most that it may."""
-    registers, states, _ = _places(spec)
-    features = Features(
-        kind=options.features,
-        n_circuits=options.circuits or 1,
-        windows=None,
-        registers=registers,
-        has_index_bits=False,
-        n_control=0,
-    )
-    ansatz, kind = make_ansatz(options.ansatz, sum(registers), 1), FEATURES[options.features]
-    return lambda limit: kind.n_control(Room(features, ansatz, states, limit))
+    types = _by_type(spec)
+    registers = _registers(types, spec.rank)
+    states, ansatz = _states(types, registers, spec.rank), make_ansatz(options.ansatz, sum(registers), 1)
+    room = Room(options.circuits or 1, None, registers, ansatz, states, None)
+    return lambda limit: FEATURES[options.features].n_control(room._replace(limit=limit))
 
 
 def _control_sizes(options: L, spec: AdapterSpec) -> list[L]:

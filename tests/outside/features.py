@@ -15,7 +15,7 @@ class SlopesKind(FeatureKind):
     needs_registers = True
 
     def n_control(self, room):
-        return len(room.features.registers)
+        return len(room.registers)
 
     def build(self, layout, seed, execution):
         registers = layout.features.registers

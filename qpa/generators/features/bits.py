@@ -24,7 +24,7 @@ class BitsKind(FeatureKind):
 
     def n_control(self, room: Room) -> int:
         """Return a weight for every circuit and qubit, and one more for every circuit."""
-        return room.features.n_circuits * (room.ansatz.n_qubits + 1)
+        return room.n_circuits * (room.ansatz.n_qubits + 1)
 
     def build(self, layout: WeightLayout, seed: int, execution: Execution) -> BitFeatures:
         """Return the layer of a layout."""

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from qpa.documents import Ansatz, Features, WeightLayout
+from qpa.documents import Ansatz, WeightLayout, Windows
 from qpa.errors import OptionError
 from qpa.registry import Registry
 
@@ -46,13 +46,16 @@ class FeatureModule(Protocol):
 class Room(NamedTuple):
     """What the numbers of a control have to describe.
 
-    Args:    features: the record of the features, whose n_control is still open.
+    Args:    n_circuits: the number of independent circuits, or of a control's columns.
+             windows, registers: those of the features, see `qpa.documents.Features`.
              ansatz: of the circuits that the control stands in for.
              states: the basis states that chunks read.
              limit: the most numbers that the control may train; None for as many as suit it.
     """
 
-    features: Features
+    n_circuits: int
+    windows: Windows | None
+    registers: tuple[int, ...]
     ansatz: Ansatz
     states: Sequence[int]
     limit: int | None
@@ -74,6 +77,18 @@ class FeatureKind(ABC):
 
         Raises:  OptionError: the smallest possible number is above the limit.
         """
+
+    def within(self, room: Room, smallest: int, default: int) -> int:
+        """Return the limit of a control, or its default, where it reaches the control's smallest size.
+
+        Raises:  OptionError: it does not.
+        """
+        if room.limit is None:
+            return default
+        if room.limit < smallest:
+            expected = f"at least {smallest} with `features` {self.name}"
+            raise OptionError("control_size", expected, str(room.limit))
+        return room.limit
 
     @abstractmethod
     def build(self, layout: WeightLayout, seed: int, execution: Execution) -> Any:
@@ -97,19 +112,6 @@ FEATURES: Registry[FeatureKind] = Registry(
         "own": "qpa.generators.features.tied:OWN",
     },
 )
-
-
-def within(room: Room, smallest: int, default: int) -> int:
-    """Return the limit of a control, or its default, where it reaches the control's smallest size.
-
-    Raises:  OptionError: it does not.
-    """
-    if room.limit is None:
-        return default
-    if room.limit < smallest:
-        expected = f"at least {smallest} with `features` {room.features.kind}"
-        raise OptionError("control_size", expected, str(room.limit))
-    return room.limit
 
 
 class WithoutCircuits:

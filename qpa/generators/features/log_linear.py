@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qpa.circuits.execution import Execution
 from qpa.documents import WeightLayout
-from qpa.generators.features.kind import FeatureKind, Room, WithoutCircuits, within
+from qpa.generators.features.kind import FeatureKind, Room, WithoutCircuits
 from qpa.generators.features.states import state_bits
 
 
@@ -33,7 +33,7 @@ class LogLinearKind(FeatureKind):
     def n_control(self, room: Room) -> int:
         """Return the number of parities: by default one for every bit and every pair of neighbours."""
         n_qubits = room.ansatz.n_qubits
-        return min(within(room, 1, 2 * n_qubits - 1), (1 << n_qubits) - 1)
+        return min(self.within(room, 1, 2 * n_qubits - 1), (1 << n_qubits) - 1)
 
     def build(self, layout: WeightLayout, seed: int, execution: Execution) -> LogLinearFeatures:
         """Return the model of a layout."""
@@ -44,7 +44,7 @@ LOG_LINEAR = LogLinearKind()
 
 
 class LogLinearFeatures(WithoutCircuits, nn.Module):
-    """Parities int8[2**n_qubits, n_weights], and the weights float32[n_weights]."""
+    """Parities float32[2**n_qubits, n_weights], and the weights float32[n_weights]."""
 
     def __init__(self, n_qubits: int, n_weights: int) -> None:
         super().__init__()

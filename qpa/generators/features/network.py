@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qpa.circuits.execution import Execution
 from qpa.documents import WeightLayout
-from qpa.generators.features.kind import FeatureKind, Room, WithoutCircuits, within
+from qpa.generators.features.kind import FeatureKind, Room, WithoutCircuits
 from qpa.generators.features.states import random_of, state_bits
 
 N_UNITS = 4
@@ -32,7 +32,7 @@ class NetworkKind(FeatureKind):
     def n_control(self, room: Room) -> int:
         """Return the numbers of all hidden units, by default of four."""
         n_unit = room.ansatz.n_qubits + 2
-        return within(room, n_unit, N_UNITS * n_unit) // n_unit * n_unit
+        return self.within(room, n_unit, N_UNITS * n_unit) // n_unit * n_unit
 
     def build(self, layout: WeightLayout, seed: int, execution: Execution) -> NetworkFeatures:
         """Return the network of a layout."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qpa.circuits.execution import Execution
 from qpa.documents import WeightLayout
-from qpa.generators.features.kind import FeatureKind, Room, WithoutCircuits, within
+from qpa.generators.features.kind import FeatureKind, Room, WithoutCircuits
 from qpa.generators.features.states import random_of
 
 N_NUMBERS = 128
@@ -31,7 +31,7 @@ class ProjectionKind(FeatureKind):
 
     def n_control(self, room: Room) -> int:
         """Return how many numbers are projected."""
-        return within(room, 1, N_NUMBERS)
+        return self.within(room, 1, N_NUMBERS)
 
     def build(self, layout: WeightLayout, seed: int, execution: Execution) -> ProjectedFeatures:
         """Return the projection of a layout."""

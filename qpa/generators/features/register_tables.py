@@ -9,7 +9,7 @@ Source: ours; the canonical polyadic decomposition, Kolda, Bader, SIAM Review 51
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import ClassVar, final
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from qpa.circuits.execution import Execution
 from qpa.documents import WeightLayout
-from qpa.generators.features.kind import FeatureKind, Room, WithoutCircuits, within
-from qpa.generators.features.states import random_of, register_numbers
+from qpa.generators.features.kind import FeatureKind, Room, WithoutCircuits
+from qpa.generators.features.states import random_of, register_numbers, register_sizes
 
 
 @final
@@ -30,8 +30,8 @@ class RegisterTablesKind(FeatureKind):
 
     def n_control(self, room: Room) -> int:
         """Return the entries of all tables, by default of one term."""
-        n_term = sum(_sizes(room.features.registers, room.states))
-        return within(room, n_term, n_term) // n_term * n_term
+        n_term = sum(register_sizes(room.registers, room.states))
+        return self.within(room, n_term, n_term) // n_term * n_term
 
     def build(self, layout: WeightLayout, seed: int, execution: Execution) -> RegisterTables:
         """Return the tables of a layout."""
@@ -47,7 +47,7 @@ class RegisterTables(WithoutCircuits, nn.Module):
     def __init__(self, layout: WeightLayout, seed: int) -> None:
         super().__init__()
         registers, random = layout.features.registers, random_of(seed)
-        sizes = _sizes(registers, [state for group in layout.groups for state in group.states])
+        sizes = register_sizes(registers, [state for group in layout.groups for state in group.states])
         n_terms = layout.features.n_control // sum(sizes)
         self.tables = nn.ParameterList()
         for place, size in enumerate(sizes):
@@ -63,15 +63,6 @@ class RegisterTables(WithoutCircuits, nn.Module):
     def forward(self, probabilities: None) -> Tensor:
         """Return float[2**n_qubits, 1]."""
         numbers = self.get_buffer("numbers")
-        product = torch.ones(())
-        for place, table in enumerate(self.tables):
-            product = product.to(table.device) * table[:, numbers[:, place]]
+        entries = (table[:, numbers[:, place]] for place, table in enumerate(self.tables))
+        product: Tensor = math.prod(entries)
         return product.sum(0)[:, None]
-
-
-def _sizes(registers: Sequence[int], states: Sequence[int]) -> list[int]:
-    """Return how many numbers of each register are used."""
-    largest = [0] * len(registers)
-    for numbers in register_numbers(registers, states):
-        largest = [max(a, b) for a, b in zip(largest, numbers, strict=True)]
-    return [number + 1 for number in largest]

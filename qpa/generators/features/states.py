@@ -29,6 +29,14 @@ def register_numbers(registers: Sequence[int], states: Sequence[int]) -> Iterato
         yield tuple(reversed(numbers))
 
 
+def register_sizes(registers: Sequence[int], states: Sequence[int]) -> list[int]:
+    """Return how many numbers of each register are used, counted up to the largest."""
+    largest = [0] * len(registers)
+    for numbers in register_numbers(registers, states):
+        largest = [max(a, b) for a, b in zip(largest, numbers, strict=True)]
+    return [number + 1 for number in largest]
+
+
 def random_of(seed: int) -> torch.Generator:
     """Return the random generator of the initial angles, or of what a control has in their place."""
     return torch.Generator().manual_seed(split_seed(seed, "angles"))

@@ -25,10 +25,10 @@ class ClassicalKind(FeatureKind):
 
     def n_control(self, room: Room) -> int:
         """Return the entries of the table: one for every circuit and place of a chunk within a group."""
-        windows, n_bits = room.features.windows, room.ansatz.n_qubits
+        windows, n_bits = room.windows, room.ansatz.n_qubits
         if windows is not None:
             n_bits = windows.n_window_qubits + windows.n_chunk_qubits
-        return room.features.n_circuits << n_bits
+        return room.n_circuits << n_bits
 
     def build(self, layout: WeightLayout, seed: int, execution: Execution) -> TableFeatures:
         """Return the table of a layout."""

@@ -13,7 +13,7 @@ Source: ours, where nothing else is said.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
 from typing import ClassVar, final
 
 import torch
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from qpa.circuits.execution import Execution
 from qpa.documents import WeightLayout
-from qpa.generators.features.kind import FeatureKind, Room, WithoutCircuits, within
-from qpa.generators.features.states import random_of, register_numbers
+from qpa.generators.features.kind import FeatureKind, Room, WithoutCircuits
+from qpa.generators.features.states import random_of, register_numbers, register_sizes
 
 N_NUMBERS = 128
 
@@ -32,9 +32,9 @@ class TiedKind(FeatureKind):
 
     needs_registers: ClassVar[bool] = True
 
+    @abstractmethod
     def owners(self, layout: WeightLayout, states: list[int], seed: int) -> list[int]:
         """Return the index of each state's number, n_control where it has none."""
-        raise NotImplementedError
 
     def build(self, layout: WeightLayout, seed: int, execution: Execution) -> TiedFeatures:
         """Return the numbers of a layout."""
@@ -81,7 +81,7 @@ class TyingKind(TiedKind):
 
     def n_control(self, room: Room) -> int:
         """Return how many numbers there are, at most one for every state that is used."""
-        return min(within(room, 1, N_NUMBERS), len(room.states))
+        return min(self.within(room, 1, N_NUMBERS), len(room.states))
 
     def owners(self, layout: WeightLayout, states: list[int], seed: int) -> list[int]:
         """Return a draw in which all numbers have equally many states, but for one."""
@@ -98,14 +98,14 @@ class SharedKind(TiedKind):
 
     def n_control(self, room: Room) -> int:
         """Return a number for every module type and band of directions."""
-        n_types, n_directions = _used(room.features.registers, room.states)
-        n_bands = within(room, n_types, N_NUMBERS) // n_types
+        _, n_types, n_directions = register_sizes(room.registers, room.states)
+        n_bands = self.within(room, n_types, N_NUMBERS) // n_types
         return n_types * max(1, min(n_bands, n_directions))
 
     def owners(self, layout: WeightLayout, states: list[int], seed: int) -> list[int]:
         """Return the number of each state's module type and band."""
         registers = layout.features.registers
-        n_types, n_directions = _used(registers, states)
+        _, n_types, n_directions = register_sizes(registers, states)
         n_bands = layout.features.n_control // n_types
         return [
             module_type * n_bands + direction * n_bands // n_directions
@@ -121,7 +121,7 @@ class OwnKind(TiedKind):
 
     def n_control(self, room: Room) -> int:
         """Return how many numbers there are, at most one for every state that is used."""
-        return min(within(room, 1, N_NUMBERS), len(room.states))
+        return min(self.within(room, 1, N_NUMBERS), len(room.states))
 
     def owners(self, layout: WeightLayout, states: list[int], seed: int) -> list[int]:
         """Return the rank of each state by its direction, up to the number of numbers."""
@@ -134,9 +134,3 @@ class OwnKind(TiedKind):
 
 
 CONSTANT, TYING, SHARED, OWN = ConstantKind(), TyingKind(), SharedKind(), OwnKind()
-
-
-def _used(registers: Sequence[int], states: Sequence[int]) -> tuple[int, int]:
-    """Return how many module types and directions there are."""
-    numbers = list(register_numbers(registers, states))
-    return len({n[1] for n in numbers}), len({n[2] for n in numbers})
