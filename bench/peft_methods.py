@@ -180,6 +180,10 @@ def _core_ranks(shapes: Shapes, budget: int) -> list[Knobs]:
     return [{"r": rank} for rank in range(max(2, ideal - 2), ideal + 2)]
 
 
+def _tinylora_options(knobs: Knobs, seed: int) -> dict[str, Any]:
+    return {"r": 2, "u": knobs["u"], "projection_seed": seed, "save_projection": False}
+
+
 def _rank(knobs: Knobs) -> int | None:
     return knobs["r"]
 
@@ -285,7 +289,7 @@ _METHODS = (
         "tinylora",
         (1e-3, 3e-3, 1e-2),
         "TinyLoraConfig",
-        lambda k, seed: {"r": 2, "u": k["u"], "projection_seed": seed, "save_projection": False},
+        _tinylora_options,
         _per_module("u"),
         lambda k: 2,
     ),
@@ -293,13 +297,7 @@ _METHODS = (
         "tinylora:tied",
         (1e-2, 3e-2, 1e-1),
         "TinyLoraConfig",
-        lambda k, seed: {
-            "r": 2,
-            "u": k["u"],
-            "weight_tying": 1.0,  # one vector for all modules
-            "projection_seed": seed,
-            "save_projection": False,
-        },
+        lambda k, seed: _tinylora_options(k, seed) | {"weight_tying": 1.0},  # one vector for all modules
         lambda shapes, budget: [{"u": budget}],
         lambda k: 2,
     ),
