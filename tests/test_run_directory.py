@@ -87,17 +87,19 @@ def test_a_run_is_not_replaced_without_force(run):
     assert run.read(FrozenAdapter) == DOCUMENTS[-1]
 
 
+def check_not_replaced(run, match, *, force):
+    """Check that a new run in the place of this one is refused, and that this one stays as it is."""
+    with pytest.raises(OptionError, match=match), RunDirectory.create(run.path, force=force):
+        pytest.fail("the block must not start")
+    assert run.read(FrozenAdapter) == DOCUMENTS[-1]
+    assert list(run.path.parent.iterdir()) == [run.path]
+
+
 def test_a_run_that_a_killed_replacement_had_moved_is_there_again_and_not_replaced(run):
     moved = run.path.parent / f"{TEMPORARY_PREFIX}replaced-killed"
     moved.mkdir()
     run.path.rename(moved / run.path.name)
-    with (
-        pytest.raises(OptionError, match=r"bard: .* an existing run; pass `force`"),
-        RunDirectory.create(run.path, force=False),
-    ):
-        pytest.fail("the block must not start")
-    assert run.read(FrozenAdapter) == DOCUMENTS[-1]
-    assert list(run.path.parent.iterdir()) == [run.path]
+    check_not_replaced(run, r"bard: .* an existing run; pass `force`", force=False)
 
 
 def test_force_replaces_a_run_and_keeps_nothing_of_it(run):
@@ -107,14 +109,8 @@ def test_force_replaces_a_run_and_keeps_nothing_of_it(run):
 
 
 def test_force_does_not_replace_a_run_that_another_process_holds(run):
-    with (
-        run.locked(),
-        pytest.raises(OptionError, match="bard: expected a run that no command uses"),
-        RunDirectory.create(run.path, force=True),
-    ):
-        pytest.fail("the block must not start")
-    assert run.read(FrozenAdapter) == DOCUMENTS[-1]
-    assert list(run.path.parent.iterdir()) == [run.path]
+    with run.locked():
+        check_not_replaced(run, "bard: expected a run that no command uses", force=True)
 
 
 def test_a_run_is_held_until_it_is_replaced_and_the_new_one_is_free(run):
