@@ -199,8 +199,8 @@ def _n_control(options: LayoutOptions, spec: AdapterSpec) -> Callable[[int | Non
     types = _by_type(spec)
     registers = _registers(types, spec.rank)
     states, ansatz = _states(types, registers, spec.rank), make_ansatz(options.ansatz, sum(registers), 1)
-    room = Room(options.circuits or 1, None, registers, ansatz, states, None)
-    return lambda limit: FEATURES[options.features].n_control(room._replace(limit=limit))
+    kind, n_circuits = FEATURES[options.features], options.circuits or 1
+    return lambda limit: kind.n_control(Room(n_circuits, None, registers, ansatz, states, limit))
 
 
 def _control_sizes(options: L, spec: AdapterSpec) -> list[L]:
