@@ -99,7 +99,7 @@ def _smaller_sides(base: BenchBase) -> list[int]:
     return [min(a.shape[1], b.shape[0]) for a, b in base.inspect(1).pairs]
 
 
-def _weight(module: Any) -> Tensor:
+def weight_of(module: Any) -> Tensor:
     """Return a linear layer's weight as float32[n_out, n_in]."""
     weight: Tensor = module.weight.detach().float()
     return weight.T if stores_transpose(module) else weight
@@ -108,7 +108,7 @@ def _weight(module: Any) -> Tensor:
 def _weight_bases(base: BenchBase, model: Any, rank: int) -> dict[str, Basis]:
     bases: dict[str, Basis] = {}
     for path in base.target_modules:
-        left, values, right = torch.linalg.svd(_weight(model.get_submodule(path)), full_matrices=False)
+        left, values, right = torch.linalg.svd(weight_of(model.get_submodule(path)), full_matrices=False)
         scaled = values[:rank, None] * right[:rank]
         bases[path] = (left[:, :rank].contiguous(), scaled.contiguous())
     return bases

@@ -23,7 +23,7 @@ from qpa.generators.size_search import sizes_around
 from qpa.seeds import split_seed
 from qpa.training.calibration import choose_rows
 from qpa.training.evaluation import causal_loss
-from qpa.training.generated_adapter import attach_generator
+from qpa.training.generated_adapter import GeneratedAdapter, attach_generator
 
 BATCH_SIZE = 8
 ALIGNED_RANK = 8
@@ -33,6 +33,25 @@ RATES = (1e-2, 2e-2, 4e-2)
 STATE_RATES = (1.5e-2, 5e-2, 1.5e-1)
 
 Plans = Callable[[LayoutOptions, AdapterSpec, int], Iterable[LayoutOptions]]
+Calibrate = Callable[[BenchBase, GeneratedAdapter, AdapterSpec, int], None]
+
+
+def calibrate_on_data(base: BenchBase, adapted: GeneratedAdapter, spec: AdapterSpec, seed: int) -> None:
+    """Take the directions of the gradient of a few batches of the training rows, as a training does."""
+    chosen = choose_rows(len(base.train_rows), BATCH_SIZE, split_seed(seed, "calibration"))
+    calibrate_on(base, adapted, spec, [base.train_rows[numbers] for numbers in chosen])
+
+
+def calibrate_on(
+    base: BenchBase, adapted: GeneratedAdapter, spec: AdapterSpec, batches: Sequence[Tensor]
+) -> None:
+    """Take the directions of the gradient of batches, int64[n_rows, length]."""
+    device = next(iter(adapted.parameters.values())).device
+
+    def loss(batch: Tensor) -> Tensor:
+        return causal_loss(adapted.model, batch, batch, bf16=base.bf16)
+
+    adapted.calibrate(spec, loss, [batch.to(device) for batch in batches])
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,7 @@ class Generated:
              plans: the sizes around a budget, as plans.
              rank: of the adapter, where it is not what `InspectModel` chooses.
              adapter: the adapter's method, as `InspectModel` calls it.
+             calibrate: gives an attached generator the directions of its spectra.
     """
 
     name: str
@@ -51,6 +71,7 @@ class Generated:
     rates: Rates = RATES
     rank: int | None = None
     adapter: str = DEFAULT
+    calibrate: Calibrate = calibrate_on_data
 
     def sizes(self, base: BenchBase, budgets: Sequence[int]) -> Sequence[Configuration]:
         """Return the plans around each budget that are smaller than the adapter."""
@@ -80,16 +101,10 @@ class Generated:
         lr = rate * kind.rate(spec) / kind_for(self.plan, spec).rate(spec)
         angle_lr = lr * kind.angle_ratio
         adapted = attach_generator(base.load(), spec, make_generator(layout, seed), lr=lr, angle_lr=angle_lr)
-        model, parameters, rows = adapted.model, adapted.parameters, base.train_rows
-        chosen = choose_rows(len(rows), BATCH_SIZE, split_seed(seed, "calibration"))
-        device = next(iter(parameters.values())).device
-
-        def loss(batch: Tensor) -> Tensor:
-            return causal_loss(model, batch, batch, bf16=base.bf16)
-
-        adapted.calibrate(spec, loss, [rows[numbers].to(device) for numbers in chosen])
+        self.calibrate(base, adapted, spec, seed)
+        parameters = adapted.parameters
         is_lora = self.adapter == DEFAULT
-        return Attached(model, adapted.optimizer, lambda folder: save_adapter(parameters, folder), is_lora)
+        return Attached(adapted.model, adapted.optimizer, lambda folder: save_adapter(parameters, folder), is_lora)
 
     def _spec(self, base: BenchBase, seed: int) -> AdapterSpec:
         spec = base.inspect(None, self.adapter)
@@ -113,7 +128,7 @@ class Generated:
         return tuple(found)
 
 
-def _sized_plans(plan: LayoutOptions, spec: AdapterSpec, budget: int) -> list[LayoutOptions]:
+def sized_plans(plan: LayoutOptions, spec: AdapterSpec, budget: int) -> list[LayoutOptions]:
     """Return the planner's sizes below and above the budget."""
     return [sized.options for sized in sizes_around(plan, spec, budget)[-2:]]
 
@@ -144,7 +159,7 @@ def save_adapter(parameters: Mapping[str, AdapterParameter], folder: Path) -> No
 
 
 def _spectral(name: str, **options: Any) -> Generated:
-    return Generated(name, LayoutOptions(**options), _sized_plans)
+    return Generated(name, LayoutOptions(**options), sized_plans)
 
 
 CONTROLS = (
@@ -183,21 +198,21 @@ GENERATED = {
 }
 
 
-def _state(features: str) -> Generated:
+def state_method(features: str) -> Generated:
     name = "state" if features == "circuit" else f"state:{features}"
     plan = LayoutOptions(generator="state", features=features)
-    return Generated(name, plan, _sized_plans, STATE_RATES)
+    return Generated(name, plan, sized_plans, STATE_RATES)
 
 
 STATE_CONTROLS = tuple(name for name in FEATURES if FEATURES[name].needs_registers)
-GENERATED_STATES = {method.name: method for method in map(_state, (*WITH_CIRCUITS, *STATE_CONTROLS))}
+GENERATED_STATES = {method.name: method for method in map(state_method, (*WITH_CIRCUITS, *STATE_CONTROLS))}
 """One state over the directions in which the loss falls, and what stands in for it."""
 
 
 def _of_kind(name: str) -> Generated:
     """Return the generator that suits a kind of adapter."""
     kind = KINDS[name]
-    plans = _sized_plans if kind.rules.is_product else _aligned_plans
+    plans = sized_plans if kind.rules.is_product else _aligned_plans
     return Generated(f"qpa:{name}", LayoutOptions(), plans, kind.generated_rates or RATES, adapter=name)
 
 

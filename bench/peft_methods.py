@@ -180,8 +180,18 @@ def _core_ranks(shapes: Shapes, budget: int) -> list[Knobs]:
     return [{"r": rank} for rank in range(max(2, ideal - 2), ideal + 2)]
 
 
-def _tinylora_options(knobs: Knobs, seed: int) -> dict[str, Any]:
-    return {"r": 2, "u": knobs["u"], "projection_seed": seed, "save_projection": False}
+def _tinylora(name: str, tying: float, rates: tuple[float, float, float] = (1e-2, 3e-2, 1e-1)) -> PeftMethod:
+    """Return TinyLoRA in which this share of the modules has no vector of its own; 1 is one vector for all."""
+
+    def candidates(shapes: Shapes, budget: int) -> list[Knobs]:
+        n_vectors = max(1, round(shapes.n_modules * (1 - tying)))
+        return [{"u": max(1, round(budget / n_vectors))}]
+
+    def options(knobs: Knobs, seed: int) -> dict[str, Any]:
+        tied = {"weight_tying": tying, "save_projection": False}
+        return {"r": 2, "u": knobs["u"], "projection_seed": seed, **tied}
+
+    return PeftMethod(name, rates, "TinyLoraConfig", options, candidates, lambda knobs: 2)
 
 
 def _rank(knobs: Knobs) -> int | None:
@@ -285,22 +295,11 @@ _METHODS = (
         "hra", (3e-2, 1e-1, 3e-1), "HRAConfig", lambda k, seed: dict(k), _ranks("r", _EVEN_RANKS), _rank
     ),
     PeftMethod("miss", (3e-3, 1e-2, 3e-2), "MissConfig", lambda k, seed: dict(k), _ranks("r"), _rank),
-    PeftMethod(
-        "tinylora",
-        (1e-3, 3e-3, 1e-2),
-        "TinyLoraConfig",
-        _tinylora_options,
-        _per_module("u"),
-        lambda k: 2,
-    ),
-    PeftMethod(
-        "tinylora:tied",
-        (1e-2, 3e-2, 1e-1),
-        "TinyLoraConfig",
-        lambda k, seed: _tinylora_options(k, seed) | {"weight_tying": 1.0},  # one vector for all modules
-        lambda shapes, budget: [{"u": budget}],
-        lambda k: 2,
-    ),
+    _tinylora("tinylora", 0.0, (1e-3, 3e-3, 1e-2)),
+    _tinylora("tinylora:0.5", 0.5),
+    _tinylora("tinylora:0.8", 0.8),
+    _tinylora("tinylora:0.9", 0.9),
+    _tinylora("tinylora:tied", 1.0),
     PeftMethod("hira", (3e-2, 1e-1, 3e-1), "HiraConfig", lambda k, seed: dict(k), _ranks("r"), _full),
 )
 

@@ -27,7 +27,7 @@ import argparse
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -183,7 +183,8 @@ def pennylane_contenders(n_qubits: int, n_circuits: int) -> dict[str, Contender]
     precision = str(backprop(torch.zeros(N_LAYERS, n_qubits)).dtype).removeprefix("torch.")
 
     def broadcast(angles: Tensor) -> Tensor:
-        return backprop(angles[0] if len(angles) == 1 else angles).view(len(angles), -1)
+        probabilities: Tensor = backprop(angles[0] if len(angles) == 1 else angles)
+        return probabilities.view(len(angles), -1)
 
     def loop(angles: Tensor) -> Tensor:
         return torch.stack([backprop(circuit) for circuit in angles])
@@ -198,13 +199,12 @@ def pennylane_contenders(n_qubits: int, n_circuits: int) -> dict[str, Contender]
     return ways if n_circuits == 1 else ways | {"backprop loop": Contender(loop, N_LOOPED)}
 
 
-def _qnode(n_qubits: int, method: str) -> Callable[[Tensor], Tensor]:
+def _qnode(n_qubits: int, method: str) -> Any:
     import pennylane
 
     device = pennylane.device("default.qubit", wires=n_qubits)
     options = {"device_vjp": True} if method == "adjoint" else {}
 
-    @pennylane.qnode(device, interface="torch", diff_method=method, **options)
     def circuit(angles: Tensor) -> object:
         for layer in range(N_LAYERS):
             for qubit in range(n_qubits):
@@ -213,7 +213,7 @@ def _qnode(n_qubits: int, method: str) -> Callable[[Tensor], Tensor]:
                 pennylane.CNOT(wires=(qubit, qubit + 1))
         return pennylane.state() if method == "adjoint" else pennylane.probs(wires=range(n_qubits))
 
-    return circuit
+    return pennylane.qnode(device, interface="torch", diff_method=method, **options)(circuit)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import numpy as np
 
 from benchmarks.paired import markdown
 from qpa.adapters.registry import DEFAULT
+from qpa.compat.peft_ import WEIGHTS_FILE
 from qpa.documents import (
     BaseModelReference,
     FrozenAdapter,
@@ -38,7 +39,6 @@ from qpa.documents import (
     TensorRef,
     TrainingResult,
 )
-from qpa.exporters.contracts.lora import WEIGHTS_FILE
 from qpa.exporters.formats.lora import ExportLora
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
@@ -88,7 +88,7 @@ def write_adapter(folder: Path, n_modules: int) -> None:
     arrays = write_tensors(folder / "arrays.safetensors", plans, normal)
     probe = write_tensors(folder / "probe.safetensors", [], normal)
     frozen = FrozenAdapter(
-        provenance=Provenance(pass_name="freeze-adapter", options=(), seed=0, qpa_version="0", parent=None),
+        provenance=Provenance(pass_name="freeze-adapter", options=(), seed=0, qpa_version="0", parents=()),
         base=BaseModelReference(
             name_or_path="owner/base",
             revision=None,
@@ -108,6 +108,7 @@ def write_adapter(folder: Path, n_modules: int) -> None:
         arrays=arrays,
         probe=probe,
         source="exact",
+        shots=None,
         account=ParameterAccount(
             n_angles=24, n_control=0, n_decoder=1200, n_adapter=n_modules * 2 * RANK * HIDDEN_SIZE
         ),

@@ -48,7 +48,8 @@ def time_in_turns(
              budget_s: no round beyond the third starts once this much time is spent.
     """
     n_calls = {name: _calls_per_slice(call) for name, call in contenders.items()}
-    order, durations_s = list(contenders), {name: [] for name in contenders}
+    order = list(contenders)
+    durations_s: dict[str, list[float]] = {name: [] for name in contenders}
     started_s = time.perf_counter()
     for index in range(n_rounds):
         if index >= 3 and time.perf_counter() - started_s > budget_s:

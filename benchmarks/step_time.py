@@ -39,10 +39,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from benchmarks.paired import markdown, spread, spread_of_ratios, time_in_turns
 from qpa.adapters.attach import adapter_parameters, attach_adapter
+from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.compat.torch_ import allocations
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.generators.chunks import kept_rows
@@ -65,7 +65,7 @@ class Setup(NamedTuple):
     """A PEFT model with its adapter, a batch, and the layout that can generate the adapter."""
 
     model: Any
-    adapter: list[Parameter]
+    adapter: list[AdapterParameter]
     layout: WeightLayout
     batch: Tensor
     bf16: bool
@@ -73,7 +73,9 @@ class Setup(NamedTuple):
     def optimizer(self, kind: str) -> torch.optim.Optimizer:
         """Return a new optimizer of the adapter: LoRA's, or ours with a new generator."""
         if kind == LORA:
-            return torch.optim.AdamW(self.adapter, lr=1e-4, weight_decay=0.0, fused=True)
+            return torch.optim.AdamW(
+                [leaf_of(p) for p in self.adapter], lr=1e-4, weight_decay=0.0, fused=True
+            )
         return GeneratedAdapterOptimizer(self.adapter, make_generator(self.layout, 0), lr=1e-4, angle_lr=1e-4)
 
     def gradients(self) -> None:

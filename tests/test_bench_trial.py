@@ -86,7 +86,9 @@ def test_unilora_meets_every_budget_exactly(task: Task) -> None:
     assert tuple(configuration.n_trained for configuration in sizes) == BUDGETS
 
 
-@pytest.mark.parametrize("name", [name for name in PEERS if name not in ("unilora", "tinylora", "vblora")])
+@pytest.mark.parametrize(
+    "name", [name for name in PEERS if not name.startswith(("unilora", "tinylora", "vblora"))]
+)
 def test_a_peer_that_has_not_trained_changes_nothing(task: Task, name: str) -> None:
     method = PEERS[name]
     configuration = choose(method.sizes(task.base, BUDGETS), BUDGETS[-1])
