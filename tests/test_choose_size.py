@@ -93,15 +93,28 @@ def test_below_the_default_s_smallest_size_a_state_is_planned(shape, budget):
         assert 0 <= budget - layout.account.n_generator < layout.ansatz.n_qubits
 
 
-def test_the_sizes_of_the_smallest_budgets_are_the_scale_then_circuits_then_own_numbers():
+def test_the_smallest_budgets_buy_the_scale_then_parities_then_circuits_then_own_numbers():
     spec = small_spec(40, 4, {name: (100, 100) for name in "abcdefg"})  # 6 + 3 + 2 qubits, of 1,120 numbers
-    chosen = {
-        budget: PlanLayout(max_params=str(budget)).run(spec, NOWHERE) for budget in (1, 11, 12, 133, 150, 400)
+    layouts = {
+        budget: PlanLayout(max_params=str(budget)).run(spec, NOWHERE)
+        for budget in (1, 2, 12, 22, 23, 133, 134, 400)
     }
-    assert [layout.features.kind for layout in chosen.values()] == [
-        *("constant", "constant", "circuit", "circuit", "own", "own")
-    ]
-    assert [layout.account.n_generator for layout in chosen.values()] == [1, 1, 12, 133, 146, 389]
+    assert {budget: layout.features.kind for budget, layout in layouts.items()} == {
+        1: "constant",
+        **dict.fromkeys((2, 12, 22), "log-linear"),
+        **dict.fromkeys((23, 133), "circuit"),
+        **dict.fromkeys((134, 400), "own"),
+    }
+    trained = [layout.account.n_generator for layout in layouts.values()]
+    assert trained == [1, 2, 12, 22, 23, 133, 134, 389]
+
+
+def test_a_named_state_is_a_circuit_at_every_size():
+    spec = small_spec(40, 4, {name: (100, 100) for name in "abcdefg"})
+    for budget, n_trained in ((11, 1), (12, 12), (22, 12), (400, 1 + 11 * 36)):
+        layout = PlanLayout(max_params=str(budget), generator="state").run(spec, NOWHERE)
+        kind = "constant" if n_trained == 1 else "circuit"
+        assert (layout.features.kind, layout.account.n_generator) == (kind, n_trained)
 
 
 @pytest.mark.parametrize("options", [{"features": "classical"}, {"spectrum": False}, {"windows": False}])

@@ -16,13 +16,12 @@ from qpa.adapters.experts import expert_layer, expert_layers
 from qpa.errors import ExportError, OptionError
 from qpa.exporters.contracts.lora import CONFIG_FILE, WEIGHTS_FILE, check_lora_contract
 from qpa.exporters.registry import exporter_for
-from qpa.generators.chunks import kept_rows
 from qpa.generators.generator import make_generator
 from qpa.models.base_model import load_model
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.passes.verify_adapter import VerifyAdapter
-from qpa.training.optimizer import GeneratedAdapterOptimizer
+from qpa.training.generated_adapter import attach_generator
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.small_specs import NOWHERE
 from tests.tiny_models import tiny_qwen3_moe
@@ -94,14 +93,15 @@ def test_an_experts_layer_is_w_plus_s_b_a(made, moe):
     assert difference < 1e-5
 
 
-def test_the_generator_moves_the_experts(moe):
+@pytest.mark.parametrize("plan", [PlanLayout(), PlanLayout(generator="state", layers=2)])
+def test_the_generator_moves_the_experts(moe, plan):
     spec = inspected(moe)
-    layout = PlanLayout().run(spec, NOWHERE)
-    model = attach_adapter(load_model(spec.base, keep_dtype=False), spec, kept_rows(layout))
-    parameters = adapter_parameters(model, spec)
-    optimizer = GeneratedAdapterOptimizer(
-        [parameters[t.path] for t in layout.tensors], make_generator(layout, 0)
+    generator = make_generator(plan.run(spec, NOWHERE), 0)
+    adapted = attach_generator(
+        load_model(spec.base, keep_dtype=False), spec, generator, lr=2e-2, angle_lr=2e-2
     )
+    model, parameters, optimizer = adapted.model, adapted.parameters, adapted.optimizer
+    adapted.calibrate(spec, lambda ids: model(input_ids=ids, labels=ids).loss, [IDS])
     losses = []
     for _ in range(8):
         loss = model(input_ids=IDS, labels=IDS).loss

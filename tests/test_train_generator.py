@@ -403,11 +403,19 @@ def test_an_adapter_on_the_head_learns(llama: Path, text_file: Path, tmp_path: P
 
 
 SMALL = {"circuits": None, "layers": None}
+STATE = {"generator": "state"}
 
 
 @pytest.mark.parametrize(
-    ("inspect", "n_trained"),
-    [({}, 1), ({}, 6), ({}, 11), ({"method": "dora"}, 6), ({"targets": ("all-linear", "embed_tokens")}, 11)],
+    ("inspect", "layout", "features", "n_trained"),
+    [
+        ({}, {}, "constant", 1),
+        ({}, {}, "log-linear", 6),
+        ({}, STATE, "circuit", 6),
+        ({}, {}, "circuit", 11),
+        ({"method": "dora"}, STATE, "circuit", 6),
+        ({"targets": ("all-linear", "embed_tokens")}, {}, "circuit", 11),
+    ],
     ids=str,
 )
 def test_a_handful_of_numbers_lowers_the_loss_and_resumes_to_the_same_bits(
@@ -416,14 +424,15 @@ def test_a_handful_of_numbers_lowers_the_loss_and_resumes_to_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     inspect: dict[str, Any],
+    layout: dict[str, Any],
+    features: str,
     n_trained: int,
 ) -> None:
-    runs = [
-        plan(llama, tmp_path / name, inspect=inspect, max_params=str(n_trained), **SMALL)
-        for name in ("whole", "halved")
-    ]
-    layout = runs[0].read(WeightLayout)
-    assert (layout.generator, layout.account.n_generator) == ("state", n_trained)
+    options = SMALL | layout | {"max_params": str(n_trained)}
+    runs = [plan(llama, tmp_path / name, inspect=inspect, **options) for name in ("whole", "halved")]
+    planned = runs[0].read(WeightLayout)
+    assert (planned.generator, planned.features.kind) == ("state", features)
+    assert planned.account.n_generator == n_trained
     result = train(runs[0], text_file).result
     assert result.eval_loss < result.base_loss
     _interrupt_after(monkeypatch, 3)

@@ -18,9 +18,12 @@ Rules:
 4. Vectors that are no part of a product, such as DoRA's magnitudes, stay as the base model gives them.
 
 From a number of parameters to a size, each rule with its measurement in docs/results.md:
-5. One number is the scale alone; further ones are layers of one circuit.
-6. From MAX_CIRCUIT numbers on, own numbers for the first directions of every module are better than more
-   layers, so the planner takes these, unless a user names this generator.
+5. One number is the scale alone; further ones are layers of one circuit. Where a user names no generator,
+   the planner leaves this at both ends:
+6. Below two layers it takes the control "log-linear", which has a size for every number. One layer is a
+   product over the bits, as the first weights of this control are, and does no better.
+7. From MAX_CIRCUIT numbers on it takes own numbers for the first directions of every module, which are better
+   than more layers.
 
 Source: ours; measured in docs/results.md.
 """
@@ -57,7 +60,10 @@ Types = dict[tuple[str, int, int], list[tuple[AdapterTensor, AdapterTensor]]]
 """Pairs of lora_A and lora_B by module type, inputs and outputs."""
 
 MAX_CIRCUIT = 140
-"""The most numbers with which the planner, left to itself, plans a circuit; see rule 6."""
+"""The most numbers with which the planner, left to itself, plans a circuit; see rule 7."""
+
+MIN_LAYERS = 2
+"""The fewest layers with which the planner, left to itself, plans a circuit; see rule 6."""
 
 
 @final
@@ -144,16 +150,21 @@ STATE = StateKind()
 
 
 def small_sizes(options: L, spec: AdapterSpec, n_below: int) -> list[L]:
-    """Return the options of all sizes of fewer than n_below numbers, by growing size, after rules 5 and 6."""
+    """Return the options of all sizes of fewer than n_below numbers, by growing size, after rules 5 to 7."""
     named = replace(options, generator=STATE.name)
-    sizes = STATE.sizes(named, spec)
+    scale, *circuits = STATE.sizes(named, spec)
     n_qubits = sum(_registers(_by_type(spec), spec.rank))
-    n_layers = (min(MAX_CIRCUIT, n_below - 1) - 1) // n_qubits
-    own = _control_sizes(replace(named, features="own", max_params=None), spec)
-    n_first = 1 + n_qubits * max(0, n_layers)
+    n_layers = max(0, min(MAX_CIRCUIT, n_below - 1) - 1) // n_qubits
+    n_first = 1 + n_qubits * MIN_LAYERS
+    n_last = max(n_first, 1 + n_qubits * n_layers)
+    unsized = replace(named, max_params=None)
+    products = _control_sizes(replace(unsized, features="log-linear"), spec)
+    own = _control_sizes(replace(unsized, features="own"), spec)
     return [
-        *sizes[: n_layers + 1],
-        *(size for size in own if n_first <= (size.control_size or 0) < n_below - 1),
+        scale,
+        *(size for size in products if 1 + (size.control_size or 0) < min(n_first, n_below)),
+        *circuits[MIN_LAYERS - 1 : n_layers],
+        *(size for size in own if n_last <= (size.control_size or 0) < n_below - 1),
     ]
 
 
