@@ -1,9 +1,9 @@
 """The generator of one state with one thing changed, as methods of the bench.
 
 f is the feature of a basis state, which the scale S multiplies. The unchanged generator is the method `state`
-of `qpa bench`. Each method here is called `variant:` and one of these:
+of `qpa bench`, and that with one more qubit for the sign is `state:signed`. Each method here is called
+`variant:` and one of these:
 
-    sign              one more qubit, which starts at 0, tells the sign: f is the difference of its two halves
     amplitude         f is the amplitude itself, which is real and may be negative
     two-bases         the state is measured in the basis Y as well, and the second f has a trained weight
     within            CNOTs join only qubits of one register: the registers' circuits are multiplied
@@ -133,7 +133,7 @@ class Variant(FeatureKind):
 
     Args:    name: of the variant, as a kind of features.
              pairs: the CNOTs of layers in turn, by the registers.
-             has_sign, is_amplitude, has_two_bases, is_added: see the module.
+             is_amplitude, has_two_bases, is_added: see the module.
              n_opening_steps: steps after which all layers are trained; 0 for from the start.
              own_share: the share of numbers that are no angles.
              n_direction_qubits: of the register of directions; None for one that holds all.
@@ -141,7 +141,6 @@ class Variant(FeatureKind):
 
     name: str  # type: ignore[misc]
     pairs: Callable[[Registers], list[list[Pair]]] = chain
-    has_sign: bool = False
     is_amplitude: bool = False
     has_two_bases: bool = False
     is_added: bool = False
@@ -151,9 +150,9 @@ class Variant(FeatureKind):
     needs_registers = True
 
     def registers(self, registers: Registers) -> Registers:
-        """Return the circuit's registers, the sign's among the first."""
-        n_layer, n_type, n_direction = registers
-        return (n_layer + self.has_sign, n_type, self.n_direction_qubits or n_direction)
+        """Return the circuit's registers."""
+        *others, n_direction = registers
+        return (*others, self.n_direction_qubits or n_direction)
 
     def n_control(self, room: Room) -> int:
         """Return whole layers of angles, and what else is trained."""
@@ -178,7 +177,7 @@ class VariantFeatures(WithoutCircuits, nn.Module):
         n_layers = max(1, round((1 - kind.own_share) * layout.features.n_control / n_qubits))
         self.permutations = [permutation_of(pairs, n_qubits) for pairs in kind.pairs(self.registers)]
         angles = WINDOW_NOISE * torch.randn((n_layers, n_qubits), generator=random_of(seed))
-        angles[-1, kind.has_sign :] += math.pi / 2
+        angles[-1] += math.pi / 2
         self.angles = nn.Parameter(angles)
         self.extra = nn.Parameter(torch.zeros(layout.features.n_control - angles.numel()))
         self.places = _owners(layout, seed, len(self.extra))
@@ -203,9 +202,6 @@ class VariantFeatures(WithoutCircuits, nn.Module):
         state = amplitudes(self.angles, self.permutations)
         if kind.is_amplitude:
             return state * 2 ** (n_qubits / 2)
-        if kind.has_sign:
-            plus, minus = state.view(2, -1) ** 2
-            return root(plus, n_qubits - 1) - root(minus, n_qubits - 1)
         feature = root(state**2, n_qubits)
         if kind.has_two_bases:
             feature = feature + self.extra * root(in_basis_y(state, n_qubits), n_qubits)
@@ -311,7 +307,6 @@ def _three_circuits(plan: LayoutOptions, spec: AdapterSpec, budget: int) -> list
 
 
 VARIANTS = (
-    Variant("sign", has_sign=True),
     Variant("amplitude", is_amplitude=True),
     Variant("two-bases", has_two_bases=True),
     Variant("within", pairs=within),

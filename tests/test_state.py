@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qpa.documents.weight_layout import WITH_CIRCUITS
 from qpa.errors import OptionError
 from qpa.generators.chunks import basis_shapes
 from qpa.generators.features.kind import FEATURES
@@ -24,7 +25,7 @@ from tests.small_specs import NOWHERE, small_spec, spec_of
 RANK = 4
 SPEC = small_spec(3, RANK)
 STATE = PlanLayout(generator="state", layers=2)
-CONTROLS = tuple(name for name in FEATURES if FEATURES[name].needs_registers)
+CONTROLS = tuple(name for name in FEATURES if FEATURES[name].needs_registers and name not in WITH_CIRCUITS)
 START = 1.01**0.5 - 0.1
 """Feature of a uniform state: sqrt(1 + eps) - sqrt(eps)."""
 
@@ -98,7 +99,7 @@ def test_a_model_of_70_billion_takes_15_qubits():
 # What it generates
 
 
-@pytest.mark.parametrize("features", ["circuit", *CONTROLS])
+@pytest.mark.parametrize("features", ["circuit", "signed", *CONTROLS])
 def test_nothing_is_changed_before_the_first_step_and_all_alike_by_the_first(no_noise, features):
     plan = replace(STATE, features=features, layers=None)
     generator = generator_of(plan)
@@ -110,7 +111,7 @@ def test_nothing_is_changed_before_the_first_step_and_all_alike_by_the_first(no_
     for tensor, parameter in zip(layout.tensors, adapter, strict=True):
         parameter.grad = bases[tensor.path].clone()
     optimizer.step()
-    start = START if features == "circuit" else 1.0
+    start = 1.0 if features in CONTROLS else START
     for tensor, parameter in zip(layout.tensors, adapter, strict=True):
         if tensor.path.endswith("lora_B.weight"):
             scale = (parameter.detach() / bases[tensor.path]).flatten()
@@ -135,6 +136,22 @@ def test_several_circuits_have_a_scale_each():
     generator = generator_of(replace(STATE, circuits=3))
     assert generator.layout.account.n_decoder == 3
     assert features_of(generator).shape == (2**7, 3)
+
+
+def test_a_sign_qubit_comes_before_the_registers_and_a_feature_is_the_difference_of_its_two_halves():
+    plan = replace(STATE, features="signed")
+    generator = generator_of(plan)
+    layout = generator.layout
+    assert layout.features.registers == (1, 2, 3, 2)
+    assert layout.account.n_generator == 1 + 2 * 8
+    assert layout.groups[0].states == STATE.run(SPEC, NOWHERE).groups[0].states
+    with torch.no_grad():
+        generator.chunk_features.angles.uniform_(-3, 3, generator=torch.Generator().manual_seed(1))
+    probabilities = generator.run()[0]
+    roots = torch.sqrt(probabilities * 2**7 + 0.01)
+    features = features_of(generator)[:, 0]
+    torch.testing.assert_close(features[: 2**7], roots[: 2**7] - roots[2**7 :])
+    assert bool((features[: 2**7] < 0).any()) and bool((features[: 2**7] > 0).any())
 
 
 # Controls
@@ -243,7 +260,9 @@ def test_generators_without_registers_refuse_the_controls_that_read_them(feature
         PlanLayout(generator=generator, features=features).run(SPEC, NOWHERE)
 
 
-@pytest.mark.parametrize("features", ["circuit", "log-linear", "tables", "network", "tying", "own", "shared"])
+@pytest.mark.parametrize(
+    "features", ["circuit", "signed", "log-linear", "tables", "network", "tying", "own", "shared"]
+)
 def test_the_sizes_of_a_budget_grow_and_fit(features):
     plan = replace(STATE, features=features, layers=None)
     n_before = 0
@@ -254,7 +273,7 @@ def test_the_sizes_of_a_budget_grow_and_fit(features):
     assert n_before > (20 if features == "shared" else 30)  # of which there are 5 x 4 at most
 
 
-@pytest.mark.parametrize("features", ["circuit", "random", "classical", "bits", *CONTROLS])
+@pytest.mark.parametrize("features", ["circuit", "signed", "random", "classical", "bits", *CONTROLS])
 @pytest.mark.parametrize("options", [{}, {"layers": 5}, {"circuits": 3}, {"control_size": 30}])
 def test_numbers_are_counted_without_a_layout_as_with_one(features, options):
     plan = PlanLayout(generator="state", features=features, **options)

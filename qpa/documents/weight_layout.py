@@ -129,7 +129,8 @@ class Windows(Record):
         )
 
 
-WITH_CIRCUITS = ("circuit", "random")
+OF_TRAINED_CIRCUITS = ("circuit", "signed")
+WITH_CIRCUITS = (*OF_TRAINED_CIRCUITS, "random")
 """Kinds of features for which circuits are run, whether or not their angles are trained."""
 
 
@@ -137,8 +138,9 @@ class Features(Record):
     """What a decoder sees of a chunk: numbers that depend on the chunk's basis state alone.
 
     Args:    kind: a name in `qpa.generators.features.kind.FEATURES`. "circuit" means that feature k comes
-             from the probability that circuit k gives to the basis state, "random" the same with angles
-             that stay as they were drawn. The others are controls in the circuits' place.
+             from the probability that circuit k gives to the basis state, "signed" from those of two basis
+             states, "random" is as "circuit" with angles that stay as drawn. The others are controls
+             in the circuits' place.
              n_circuits: the number of independent circuits, or of a control's columns; each gives one
              number to every chunk.
              windows: where the circuits start; None means that angles are drawn uniformly in [-pi, pi).
@@ -162,7 +164,7 @@ class Features(Record):
 
     def n_angles(self, ansatz: Ansatz) -> int:
         """Return how many angles are trained."""
-        return self.n_circuits * ansatz.n_angles if self.kind == "circuit" else 0
+        return self.n_circuits * ansatz.n_angles if self.kind in OF_TRAINED_CIRCUITS else 0
 
 
 class PlannedSize(Record):

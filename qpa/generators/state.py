@@ -44,6 +44,7 @@ from qpa.documents import (
     WeightLayout,
     Windows,
 )
+from qpa.documents.weight_layout import OF_TRAINED_CIRCUITS
 from qpa.errors import OptionError
 from qpa.generators.chunks import Draft, chunked, make_layout, n_qubits_for
 from qpa.generators.features.kind import FEATURES, Room
@@ -89,7 +90,8 @@ class StateKind(GeneratorKind):
         """Return the layout: one group of all directions, on three registers."""
         types = _by_type(spec)
         registers, tensors = _registers(types, spec.rank), _tensors(types, spec.rank)
-        states, n_qubits = _states(types, registers, spec.rank), sum(registers)
+        states, sign = _states(types, registers, spec.rank), (1,) * FEATURES[options.features].n_sign_qubits
+        n_qubits = sum((*sign, *registers))
         if options.qubits is not None and options.qubits != n_qubits:
             expected = f"{n_qubits}, those of the registers"
             raise OptionError("qubits", expected, str(options.qubits), "leave it out")
@@ -105,8 +107,8 @@ class StateKind(GeneratorKind):
             (group,),
             make_ansatz(options.ansatz, n_qubits, options.layers or N_LAYERS),
             n_circuits,
-            Windows(n_window_qubits=0, n_chunk_qubits=n_qubits) if starts_uniform else None,
-            registers=registers,
+            Windows(n_window_qubits=sum(sign), n_chunk_qubits=sum(registers)) if starts_uniform else None,
+            registers=(*sign, *registers),
         )
 
     def sizes(self, options: L, spec: AdapterSpec) -> Sequence[L]:
@@ -119,7 +121,7 @@ class StateKind(GeneratorKind):
         scale = replace(unsized, generator=self.name, features="constant")
         if options.features == "random":
             return [replace(unsized, circuits=n) for n in range(1, MAX_LAYERS + 1)]
-        if options.features != "circuit":
+        if options.features not in OF_TRAINED_CIRCUITS:
             return [scale, *_control_sizes(unsized, spec)]
         return [scale, *(replace(unsized, generator=self.name, layers=n) for n in range(1, MAX_LAYERS + 1))]
 
@@ -127,17 +129,18 @@ class StateKind(GeneratorKind):
         """Return how many numbers the layout of options trains, without a layout of every direction."""
         self.check(options, spec)
         n_circuits = options.circuits or 1
-        if options.features == "circuit":
-            n_qubits = sum(_registers(_by_type(spec), spec.rank))
+        if options.features in OF_TRAINED_CIRCUITS:
+            n_qubits = _n_qubits_of(options, spec)
             return n_circuits * (
                 1 + make_ansatz(options.ansatz, n_qubits, options.layers or N_LAYERS).n_angles
             )
         return n_circuits + _n_control(options, spec)(options.control_size)
 
     def size_words(self, options: LayoutOptions) -> str:
-        """Return "state, layers 4", or for a control "state, own 250"."""
-        if options.features == "circuit":
-            return f"{self.name}, layers {options.layers}"
+        """Return "state, layers 4" or "state, signed, layers 4", or for a control "state, own 250"."""
+        if options.features in OF_TRAINED_CIRCUITS:
+            signed = "" if options.features == "circuit" else f", {options.features}"
+            return f"{self.name}{signed}, layers {options.layers}"
         size = "" if options.control_size is None else f" {options.control_size}"
         return f"{self.name}, {options.features}{size}"
 
@@ -153,7 +156,7 @@ def small_sizes(options: L, spec: AdapterSpec, n_below: int) -> list[L]:
     """Return the options of all sizes of fewer than n_below numbers, by growing size, after rules 5 to 7."""
     named = replace(options, generator=STATE.name)
     scale, *circuits = STATE.sizes(named, spec)
-    n_qubits = sum(_registers(_by_type(spec), spec.rank))
+    n_qubits = _n_qubits_of(named, spec)
     n_layers = max(0, min(MAX_CIRCUIT, n_below - 1) - 1) // n_qubits
     n_first = 1 + n_qubits * MIN_LAYERS
     n_last = max(n_first, 1 + n_qubits * n_layers)
@@ -199,6 +202,10 @@ def _by_type(spec: AdapterSpec) -> Types:
 def _registers(types: Types, n_directions: int) -> tuple[int, int, int]:
     n_layers = max(len(pairs) for pairs in types.values())
     return _n_qubits(n_layers), _n_qubits(len(types)), _n_qubits(n_directions)
+
+
+def _n_qubits_of(options: LayoutOptions, spec: AdapterSpec) -> int:
+    return FEATURES[options.features].n_sign_qubits + sum(_registers(_by_type(spec), spec.rank))
 
 
 def _n_qubits(n: int) -> int:

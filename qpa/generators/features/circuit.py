@@ -1,4 +1,7 @@
-"""circuit and random: features of the probabilities of circuits, whose angles are trained or stay as drawn.
+"""circuit, signed and random: features of the probabilities of circuits.
+
+Those of "circuit" have trained angles, those of "random" stay as drawn. In "signed" the first qubit tells the
+sign: a feature is that of the basis state whose first bit is 0, less that of the state whose first bit is 1.
 
 A circuit's feature is the root of the basis state's probability p. Of uniform angles: sqrt(p * 2**n + eps),
 less its mean: its gradient variance does not vanish with the number of qubits, and it is finite at p = 0.
@@ -41,7 +44,7 @@ class CircuitFeatures(nn.Module):
         self.execution = execution
         self.windows, self.n_qubits = layout.features.windows, layout.ansatz.n_qubits
         self.mean = kind_of(layout.ansatz).feature_mean
-        is_trained = layout.features.kind == "circuit"
+        is_trained = layout.features.n_angles(layout.ansatz) > 0
         self.angles = nn.Parameter(_initial_angles(layout, seed), requires_grad=is_trained)
 
     def run(self) -> Tensor:
@@ -58,6 +61,15 @@ class CircuitFeatures(nn.Module):
             return torch.sqrt(probabilities * 2.0**self.n_qubits + FEATURE_EPSILON).T - self.mean
         n_inside = 2.0 ** (self.n_qubits - self.windows.n_window_qubits)
         return torch.sqrt(probabilities * n_inside + FEATURE_EPSILON).T - math.sqrt(FEATURE_EPSILON)
+
+
+class SignedFeatures(CircuitFeatures):
+    """The features of circuits whose first qubit tells the sign."""
+
+    def forward(self, probabilities: Tensor) -> Tensor:
+        """Return float[2**n_qubits, n_circuits]; of a first bit of 1 it is the other's negative."""
+        plus, minus = super().forward(probabilities).chunk(2)
+        return torch.cat((plus - minus, minus - plus))
 
 
 class CircuitKind(FeatureKind):
@@ -81,7 +93,21 @@ class RandomKind(CircuitKind):
     name: ClassVar[str] = "random"
 
 
+@final
+class SignedKind(CircuitKind):
+    """The probabilities of circuits with a qubit for the sign."""
+
+    name: ClassVar[str] = "signed"
+    needs_registers: ClassVar[bool] = True
+    n_sign_qubits: ClassVar[int] = 1
+
+    def build(self, layout: WeightLayout, seed: int, execution: Execution) -> SignedFeatures:
+        """Return the features of a layout's circuits."""
+        return SignedFeatures(layout, seed, execution)
+
+
 CIRCUIT = CircuitKind()
+SIGNED = SignedKind()
 RANDOM = RandomKind()
 
 

@@ -65,11 +65,13 @@ class FeatureKind(ABC):
     """A kind of features.
 
     Class attributes: `name` is how a user asks for it; `needs_registers` says that it reads the registers of
-    a basis state, which only some generators arrange.
+    a basis state, which only some generators arrange; `n_sign_qubits` is how many qubits, before all others,
+    tell the sign of a feature, and are 0 in the basis states of chunks.
     """
 
     name: ClassVar[str]
     needs_registers: ClassVar[bool] = False
+    n_sign_qubits: ClassVar[int] = 0
 
     @abstractmethod
     def n_control(self, room: Room) -> int:
@@ -99,6 +101,7 @@ FEATURES: Registry[FeatureKind] = Registry(
     "features",
     {
         "circuit": "qpa.generators.features.circuit:CIRCUIT",
+        "signed": "qpa.generators.features.circuit:SIGNED",
         "classical": "qpa.generators.features.table:CLASSICAL",
         "random": "qpa.generators.features.circuit:RANDOM",
         "bits": "qpa.generators.features.bits:BITS",
