@@ -413,6 +413,7 @@ STATE = {"generator": "state"}
         ({}, {}, "log-linear", 6),
         ({}, STATE, "circuit", 6),
         ({}, {}, "circuit", 11),
+        ({}, STATE | {"features": "signed"}, "signed", 7),
         ({"method": "dora"}, STATE, "circuit", 6),
         ({"targets": ("all-linear", "embed_tokens")}, {}, "circuit", 11),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Generic
@@ -72,11 +72,19 @@ def sizes_around(options: L, spec: AdapterSpec, budget: int) -> list[Sized[L]]:
     kind = kind_for(options, spec)
     smaller = list(kind.smaller(options, spec))
     sizes = kind.sizes(options, spec)
-    n_dropped = bisect_right(sizes, n_trained(smaller[-1]), key=n_trained) if smaller else 0
+    n_dropped = _count_within(sizes, n_trained(smaller[-1]), n_trained) if smaller else 0
     candidates = [*smaller, *sizes[n_dropped:]]
-    n_within = bisect_right(candidates, budget, key=n_trained)
+    n_within = _count_within(candidates, budget, n_trained)
     near = candidates[max(0, n_within - 3) : n_within + 1]
     return [Sized(one, n_trained(one), kind_for(one, spec).nats_per_efold) for one in near]
+
+
+def _count_within(candidates: Sequence[L], budget: int, n_trained: Callable[[L], int]) -> int:
+    """Return how many of the candidates, which grow, are within a budget; the large ones are counted last."""
+    n = 1
+    while n < len(candidates) and n_trained(candidates[n - 1]) <= budget:
+        n *= 2
+    return bisect_right(candidates, budget, lo=n // 2, hi=min(n, len(candidates)), key=n_trained)
 
 
 def choose_size(sizes: Sequence[Sized[L]], budget: int) -> Sized[L]:
