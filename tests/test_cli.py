@@ -161,6 +161,19 @@ finally:
     assert not (unneeded | {"qpa.training", "qpa.exporters"}) & {*modules}
 
 
+@pytest.mark.parametrize(("features", "is_run"), [("circuit", True), ("signed", True), ("log-linear", False)])
+def test_a_plan_shows_what_stands_in_the_circuits_place(
+    cli: Cli, llama: Path, tmp_path: Path, features: str, is_run: bool
+) -> None:
+    options = ("--generator", "state", "--features", features)
+    code, out, err = cli("plan", "--model", llama, *options, "--out", tmp_path / "run")
+    assert code == 0, err
+    rows = [line.split() for line in out.splitlines()]
+    assert ["features", features] in rows
+    assert any(row[:1] == ["depth"] for row in rows) == is_run
+    assert (["circuits", "none,", "a", "control", "in", "their", "place"] in rows) != is_run
+
+
 @pytest.mark.parametrize("arguments", [["plan"], ["train"], ["frobnicate"], ["plan", "--rank", "many"]])
 def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
     assert cli(*arguments)[0] == 2

@@ -412,10 +412,10 @@ STATE = {"generator": "state"}
         ({}, {}, "constant", 1),
         ({}, {}, "log-linear", 6),
         ({}, STATE, "circuit", 6),
-        ({}, {}, "circuit", 11),
-        ({}, STATE | {"features": "signed"}, "signed", 7),
+        ({}, STATE, "circuit", 11),
+        ({}, {}, "signed", 13),
         ({"method": "dora"}, STATE, "circuit", 6),
-        ({"targets": ("all-linear", "embed_tokens")}, {}, "circuit", 11),
+        ({"targets": ("all-linear", "embed_tokens")}, {}, "signed", 13),
     ],
     ids=str,
 )

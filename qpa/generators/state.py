@@ -17,13 +17,15 @@ Rules:
 3. With several circuits, each has a scale, and their sum is read.
 4. Vectors that are no part of a product, such as DoRA's magnitudes, stay as the base model gives them.
 
+5. With the features "signed" one more qubit, before the registers and 0 at the start, tells the sign of c.
+
 From a number of parameters to a size, each rule with its measurement in docs/results.md:
-5. One number is the scale alone; further ones are layers of one circuit. Where a user names no generator,
-   the planner leaves this at both ends:
-6. Below two layers it takes the control "log-linear", which has a size for every number. One layer is a
-   product over the bits, as the first weights of this control are, and does no better.
-7. From MAX_CIRCUIT numbers on it takes own numbers for the first directions of every module, which are better
-   than more layers.
+6. One number is the scale alone; further ones are layers of one circuit. This is all where a user names this
+   generator. Otherwise the planner takes, at every size, what was better there:
+7. Below two layers it is the control "log-linear", which has a size for every number. One layer is a product
+   over the bits, as the first weights of this control are, and does no better.
+8. From two layers on it is a circuit with a qubit for the sign.
+9. From MAX_CIRCUIT numbers on it is own numbers for the first directions of every module.
 
 Source: ours; measured in docs/results.md.
 """
@@ -60,11 +62,11 @@ ANGLE_RATIO = 2.0
 Types = dict[tuple[str, int, int], list[tuple[AdapterTensor, AdapterTensor]]]
 """Pairs of lora_A and lora_B by module type, inputs and outputs."""
 
-MAX_CIRCUIT = 140
-"""The most numbers with which the planner, left to itself, plans a circuit; see rule 7."""
+MAX_CIRCUIT = 270
+"""The most numbers with which the planner, left to itself, plans a circuit; see rule 9."""
 
 MIN_LAYERS = 2
-"""The fewest layers with which the planner, left to itself, plans a circuit; see rule 6."""
+"""The fewest layers with which the planner, left to itself, plans a circuit; see rule 7."""
 
 
 @final
@@ -153,8 +155,8 @@ STATE = StateKind()
 
 
 def small_sizes(options: L, spec: AdapterSpec, n_below: int) -> list[L]:
-    """Return the options of all sizes of fewer than n_below numbers, by growing size, after rules 5 to 7."""
-    named = replace(options, generator=STATE.name)
+    """Return the options of all sizes of fewer than n_below numbers, by growing size, after rules 6 to 9."""
+    named = replace(options, generator=STATE.name, features="signed")
     scale, *circuits = STATE.sizes(named, spec)
     n_qubits = _n_qubits_of(named, spec)
     n_layers = max(0, min(MAX_CIRCUIT, n_below - 1) - 1) // n_qubits

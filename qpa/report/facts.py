@@ -63,11 +63,17 @@ def account_json(account: ParameterAccount) -> dict[str, Any]:
 
 
 def circuit_rows(layout: WeightLayout, native: NativeCircuit) -> Rows:
-    """Return the layout's circuit and what the target makes of it."""
+    """Return the layout's circuit and what the target makes of it, or the control in the circuit's place."""
+    rows = [
+        ("generator", layout.generator),
+        ("features", layout.features.kind),
+        ("chunks", number(layout.n_chunks)),
+    ]
+    if not layout.features.has_circuits:
+        return [*rows, ("circuits", "none, a control in their place")]
     probability = native.estimated_success_probability
     return [
-        ("generator", layout.generator),
-        ("chunks", number(layout.n_chunks)),
+        *rows,
         ("circuits", number(layout.n_circuits)),
         ("qubits x layers", f"{layout.ansatz.n_qubits} x {layout.ansatz.n_layers}"),
         ("target", native.target),
@@ -81,6 +87,7 @@ def circuit_json(layout: WeightLayout, native: NativeCircuit) -> dict[str, Any]:
     """Return the same numbers by name."""
     return {
         "generator": layout.generator,
+        "features": layout.features.kind,
         "n_chunks": layout.n_chunks,
         "n_circuits": layout.n_circuits,
         "n_qubits": layout.ansatz.n_qubits,
