@@ -104,7 +104,11 @@ class Generated:
         self.calibrate(base, adapted, spec, seed)
         parameters = adapted.parameters
         is_lora = self.adapter == DEFAULT
-        return Attached(adapted.model, adapted.optimizer, lambda folder: save_adapter(parameters, folder), is_lora)
+
+        def save(folder: Path) -> None:
+            save_adapter(parameters, folder)
+
+        return Attached(adapted.model, adapted.optimizer, save, is_lora)
 
     def _spec(self, base: BenchBase, seed: int) -> AdapterSpec:
         spec = base.inspect(None, self.adapter)

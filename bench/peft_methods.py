@@ -181,7 +181,7 @@ def _core_ranks(shapes: Shapes, budget: int) -> list[Knobs]:
 
 
 def _tinylora(name: str, tying: float, rates: tuple[float, float, float] = (1e-2, 3e-2, 1e-1)) -> PeftMethod:
-    """Return TinyLoRA in which this share of the modules has no vector of its own; 1 is one vector for all."""
+    """Return TinyLoRA in which this share of the modules has no vector of its own; with 1, all share one."""
 
     def candidates(shapes: Shapes, budget: int) -> list[Knobs]:
         n_vectors = max(1, round(shapes.n_modules * (1 - tying)))
