@@ -10,6 +10,7 @@ from qpa.documents import AdapterSpec
 from qpa.errors import OptionError
 from qpa.generators.size_search import Sized, choose_size, parse_max_params, sizes_around
 from qpa.generators.spectral import SPECTRAL
+from qpa.generators.vectors import types_by_length
 from qpa.passes.plan_layout import PlanLayout
 from tests.small_specs import NOWHERE, small_spec, spec_of
 
@@ -86,15 +87,15 @@ def test_a_budget_above_everything_gives_the_largest_plan():
 def test_below_the_default_s_smallest_size_a_state_is_planned(shape, budget):
     """Every budget from one number on has a plan, and the two generators meet without a gap."""
     spec = small(*shape)
-    with_two = replace(PLAN, circuits=1, vectors=("k_proj", "v_proj"))
+    with_four = replace(PLAN, circuits=1, vectors=tuple(types_by_length(spec)[:4]))
     layout = PlanLayout(max_params=str(budget)).run(spec, NOWHERE)
-    assert layout.generator == ("state" if budget < trained(with_two, spec) else "spectral")
-    if budget < trained(with_two, spec):
+    assert layout.generator == ("state" if budget < trained(with_four, spec) else "spectral")
+    if budget < trained(with_four, spec) and len(layout.groups) == 1:
         assert 0 <= budget - layout.account.n_generator < layout.ansatz.n_qubits
 
 
 def test_the_smallest_budgets_buy_the_scale_then_parities_then_circuits_then_own_numbers():
-    spec = small_spec(40, 4, {name: (100, 100) for name in "abcdefg"})  # 6 + 3 + 2 qubits, of 1,120 numbers
+    spec = small_spec(40, 4, {name: (100, 200) for name in "abcdefg"})  # 6 + 3 + 2 qubits, of 1,120 numbers
     expected = {
         1: ("constant", 1),
         2: ("log-linear", 2),
@@ -108,6 +109,22 @@ def test_the_smallest_budgets_buy_the_scale_then_parities_then_circuits_then_own
     for budget, features_and_size in expected.items():
         layout = PlanLayout(max_params=str(budget)).run(spec, NOWHERE)
         assert (layout.features.kind, layout.account.n_generator) == features_and_size
+
+
+def test_vectors_come_where_they_fit_on_types_that_write_to_the_residual_stream():
+    narrow = {"q_proj": (64, 64), "k_proj": (64, 32), "v_proj": (64, 32), "o_proj": (64, 64)}
+    wide = {"gate_proj": (64, 172), "up_proj": (64, 172), "down_proj": (172, 64)}
+    spec = small_spec(5, 32, narrow | wide)  # the shape of stories260K
+    for budget, n_trained, vectors in (
+        (193, 193, []),
+        (194, 194, ["o_proj"]),
+        (302, 302, ["down_proj"]),
+        (543, 430, ["down_proj", "o_proj"]),
+    ):
+        layout = PlanLayout(max_params=str(budget)).run(spec, NOWHERE)
+        assert (layout.features.kind, layout.account.n_generator) == ("signed", n_trained)
+        assert sorted({group.name.split(".")[0] for group in layout.groups[:-1]}) == vectors
+    assert PlanLayout(max_params="544").run(spec, NOWHERE).generator == "spectral"
 
 
 def test_a_named_state_is_a_circuit_at_every_size():

@@ -154,6 +154,37 @@ def test_a_sign_qubit_comes_before_the_registers_and_a_feature_is_the_difference
     assert bool((features[: 2**7] < 0).any()) and bool((features[: 2**7] > 0).any())
 
 
+def test_vectors_are_further_types_of_one_direction_in_the_place_of_the_last_direction():
+    layout = replace(STATE, vectors=("q_proj", "k_proj")).run(SPEC, NOWHERE)
+    *vectors, directions = layout.groups
+    assert [group.name for group in vectors] == [
+        "q_proj+k_proj+v_proj.lora_A",
+        "q_proj.lora_B",
+        "k_proj.lora_B",
+    ]
+    for number, group in enumerate(vectors):
+        found = list(register_numbers(layout.features.registers, group.states))
+        assert found == [(layer, 5 + number, 0) for layer in range(3)]
+    n_chunks = {t.path.split(".")[-3]: len(t.chunks) for t in directions.tensors if t.chunks}
+    assert n_chunks == {"q_proj": 3, "k_proj": 3, "v_proj": 4, "up_proj": 4, "down_proj": 4}
+    n_numbers = sum(group.chunk_size for group in vectors)
+    assert layout.account.n_decoder == 1 + n_numbers
+    generator = generator_of(replace(STATE, vectors=("q_proj", "k_proj")))
+    for tensor, generated in zip(layout.tensors, generator(), strict=True):
+        if tensor.path.endswith("lora_B.weight"):
+            assert not generated.any()
+
+
+def test_modules_of_one_name_share_vectors_where_their_sides_allow():
+    """GPT-2 calls two layers of a block c_proj, so there are more vectors of a kind than layers."""
+    spec = spec_of(
+        [(f"{layer}.{part}.c_proj", n, 8) for layer in range(3) for part, n in (("attn", 8), ("mlp", 16))], 2
+    )
+    layout = replace(STATE, vectors=("c_proj",)).run(spec, NOWHERE)
+    assert sorted(group.n_chunks for group in layout.groups) == [3, 3, 6, 6]
+    assert layout.features.registers == (3, 3, 1)
+
+
 # Controls
 
 
@@ -235,7 +266,7 @@ def test_shared_numbers_are_the_same_in_all_layers():
     ("options", "message"),
     [
         ({"chunk_size": 8}, "chunk_size: expected no chunk size with `generator` state"),
-        ({"vectors": ("q_proj",)}, "vectors: expected no names with `generator` state"),
+        ({"vectors": ("up",)}, "vectors: expected all, none, or some of .*, found up"),
         ({"qubits": 9}, "qubits: expected 7, those of the registers, found 9"),
         ({"control_size": 9}, "control_size: expected no size of a control"),
         (
@@ -274,7 +305,10 @@ def test_the_sizes_of_a_budget_grow_and_fit(features):
 
 
 @pytest.mark.parametrize("features", ["circuit", "signed", "random", "classical", "bits", *CONTROLS])
-@pytest.mark.parametrize("options", [{}, {"layers": 5}, {"circuits": 3}, {"control_size": 30}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"layers": 5}, {"circuits": 3}, {"control_size": 30}, {"vectors": ("q_proj", "down_proj")}],
+)
 def test_numbers_are_counted_without_a_layout_as_with_one(features, options):
     plan = PlanLayout(generator="state", features=features, **options)
     try:

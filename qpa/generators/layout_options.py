@@ -53,8 +53,8 @@ class LayoutOptions:
              qubits: None means as many as the chunks need.
              layers: of every circuit; None means what suits the generator.
              circuits: independent circuits; None means what suits the generator and the adapter.
-             vectors: module types that have generated rows and columns beside their spectrum; or "all",
-             "none".
+             vectors: module types that have generated rows and columns besides their directions; or "all",
+             "none". The generator of one state takes "all", the default, for "none".
              max_params: "5000", or "25%" of LoRA r=4: the size follows from it.
              spectrum, windows, share_inputs: parts of the default generator, to be left out in ablations.
     """
@@ -95,7 +95,8 @@ class LayoutOptions:
         old_names=("heads",),
     )
     vectors: tuple[str, ...] = option(
-        (ALL,), help="Kinds of layers that get vectors besides their spectrum: all, none, or names."
+        (ALL,),
+        help="Kinds of layers that get vectors besides directions: all (in `state`: none), none, or names.",
     )
     max_params: str | None = option(
         None, help="The most numbers to train, 5000 or 25% of LoRA r=4; circuits and vectors follow."

@@ -16,7 +16,7 @@ From a number of parameters to circuits and vectors, each rule with its measurem
 7. As many circuits as the budget allows are best. Above one for each layer, one more for each layer is taken
    at a time, since a window is then one row of one layer.
 8. Where not even one circuit fits with all vectors, the longest vectors are left out first; where not even
-   the two shortest fit, the generator of one state takes over (`qpa.generators.state`).
+   the N_TYPES shortest fit, the generator of one state takes over (`qpa.generators.state`).
 
 Source: ours.
 """
@@ -29,12 +29,9 @@ from typing import ClassVar, final
 
 from qpa.circuits.ansatz import make_ansatz
 from qpa.documents import AdapterSpec, AdapterTensor, Provenance, WeightLayout, Windows
-from qpa.documents.weight_layout import ChunkAxis
 from qpa.errors import OptionError
 from qpa.generators.chunks import (
     Draft,
-    by_kind,
-    chunked,
     make_layout,
     n_qubits_for,
     with_unique_names,
@@ -48,17 +45,13 @@ from qpa.generators.generator import (
 )
 from qpa.generators.layout_options import ALL, NONE, LayoutOptions
 from qpa.generators.state import small_sizes
-
-SAME_INPUT = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("gate_proj", "up_proj"),
-    ("query", "key", "value"),
-    ("w1", "w3"),
-)
-"""Module types that, in one parent module, read the same activations."""
+from qpa.generators.vectors import module_types, numbered_draft, types_by_length, vector_drafts
 
 N_LAYERS = 1
 RATE = 2e-2
+
+N_TYPES = 4
+"""The fewest module types with vectors with which the planner, left to itself, plans this generator."""
 
 
 @final
@@ -103,7 +96,7 @@ class SpectralKind(GeneratorKind):
         """Return the options that rules 5 to 8 consider."""
         if options.circuits is not None or options.vectors != (ALL,):
             raise refuse_budget(options)
-        types = _types_by_length(spec)
+        types = types_by_length(spec)
         chosen = [
             tuple(types[:n_types]) or (NONE,) for n_types in range(len(types) if options.spectrum else 0)
         ]
@@ -115,14 +108,14 @@ class SpectralKind(GeneratorKind):
         ]
 
     def smaller(self, options: L, spec: AdapterSpec) -> Sequence[L]:
-        """Return sizes of one state up to one circuit with vectors on the two shortest module types.
+        """Return sizes of one state up to one circuit with vectors on the N_TYPES shortest module types.
 
         Where the user names this generator, or a part that only this one has, there are none.
         """
         is_whole = options.spectrum and options.windows and options.share_inputs
         if options.generator is not None or options.features != "circuit" or not is_whole:
             return ()
-        one = replace(options, circuits=1, vectors=tuple(_types_by_length(spec)[:2]), max_params=None)
+        one = replace(options, circuits=1, vectors=tuple(types_by_length(spec)[:N_TYPES]), max_params=None)
         return small_sizes(options, spec, self.plan(one, spec, spec.provenance).account.n_generator)
 
     def size_words(self, options: LayoutOptions) -> str:
@@ -148,42 +141,14 @@ def _drafts(options: LayoutOptions, spec: AdapterSpec, n_circuits: int) -> list[
     if n_rows > largest:
         expected = f"at most {largest * spec.n_layers}, {largest} for each layer with rank {spec.rank}"
         raise OptionError("circuits", expected, str(n_circuits), "lower it or raise `rank`")
-    types = {tensor.module_type for tensor in spec.tensors}
-    chosen = types if ALL in options.vectors else set(options.vectors) - {NONE}
-    if chosen - types:
-        unknown = ", ".join(sorted(chosen - types))
-        raise OptionError("vectors", "all, none, or some of " + ", ".join(sorted(types)), unknown)
+    types, chosen = module_types((ALL,), spec), module_types(options.vectors, spec)
     n_left = spec.rank - (n_rows if chosen else 0)
     spectrum_size = n_left // n_rows * n_rows if options.spectrum else 0
     if chosen != types and not spectrum_size:
         advice = "name all layers, lower `circuits` or raise `rank`"
         raise OptionError("vectors", "vectors or a spectrum on every layer", "neither on some", advice)
-    vectors = _vector_drafts(spec, n_rows, chosen, share_inputs=options.share_inputs)
+    vectors = vector_drafts(spec, n_rows, chosen, share_inputs=options.share_inputs)
     return with_unique_names(vectors + _spectrum_drafts(spec, n_rows, spectrum_size))
-
-
-def _vector_drafts(spec: AdapterSpec, n_rows: int, types: set[str], *, share_inputs: bool) -> list[Draft]:
-    """Return groups of generated rows and columns, and of vectors that are no part of a product.
-
-    Args:    n_rows: generated rows of every lora_A.
-             types: module types that have generated rows and columns.
-             share_inputs: modules that read the same activations share the rows of their lora_A.
-    """
-    factors = [tensor for pair in spec.pairs for tensor in pair]
-    chosen = [tensor for tensor in factors if tensor.module_type in types]
-    in_pairs = {tensor.path for tensor in factors}
-    alone = [tensor for tensor in spec.tensors if tensor.path not in in_pairs]
-    shared = {a.path: _input_name(a.module_type) for a, _ in spec.pairs} if share_inputs else {}
-    drafts = []
-    for (name, role, length), tensors in by_kind([*chosen, *alone], shared).items():
-        n_vectors = min(n_rows, tensors[0].n_vectors)
-        drafts.append(_draft(f"{name}.{role}", tensors[0].axis, tensors, n_vectors, length))
-    return drafts
-
-
-def _input_name(module_type: str) -> str:
-    """Return the names of the module types that read the same activations as this one."""
-    return next(("+".join(names) for names in SAME_INPUT if module_type in names), module_type)
 
 
 def _spectrum_drafts(spec: AdapterSpec, n_rows: int, spectrum_size: int) -> list[Draft]:
@@ -198,24 +163,9 @@ def _spectrum_drafts(spec: AdapterSpec, n_rows: int, spectrum_size: int) -> list
     for (name, n_in, n_out), members in sides.items():
         suffix = f".{n_in}x{n_out}" if names.count(name) > 1 else ""
         drafts.append(
-            _draft(f"{name}.spectrum{suffix}", "spectrum", members, n_rows, spectrum_size // n_rows)
+            numbered_draft(f"{name}.spectrum{suffix}", "spectrum", members, n_rows, spectrum_size // n_rows)
         )
     return drafts
-
-
-def _draft(name: str, axis: ChunkAxis, members: list[AdapterTensor], n_rows: int, size: int) -> Draft:
-    """Number the chunks layer by layer; tensors of one parent module have the same chunks."""
-    parents = {p: i for i, p in enumerate(dict.fromkeys(_parent(tensor) for tensor in members))}
-    tensors = []
-    for tensor in members:
-        first = parents[_parent(tensor)] * n_rows
-        is_basis = axis == "spectrum" and tensor.axis == "row"
-        tensors.append(chunked(tensor, () if is_basis else range(first, first + n_rows)))
-    return Draft(name, axis, tuple(tensors), len(parents) * n_rows, size)
-
-
-def _parent(tensor: AdapterTensor) -> str:
-    return tensor.module.rpartition(".")[0]
 
 
 def _by_sides(spec: AdapterSpec) -> dict[tuple[str, int, int], list[AdapterTensor]]:
@@ -246,11 +196,3 @@ def _states(
 
 def _n_bits(n: int) -> int:
     return (n - 1).bit_length()
-
-
-def _types_by_length(spec: AdapterSpec) -> list[str]:
-    """Return the module types, those with the fewest numbers per circuit first."""
-    lengths: dict[str, int] = {}
-    for a, b in spec.pairs:
-        lengths[a.module_type] = max(lengths.get(a.module_type, 0), a.shape[1] + b.shape[0])
-    return sorted(lengths, key=lambda name: lengths[name])

@@ -18,14 +18,19 @@ Rules:
 4. Vectors that are no part of a product, such as DoRA's magnitudes, stay as the base model gives them.
 
 5. With the features "signed" one more qubit, before the registers and 0 at the start, tells the sign of c.
+6. Module types may have vectors besides, a row of lora_A and a column of lora_B that all layers share, in the
+   place of their last direction. A vector is a decoder's weights times a feature, so that the state tells
+   each layer's share of it: vectors are further module types with one direction.
 
 From a number of parameters to a size, each rule with its measurement in docs/results.md:
-6. One number is the scale alone; further ones are layers of one circuit. This is all where a user names this
+7. One number is the scale alone; further ones are layers of one circuit. This is all where a user names this
    generator. Otherwise the planner takes, at every size, what was better there:
-7. Below two layers it is the control "log-linear", which has a size for every number. One layer is a product
+8. Below two layers it is the control "log-linear", which has a size for every number. One layer is a product
    over the bits, as the first weights of this control are, and does no better.
-8. From two layers on it is a circuit with a qubit for the sign.
-9. From MAX_CIRCUIT numbers on it is own numbers for the first directions of every module.
+9. From two layers on it is a circuit with a qubit for the sign.
+10. From MAX_CIRCUIT numbers on it is own numbers for the first directions of every module.
+11. As soon as they fit beside VECTOR_LAYERS layers of a circuit, it is that and vectors on module types that
+    write to the residual stream: first on the shorter of two, then on the longer, then on both.
 
 Source: ours; measured in docs/results.md.
 """
@@ -34,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from qpa.circuits.ansatz import make_ansatz
@@ -42,16 +47,18 @@ from qpa.documents import (
     AdapterSpec,
     AdapterTensor,
     ChunkedTensor,
+    ChunkGroup,
     Provenance,
     WeightLayout,
     Windows,
 )
 from qpa.documents.weight_layout import OF_TRAINED_CIRCUITS
 from qpa.errors import OptionError
-from qpa.generators.chunks import Draft, chunked, make_layout, n_qubits_for
+from qpa.generators.chunks import Draft, chunked, make_layout, n_qubits_for, with_unique_names
 from qpa.generators.features.kind import FEATURES, Room
 from qpa.generators.generator import GeneratorKind, L, check_product, refuse_chunk_size
 from qpa.generators.layout_options import ALL, LayoutOptions
+from qpa.generators.vectors import module_types, types_that_write, vector_drafts
 
 N_LAYERS = 12
 MAX_LAYERS = 64
@@ -63,10 +70,13 @@ Types = dict[tuple[str, int, int], list[tuple[AdapterTensor, AdapterTensor]]]
 """Pairs of lora_A and lora_B by module type, inputs and outputs."""
 
 MAX_CIRCUIT = 270
-"""The most numbers with which the planner, left to itself, plans a circuit; see rule 9."""
+"""The most numbers with which the planner, left to itself, plans a circuit; see rule 10."""
 
 MIN_LAYERS = 2
-"""The fewest layers with which the planner, left to itself, plans a circuit; see rule 7."""
+"""The fewest layers with which the planner, left to itself, plans a circuit; see rule 8."""
+
+VECTOR_LAYERS = 5
+"""The layers of a circuit that the planner, left to itself, plans with vectors; see rule 11."""
 
 
 @final
@@ -84,33 +94,33 @@ class StateKind(GeneratorKind):
         """Refuse an adapter that is no product of factors, and options of other generators."""
         check_product(spec, self.name)
         refuse_chunk_size(options, self.name)
-        if options.vectors != (ALL,):
-            expected = f"no names with `generator` {self.name}, which has no vectors"
-            raise OptionError("vectors", expected, ", ".join(options.vectors), "leave it out")
+        if _vector_types(options, spec) and spec.rank < 2:
+            advice = "for a vector and a direction"
+            raise OptionError("rank", "at least 2 with `vectors`", str(spec.rank), advice)
 
     def plan(self, options: LayoutOptions, spec: AdapterSpec, provenance: Provenance) -> WeightLayout:
-        """Return the layout: one group of all directions, on three registers."""
-        types = _by_type(spec)
-        registers, tensors = _registers(types, spec.rank), _tensors(types, spec.rank)
-        states, sign = _states(types, registers, spec.rank), (1,) * FEATURES[options.features].n_sign_qubits
-        n_qubits = sum((*sign, *registers))
+        """Return the layout: one group of all directions, and those of vectors, on three registers."""
+        places = _Places.of(options, spec)
+        sign = (1,) * FEATURES[options.features].n_sign_qubits
+        n_qubits, n_circuits = sum((*sign, *places.registers)), options.circuits or 1
         if options.qubits is not None and options.qubits != n_qubits:
             expected = f"{n_qubits}, those of the registers"
             raise OptionError("qubits", expected, str(options.qubits), "leave it out")
         n_qubits_for(options, 2**n_qubits)
-        n_circuits = options.circuits or 1
-        group = Draft("directions", "spectrum", tensors, len(states), 1).group(states, n_circuits)
+        states = places.of_directions()
+        directions = Draft("directions", "spectrum", places.tensors(), len(states), 1)
         starts_uniform = options.windows and options.features != "random"
+        windows = Windows(n_window_qubits=sum(sign), n_chunk_qubits=sum(places.registers))
         return make_layout(
             self.name,
             options,
             spec,
             provenance,
-            (group,),
+            (*places.groups_of_vectors(n_circuits), directions.group(states, n_circuits)),
             make_ansatz(options.ansatz, n_qubits, options.layers or N_LAYERS),
             n_circuits,
-            Windows(n_window_qubits=sum(sign), n_chunk_qubits=sum(registers)) if starts_uniform else None,
-            registers=(*sign, *registers),
+            windows if starts_uniform else None,
+            registers=(*sign, *places.registers),
         )
 
     def sizes(self, options: L, spec: AdapterSpec) -> Sequence[L]:
@@ -130,21 +140,22 @@ class StateKind(GeneratorKind):
     def n_trained(self, options: LayoutOptions, spec: AdapterSpec) -> int:
         """Return how many numbers the layout of options trains, without a layout of every direction."""
         self.check(options, spec)
-        n_circuits = options.circuits or 1
+        places, n_circuits = _Places.of(options, spec), options.circuits or 1
+        n_decoder = n_circuits * (1 + sum(draft.chunk_size for draft in places.vectors))
         if options.features in OF_TRAINED_CIRCUITS:
-            n_qubits = _n_qubits_of(options, spec)
-            return n_circuits * (
-                1 + make_ansatz(options.ansatz, n_qubits, options.layers or N_LAYERS).n_angles
-            )
-        return n_circuits + _n_control(options, spec)(options.control_size)
+            n_qubits = FEATURES[options.features].n_sign_qubits + sum(places.registers)
+            ansatz = make_ansatz(options.ansatz, n_qubits, options.layers or N_LAYERS)
+            return n_decoder + n_circuits * ansatz.n_angles
+        return n_decoder + _n_control(options, spec)(options.control_size)
 
     def size_words(self, options: LayoutOptions) -> str:
-        """Return "state, layers 4" or "state, signed, layers 4", or for a control "state, own 250"."""
+        """Return "state, signed, layers 4, vectors o_proj", or for a control "state, own 250"."""
+        vectors = "" if ALL in options.vectors else f", vectors {','.join(options.vectors)}"
         if options.features in OF_TRAINED_CIRCUITS:
             signed = "" if options.features == "circuit" else f", {options.features}"
-            return f"{self.name}{signed}, layers {options.layers}"
+            return f"{self.name}{signed}, layers {options.layers}{vectors}"
         size = "" if options.control_size is None else f" {options.control_size}"
-        return f"{self.name}, {options.features}{size}"
+        return f"{self.name}, {options.features}{size}{vectors}"
 
     def rate(self, spec: AdapterSpec) -> float:
         """Return the rate of the scale that the bench found best; that of the angles is twice as high."""
@@ -155,42 +166,103 @@ STATE = StateKind()
 
 
 def small_sizes(options: L, spec: AdapterSpec, n_below: int) -> list[L]:
-    """Return the options of all sizes of fewer than n_below numbers, by growing size, after rules 6 to 9."""
+    """Return the options of all sizes of fewer than n_below numbers, by growing size, after rules 7 to 11."""
     named = replace(options, generator=STATE.name, features="signed")
-    scale, *circuits = STATE.sizes(named, spec)
-    n_qubits = _n_qubits_of(named, spec)
-    n_layers = max(0, min(MAX_CIRCUIT, n_below - 1) - 1) // n_qubits
-    n_first = 1 + n_qubits * MIN_LAYERS
-    n_last = max(n_first, 1 + n_qubits * n_layers)
     unsized = replace(named, max_params=None)
+    scale, *circuits = STATE.sizes(named, spec)
+    with_vectors = [
+        size
+        for size in (
+            replace(unsized, layers=VECTOR_LAYERS, vectors=vectors) for vectors in _types_for_vectors(spec)
+        )
+        if STATE.n_trained(size, spec) < n_below
+    ]
+    n_end = STATE.n_trained(with_vectors[0], spec) if with_vectors else n_below
+    n_layer = STATE.n_trained(circuits[0], spec) - 1
+    n_layers = max(0, min(MAX_CIRCUIT, n_end - 1) - 1) // n_layer
+    n_first = 1 + n_layer * MIN_LAYERS
+    n_last = max(n_first, 1 + n_layer * n_layers)
     products = _control_sizes(replace(unsized, features="log-linear"), spec)
     own = _control_sizes(replace(unsized, features="own"), spec)
     return [
         scale,
-        *(size for size in products if 1 + (size.control_size or 0) < min(n_first, n_below)),
+        *(size for size in products if 1 + (size.control_size or 0) < min(n_first, n_end)),
         *circuits[MIN_LAYERS - 1 : n_layers],
-        *(size for size in own if n_last <= (size.control_size or 0) < n_below - 1),
+        *(size for size in own if n_last <= (size.control_size or 0) < n_end - 1),
+        *with_vectors,
     ]
 
 
-def _states(types: Types, registers: tuple[int, int, int], n_directions: int) -> list[int]:
-    """Return the basis state of every direction, type by type and layer by layer."""
-    _, n_type_qubits, n_direction_qubits = registers
-    return [
-        (layer << n_type_qubits | type_index) << n_direction_qubits | direction
-        for type_index, pairs in enumerate(types.values())
-        for layer in range(len(pairs))
-        for direction in range(n_directions)
-    ]
+def _types_for_vectors(spec: AdapterSpec) -> list[tuple[str, ...]]:
+    """Return the module types of rule 11, by growing size; none where a module has one direction only."""
+    if spec.rank < 2:
+        return []
+    writing = types_that_write(spec)[:2]
+    return [*((name,) for name in writing), *([tuple(writing)] if len(writing) == 2 else [])]
 
 
-def _tensors(types: Types, n_directions: int) -> tuple[ChunkedTensor, ...]:
-    """Return the tensors in the order of `_states`, with a chunk for every direction."""
-    tensors: list[ChunkedTensor] = []
-    for index, (a, b) in enumerate(pair for pairs in types.values() for pair in pairs):
-        first = index * n_directions
-        tensors += (chunked(a, ()), chunked(b, range(first, first + n_directions)))
-    return tuple(tensors)
+def _vector_types(options: LayoutOptions, spec: AdapterSpec) -> set[str]:
+    """Return the module types that have vectors: those that are named, by default none."""
+    return set() if ALL in options.vectors else module_types(options.vectors, spec)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Which basis state stands for which direction or vector.
+
+    Args:    types: pairs of lora_A and lora_B by module type, inputs and outputs.
+             n_directions: of the modules of each of these types.
+             vectors: the groups of vectors, each of which has a chunk for every layer.
+             registers: the qubits that count layers, types and directions.
+    """
+
+    types: Types
+    n_directions: tuple[int, ...]
+    vectors: tuple[Draft, ...]
+    registers: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, options: LayoutOptions, spec: AdapterSpec) -> _Places:
+        """Return the places of an adapter's directions and vectors."""
+        types, chosen = _by_type(spec), _vector_types(options, spec)
+        drafts = vector_drafts(spec, 1, chosen, share_inputs=options.share_inputs) if chosen else []
+        n_layers = max(*map(len, types.values()), *(draft.n_chunks for draft in drafts), 1)
+        return cls(
+            types=types,
+            n_directions=tuple(spec.rank - (name in chosen) for name, *_ in types),
+            vectors=tuple(with_unique_names(drafts)),
+            registers=(_n_qubits(n_layers), _n_qubits(len(types) + len(drafts)), _n_qubits(spec.rank)),
+        )
+
+    def of_directions(self) -> list[int]:
+        """Return the basis state of every direction, type by type and layer by layer."""
+        return [
+            self._state(layer, module_type, direction)
+            for module_type, (pairs, n) in enumerate(zip(self.types.values(), self.n_directions, strict=True))
+            for layer in range(len(pairs))
+            for direction in range(n)
+        ]
+
+    def tensors(self) -> tuple[ChunkedTensor, ...]:
+        """Return the tensors in the order of `of_directions`, with a chunk for every direction."""
+        tensors: list[ChunkedTensor] = []
+        n_placed = 0
+        for pairs, n in zip(self.types.values(), self.n_directions, strict=True):
+            for a, b in pairs:
+                tensors += (chunked(a, ()), chunked(b, range(n_placed, n_placed + n)))
+                n_placed += n
+        return tuple(tensors)
+
+    def groups_of_vectors(self, n_circuits: int) -> tuple[ChunkGroup, ...]:
+        """Return the groups of vectors; their types come after those of directions."""
+        return tuple(
+            draft.group([self._state(layer, number, 0) for layer in range(draft.n_chunks)], n_circuits)
+            for number, draft in enumerate(self.vectors, len(self.types))
+        )
+
+    def _state(self, layer: int, module_type: int, direction: int) -> int:
+        _, n_type_qubits, n_direction_qubits = self.registers
+        return (layer << n_type_qubits | module_type) << n_direction_qubits | direction
 
 
 def _by_type(spec: AdapterSpec) -> Types:
@@ -201,24 +273,17 @@ def _by_type(spec: AdapterSpec) -> Types:
     return types
 
 
-def _registers(types: Types, n_directions: int) -> tuple[int, int, int]:
-    n_layers = max(len(pairs) for pairs in types.values())
-    return _n_qubits(n_layers), _n_qubits(len(types)), _n_qubits(n_directions)
-
-
-def _n_qubits_of(options: LayoutOptions, spec: AdapterSpec) -> int:
-    return FEATURES[options.features].n_sign_qubits + sum(_registers(_by_type(spec), spec.rank))
-
-
 def _n_qubits(n: int) -> int:
     return max(1, (n - 1).bit_length())
 
 
 def _n_control(options: LayoutOptions, spec: AdapterSpec) -> Callable[[int | None], int]:
     """Return a function that tells how many numbers a control trains, by the most that it may."""
-    types = _by_type(spec)
-    registers = _registers(types, spec.rank)
-    states, ansatz = _states(types, registers, spec.rank), make_ansatz(options.ansatz, sum(registers), 1)
+    places = _Places.of(options, spec)
+    groups, states = places.groups_of_vectors(1), places.of_directions()
+    states = [*(state for group in groups for state in group.states), *states]
+    registers = places.registers
+    ansatz = make_ansatz(options.ansatz, sum(registers), 1)
     kind, n_circuits = FEATURES[options.features], options.circuits or 1
     return lambda limit: kind.n_control(Room(n_circuits, None, registers, ansatz, states, limit))
 
