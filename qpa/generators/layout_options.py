@@ -96,7 +96,7 @@ class LayoutOptions:
     )
     vectors: tuple[str, ...] = option(
         (ALL,),
-        help="Kinds of layers that get vectors besides directions: all (in `state`: none), none, or names.",
+        help="Kinds of layers that get vectors besides directions: all (with state: none), none, or names.",
     )
     max_params: str | None = option(
         None, help="The most numbers to train, 5000 or 25% of LoRA r=4; circuits and vectors follow."
