@@ -19,6 +19,9 @@ of `qpa bench`, and that with one more qubit for the sign is `state:signed`. Eac
     circuits-3        three circuits, each with a scale
     rank-16, rank-64  16 or 64 directions of a module instead of 32; all modules need a side as long as that
 
+`vectors:circuit`, `vectors:own` and so on are the generator, or a control in the circuit's place, with
+vectors on the module type VECTOR_TYPE. `vectors:signed` is what `qpa plan` takes at about 300 numbers.
+
     python -m benchmarks.state_variants --model <stories260K> --data <tinyshakespeare input.txt> \\
         --budgets 130,265 --out docs/results/variants
     qpa bench --report --out docs/results/variants --beside docs/results/few
@@ -57,6 +60,8 @@ N_FIT_STEPS, FIT_RATE = 400, 0.03
 OWN_SHARE = 0.8
 N_FIRST_QUBITS = 3
 OPENED_BY = 0.75
+VECTOR_TYPE = "down_proj"
+FEATURES_WITH_VECTORS = ("circuit", "signed", "own", "tables", "log-linear", "tying", "constant")
 
 
 def amplitudes(angles: Tensor, permutations: Sequence[Tensor]) -> Tensor:
@@ -332,6 +337,15 @@ def methods(n_steps: int) -> dict[str, Generated]:
         Generated("variant:circuits-3", state, _three_circuits, STATE_RATES),
         Generated("variant:rank-16", state, sized_plans, STATE_RATES, rank=16),
         MoreDirections("variant:rank-64", state, sized_plans, STATE_RATES),
+    ]
+    found += [
+        Generated(
+            f"vectors:{features}",
+            LayoutOptions(generator="state", features=features, vectors=(VECTOR_TYPE,)),
+            sized_plans,
+            STATE_RATES,
+        )
+        for features in FEATURES_WITH_VECTORS
     ]
     return {method.name: method for method in found}
 
