@@ -415,6 +415,8 @@ STATE = {"generator": "state"}
         ({}, STATE, "circuit", 11),
         ({}, {}, "signed", 13),
         ({"method": "dora"}, STATE, "circuit", 6),
+        ({"method": "dora"}, {}, "signed", 13),
+        ({"method": "dora"}, {}, "signed", 164),  # with vectors
         ({"targets": ("all-linear", "embed_tokens")}, {}, "signed", 13),
     ],
     ids=str,

@@ -45,7 +45,13 @@ from qpa.generators.generator import (
 )
 from qpa.generators.layout_options import ALL, NONE, LayoutOptions
 from qpa.generators.state import small_sizes
-from qpa.generators.vectors import module_types, numbered_draft, types_by_length, vector_drafts
+from qpa.generators.vectors import (
+    drafts_alone,
+    module_types,
+    numbered_draft,
+    types_by_length,
+    vector_drafts,
+)
 
 N_LAYERS = 1
 RATE = 2e-2
@@ -148,6 +154,7 @@ def _drafts(options: LayoutOptions, spec: AdapterSpec, n_circuits: int) -> list[
         advice = "name all layers, lower `circuits` or raise `rank`"
         raise OptionError("vectors", "vectors or a spectrum on every layer", "neither on some", advice)
     vectors = vector_drafts(spec, n_rows, chosen, share_inputs=options.share_inputs)
+    vectors += drafts_alone(spec, n_rows)
     return with_unique_names(vectors + _spectrum_drafts(spec, n_rows, spectrum_size))
 
 

@@ -51,21 +51,28 @@ def types_that_write(spec: AdapterSpec) -> list[str]:
 
 
 def vector_drafts(spec: AdapterSpec, n_rows: int, types: set[str], *, share_inputs: bool) -> list[Draft]:
-    """Return groups of generated rows and columns, and of vectors that are no part of a product.
+    """Return groups of generated rows of lora_A and columns of lora_B.
 
     Args:    n_rows: generated rows of every lora_A.
              types: module types that have generated rows and columns.
              share_inputs: modules that read the same activations share the rows of their lora_A.
     """
-    factors = [tensor for pair in spec.pairs for tensor in pair]
-    chosen = [tensor for tensor in factors if tensor.module_type in types]
-    in_pairs = {tensor.path for tensor in factors}
-    alone = [tensor for tensor in spec.tensors if tensor.path not in in_pairs]
+    factors = [tensor for pair in spec.pairs for tensor in pair if tensor.module_type in types]
     shared = {a.path: _input_name(a.module_type) for a, _ in spec.pairs} if share_inputs else {}
+    return _drafts(factors, n_rows, shared)
+
+
+def drafts_alone(spec: AdapterSpec, n_rows: int) -> list[Draft]:
+    """Return groups of the vectors that are no part of a product, such as DoRA's magnitudes."""
+    in_pairs = {tensor.path for pair in spec.pairs for tensor in pair}
+    return _drafts([tensor for tensor in spec.tensors if tensor.path not in in_pairs], n_rows, {})
+
+
+def _drafts(tensors: list[AdapterTensor], n_rows: int, names: dict[str, str]) -> list[Draft]:
     drafts = []
-    for (name, role, length), tensors in by_kind([*chosen, *alone], shared).items():
-        n_vectors = min(n_rows, tensors[0].n_vectors)
-        drafts.append(numbered_draft(f"{name}.{role}", tensors[0].axis, tensors, n_vectors, length))
+    for (name, role, length), members in by_kind(tensors, names).items():
+        n_vectors = min(n_rows, members[0].n_vectors)
+        drafts.append(numbered_draft(f"{name}.{role}", members[0].axis, members, n_vectors, length))
     return drafts
 
 
