@@ -203,13 +203,18 @@ GENERATED = {
 
 
 def state_method(features: str) -> Generated:
+    """Return the generator of one state with these features, called "state" or "state:" and their name."""
     name = "state" if features == "circuit" else f"state:{features}"
     plan = LayoutOptions(generator="state", features=features)
     return Generated(name, plan, sized_plans, STATE_RATES)
 
 
-STATE_CONTROLS = tuple(name for name in FEATURES if FEATURES[name].needs_registers)
-GENERATED_STATES = {method.name: method for method in map(state_method, (*WITH_CIRCUITS, *STATE_CONTROLS))}
+GENERATED_STATES = {
+    method.name: method
+    for method in (
+        state_method(name) for name in FEATURES if name in WITH_CIRCUITS or FEATURES[name].needs_registers
+    )
+}
 """One state over the directions in which the loss falls, and what stands in for it."""
 
 

@@ -188,8 +188,13 @@ def _tinylora(name: str, tying: float, rates: tuple[float, float, float] = (1e-2
         return [{"u": max(1, round(budget / n_vectors))}]
 
     def options(knobs: Knobs, seed: int) -> dict[str, Any]:
-        tied = {"weight_tying": tying, "save_projection": False}
-        return {"r": 2, "u": knobs["u"], "projection_seed": seed, **tied}
+        return {
+            "r": 2,
+            "u": knobs["u"],
+            "weight_tying": tying,
+            "projection_seed": seed,
+            "save_projection": False,
+        }
 
     return PeftMethod(name, rates, "TinyLoraConfig", options, candidates, lambda knobs: 2)
 

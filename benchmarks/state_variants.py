@@ -43,7 +43,7 @@ from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.bench.trial import batches
 from qpa.circuits.execution import Execution
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.generators.features.circuit import FEATURE_EPSILON, WINDOW_NOISE
+from qpa.generators.features.circuit import WINDOW_NOISE, root_in_window
 from qpa.generators.features.kind import FEATURES, FeatureKind, Room, WithoutCircuits
 from qpa.generators.features.states import random_of
 from qpa.generators.features.tied import OWN
@@ -126,12 +126,6 @@ def bricks(registers: Registers) -> list[list[Pair]]:
     return [chain(registers)[0][::2], chain(registers)[0][1::2]]
 
 
-def root(probabilities: Tensor, n_qubits: int) -> Tensor:
-    """Return the feature of probabilities that the generator has."""
-    n_states = 2.0**n_qubits
-    return torch.sqrt(probabilities * n_states + FEATURE_EPSILON) - math.sqrt(FEATURE_EPSILON)
-
-
 @dataclass(frozen=True, eq=False)
 class Variant(FeatureKind):
     """Features of one state with one thing changed.
@@ -185,7 +179,7 @@ class VariantFeatures(WithoutCircuits, nn.Module):
         angles[-1] += math.pi / 2
         self.angles = nn.Parameter(angles)
         self.extra = nn.Parameter(torch.zeros(layout.features.n_control - angles.numel()))
-        self.places = _owners(layout, seed, len(self.extra))
+        self.places = _places_of_own(layout, seed, len(self.extra))
         self.states = _states_of(layout, self.registers[-1])
         self.n_backward = 0
         if kind.n_opening_steps:
@@ -207,15 +201,15 @@ class VariantFeatures(WithoutCircuits, nn.Module):
         state = amplitudes(self.angles, self.permutations)
         if kind.is_amplitude:
             return state * 2 ** (n_qubits / 2)
-        feature = root(state**2, n_qubits)
+        feature = root_in_window(state**2, 2**n_qubits)
         if kind.has_two_bases:
-            feature = feature + self.extra * root(in_basis_y(state, n_qubits), n_qubits)
+            feature = feature + self.extra * root_in_window(in_basis_y(state, n_qubits), 2**n_qubits)
         return feature
 
     def _sum_over_registers(self) -> Tensor:
         parts = torch.split(self.angles, list(self.registers), dim=1)
         features = [
-            root(amplitudes(part, [permutation_of(chain((n,))[0], n)]) ** 2, n)
+            root_in_window(amplitudes(part, [permutation_of(chain((n,))[0], n)]) ** 2, 2**n)
             for part, n in zip(parts, self.registers, strict=True)
         ]
         layer, module_type, direction = features
@@ -229,14 +223,10 @@ class VariantFeatures(WithoutCircuits, nn.Module):
         return gradient.masked_fill(torch.arange(n_layers)[:, None] < n_closed, 0)
 
 
-def _owners(layout: WeightLayout, seed: int, n_numbers: int) -> Tensor:
+def _places_of_own(layout: WeightLayout, seed: int, n_numbers: int) -> Tensor:
     """Return the place int64[2**n_qubits] of each state's own number; n_numbers where it has none."""
-    states = [state for group in layout.groups for state in group.states]
     features = layout.features.model_copy(update={"n_control": n_numbers})
-    places = torch.full((2**layout.ansatz.n_qubits,), n_numbers)
-    owners = OWN.owners(layout.model_copy(update={"features": features}), states, seed)
-    places[torch.tensor(states)] = torch.tensor(owners)
-    return places
+    return OWN.places(layout.model_copy(update={"features": features}), seed)
 
 
 def _states_of(layout: WeightLayout, n_direction_qubits: int) -> Tensor:
@@ -259,7 +249,7 @@ class Fitted(Generated):
         attached = super().attach(base, configuration, rate=rate, seed=seed)
         optimizer = cast(GeneratedAdapterOptimizer, attached.optimizer)
         generator: Any = optimizer.generator
-        states = torch.tensor([state for group in generator.layout.groups for state in group.states])
+        states = torch.tensor(generator.layout.states)
         fit = torch.optim.Adam([generator.chunk_features.angles], lr=FIT_RATE)
         for _ in range(N_FIT_STEPS):
             found = generator.features(generator.run())[states, 0]
@@ -281,7 +271,7 @@ def _free_features(base: BenchBase, seed: int) -> Tensor:
     for rows in batches(base.train_rows, 8, N_FREE_STEPS, seed):
         take_step(attached.optimizer, causal_loss(attached.model, rows, rows, bf16=base.bf16))
     generator: Any = cast(GeneratedAdapterOptimizer, attached.optimizer).generator
-    states = torch.tensor([state for group in generator.layout.groups for state in group.states])
+    states = torch.tensor(generator.layout.states)
     coefficients: Tensor = generator.features(None)[states, 0].detach()
     # The scale tells which way is downhill; its sign is the same for all.
     return coefficients.clamp(min=0)

@@ -282,6 +282,11 @@ class WeightLayout(Document):
         return sum(group.n_chunks for group in self.groups)
 
     @property
+    def states(self) -> list[int]:
+        """Return the basis states of all chunks, group by group."""
+        return [state for group in self.groups for state in group.states]
+
+    @property
     def n_circuits(self) -> int:
         """Return the number of independent circuits, or of a control's columns."""
         return self.features.n_circuits
@@ -327,8 +332,7 @@ class WeightLayout(Document):
         kept = {tensor.path for tensor in self.kept}
         if len(kept) != len(self.kept) or kept & {path for path, _ in places}:
             raise ValueError("a tensor is kept once, and by no group")
-        states = [state for group in self.groups for state in group.states]
-        n_qubits = self.ansatz.n_qubits
+        states, n_qubits = self.states, self.ansatz.n_qubits
         if len(set(states)) != len(states) or not all(0 <= s < 2**n_qubits for s in states):
             raise ValueError(f"{len(states)} chunks need as many of the 2**{n_qubits} basis states")
         self._verify_ranks()

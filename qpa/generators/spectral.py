@@ -28,7 +28,7 @@ from dataclasses import replace
 from typing import ClassVar, final
 
 from qpa.circuits.ansatz import make_ansatz
-from qpa.documents import AdapterSpec, AdapterTensor, Provenance, WeightLayout, Windows
+from qpa.documents import AdapterSpec, Provenance, WeightLayout, Windows
 from qpa.errors import OptionError
 from qpa.generators.chunks import (
     Draft,
@@ -49,6 +49,7 @@ from qpa.generators.vectors import (
     drafts_alone,
     module_types,
     numbered_draft,
+    pairs_by_sides,
     types_by_length,
     vector_drafts,
 )
@@ -165,22 +166,15 @@ def _spectrum_drafts(spec: AdapterSpec, n_rows: int, spectrum_size: int) -> list
     """
     if not spectrum_size:
         return []
-    drafts, sides = [], _by_sides(spec)
+    drafts, sides = [], pairs_by_sides(spec)
     names = [name for name, *_ in sides]
-    for (name, n_in, n_out), members in sides.items():
+    for (name, n_in, n_out), pairs in sides.items():
+        members = [tensor for pair in pairs for tensor in pair]
         suffix = f".{n_in}x{n_out}" if names.count(name) > 1 else ""
         drafts.append(
             numbered_draft(f"{name}.spectrum{suffix}", "spectrum", members, n_rows, spectrum_size // n_rows)
         )
     return drafts
-
-
-def _by_sides(spec: AdapterSpec) -> dict[tuple[str, int, int], list[AdapterTensor]]:
-    """Gather pairs of lora_A and lora_B by module type and both sides."""
-    members: dict[tuple[str, int, int], list[AdapterTensor]] = {}
-    for a, b in spec.pairs:
-        members.setdefault((a.module_type, a.shape[1], b.shape[0]), []).extend((a, b))
-    return members
 
 
 def _windows(drafts: Sequence[Draft], n_circuits: int) -> Windows:

@@ -16,7 +16,6 @@ Rules:
    goes down the slope in every direction alike: directions have unit length, as in an orthogonalised step.
 3. With several circuits, each has a scale, and their sum is read.
 4. Vectors that are no part of a product, such as DoRA's magnitudes, stay as the base model gives them.
-
 5. With the features "signed" one more qubit, before the registers and 0 at the start, tells the sign of c.
 6. Module types may have vectors besides, a row of lora_A and a column of lora_B that all layers share, in the
    place of their last direction. A vector is a decoder's weights times a feature, so that the state tells
@@ -45,7 +44,6 @@ from typing import ClassVar, final
 from qpa.circuits.ansatz import make_ansatz
 from qpa.documents import (
     AdapterSpec,
-    AdapterTensor,
     ChunkedTensor,
     ChunkGroup,
     Provenance,
@@ -58,7 +56,13 @@ from qpa.generators.chunks import Draft, chunked, make_layout, n_qubits_for, wit
 from qpa.generators.features.kind import FEATURES, Room
 from qpa.generators.generator import GeneratorKind, L, check_product, refuse_chunk_size
 from qpa.generators.layout_options import ALL, LayoutOptions
-from qpa.generators.vectors import module_types, types_that_write, vector_drafts
+from qpa.generators.vectors import (
+    PairsBySides,
+    module_types,
+    pairs_by_sides,
+    types_that_write,
+    vector_drafts,
+)
 
 N_LAYERS = 12
 MAX_LAYERS = 64
@@ -66,8 +70,6 @@ MAX_LAYERS = 64
 
 RATE = 5e-2
 ANGLE_RATIO = 2.0
-Types = dict[tuple[str, int, int], list[tuple[AdapterTensor, AdapterTensor]]]
-"""Pairs of lora_A and lora_B by module type, inputs and outputs."""
 
 MAX_CIRCUIT = 270
 """The most numbers with which the planner, left to itself, plans a circuit; see rule 10."""
@@ -146,7 +148,7 @@ class StateKind(GeneratorKind):
             n_qubits = FEATURES[options.features].n_sign_qubits + sum(places.registers)
             ansatz = make_ansatz(options.ansatz, n_qubits, options.layers or N_LAYERS)
             return n_decoder + n_circuits * ansatz.n_angles
-        return n_decoder + _n_control(options, spec)(options.control_size)
+        return n_decoder + _n_control(options, places)(options.control_size)
 
     def size_words(self, options: LayoutOptions) -> str:
         """Return "state, signed, layers 4, vectors o_proj", or for a control "state, own 250"."""
@@ -216,7 +218,7 @@ class _Places:
              registers: the qubits that count layers, types and directions.
     """
 
-    types: Types
+    types: PairsBySides
     n_directions: tuple[int, ...]
     vectors: tuple[Draft, ...]
     registers: tuple[int, int, int]
@@ -224,7 +226,7 @@ class _Places:
     @classmethod
     def of(cls, options: LayoutOptions, spec: AdapterSpec) -> _Places:
         """Return the places of an adapter's directions and vectors."""
-        types, chosen = _by_type(spec), _vector_types(options, spec)
+        types, chosen = pairs_by_sides(spec), _vector_types(options, spec)
         drafts = vector_drafts(spec, 1, chosen, share_inputs=options.share_inputs) if chosen else []
         n_layers = max(*map(len, types.values()), *(draft.n_chunks for draft in drafts), 1)
         return cls(
@@ -265,21 +267,12 @@ class _Places:
         return (layer << n_type_qubits | module_type) << n_direction_qubits | direction
 
 
-def _by_type(spec: AdapterSpec) -> Types:
-    """Gather pairs of lora_A and lora_B by module type and both sides."""
-    types: Types = {}
-    for a, b in spec.pairs:
-        types.setdefault((a.module_type, a.shape[1], b.shape[0]), []).append((a, b))
-    return types
-
-
 def _n_qubits(n: int) -> int:
     return max(1, (n - 1).bit_length())
 
 
-def _n_control(options: LayoutOptions, spec: AdapterSpec) -> Callable[[int | None], int]:
+def _n_control(options: LayoutOptions, places: _Places) -> Callable[[int | None], int]:
     """Return a function that tells how many numbers a control trains, by the most that it may."""
-    places = _Places.of(options, spec)
     groups, states = places.groups_of_vectors(1), places.of_directions()
     states = [*(state for group in groups for state in group.states), *states]
     registers = places.registers
@@ -290,7 +283,7 @@ def _n_control(options: LayoutOptions, spec: AdapterSpec) -> Callable[[int | Non
 
 def _control_sizes(options: L, spec: AdapterSpec) -> list[L]:
     """Return a control's options of growing size, each size once: every number at first, then 5 % apart."""
-    n_control = _n_control(options, spec)
+    n_control = _n_control(options, _Places.of(options, spec))
     found: dict[int, L] = {}
     limit, n_directions = 1, len(spec.pairs) * spec.rank
     while limit <= n_directions:

@@ -8,6 +8,8 @@ from qpa.errors import OptionError
 from qpa.generators.chunks import Draft, by_kind, chunked
 from qpa.generators.layout_options import ALL, NONE
 
+PairsBySides = dict[tuple[str, int, int], list[tuple[AdapterTensor, AdapterTensor]]]
+
 SAME_INPUT = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),
@@ -28,6 +30,14 @@ def module_types(names: tuple[str, ...], spec: AdapterSpec) -> set[str]:
         unknown = ", ".join(sorted(chosen - types))
         raise OptionError("vectors", "all, none, or some of " + ", ".join(sorted(types)), unknown)
     return chosen
+
+
+def pairs_by_sides(spec: AdapterSpec) -> PairsBySides:
+    """Gather pairs of lora_A and lora_B by module type, inputs and outputs."""
+    gathered: PairsBySides = {}
+    for a, b in spec.pairs:
+        gathered.setdefault((a.module_type, a.shape[1], b.shape[0]), []).append((a, b))
+    return gathered
 
 
 def types_by_length(spec: AdapterSpec) -> list[str]:

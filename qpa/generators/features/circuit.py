@@ -33,6 +33,11 @@ WINDOW_NOISE = 0.01
 """Standard deviation, in radians, of what is added to angles that put a circuit on its window."""
 
 
+def root_in_window(probabilities: Tensor, n_inside: float) -> Tensor:
+    """Return the feature of probabilities in a window of n_inside basis states, of the same shape."""
+    return torch.sqrt(probabilities * n_inside + FEATURE_EPSILON) - math.sqrt(FEATURE_EPSILON)
+
+
 class CircuitFeatures(nn.Module):
     """The features of circuits, and of the control "random", whose angles are not trained.
 
@@ -60,7 +65,7 @@ class CircuitFeatures(nn.Module):
         if self.windows is None:
             return torch.sqrt(probabilities * 2.0**self.n_qubits + FEATURE_EPSILON).T - self.mean
         n_inside = 2.0 ** (self.n_qubits - self.windows.n_window_qubits)
-        return torch.sqrt(probabilities * n_inside + FEATURE_EPSILON).T - math.sqrt(FEATURE_EPSILON)
+        return root_in_window(probabilities, n_inside).T
 
 
 class SignedFeatures(CircuitFeatures):

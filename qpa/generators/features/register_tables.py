@@ -47,7 +47,7 @@ class RegisterTables(WithoutCircuits, nn.Module):
     def __init__(self, layout: WeightLayout, seed: int) -> None:
         super().__init__()
         registers, random = layout.features.registers, random_of(seed)
-        sizes = register_sizes(registers, [state for group in layout.groups for state in group.states])
+        sizes = register_sizes(registers, layout.states)
         n_terms = layout.features.n_control // sum(sizes)
         self.tables = nn.ParameterList()
         for place, size in enumerate(sizes):

@@ -38,11 +38,14 @@ class TiedKind(FeatureKind):
 
     def build(self, layout: WeightLayout, seed: int, execution: Execution) -> TiedFeatures:
         """Return the numbers of a layout."""
-        states = [state for group in layout.groups for state in group.states]
-        n_numbers = layout.features.n_control
-        places = torch.full((2**layout.ansatz.n_qubits,), n_numbers)
+        return TiedFeatures(self.places(layout, seed), layout.features.n_control)
+
+    def places(self, layout: WeightLayout, seed: int) -> Tensor:
+        """Return the index of every basis state's number, int64[2**n_qubits]; n_control where it has none."""
+        states = layout.states
+        places = torch.full((2**layout.ansatz.n_qubits,), layout.features.n_control)
         places[torch.tensor(states)] = torch.tensor(self.owners(layout, states, seed))
-        return TiedFeatures(places, n_numbers)
+        return places
 
 
 class TiedFeatures(WithoutCircuits, nn.Module):
