@@ -127,7 +127,7 @@ def _signed(
             left = bases[b.path]
             gradient = adapted.parameters[b.path].grad
             assert gradient is not None, b.path
-            along = (left * gradient[:, : left.shape[1]]).sum(0)
+            along = (left * gradient[:, : left.shape[1]].to(left)).sum(0)
             found[b.path] = left * torch.where(along < 0, -1.0, 1.0)
     adapted.optimizer.zero_grad()
     return found

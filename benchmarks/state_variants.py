@@ -71,7 +71,7 @@ def amplitudes(angles: Tensor, permutations: Sequence[Tensor]) -> Tensor:
              permutations: int64[2**n_qubits]: layer l gathers with number l modulo their number.
     """
     n_layers, n_qubits = angles.shape
-    state = torch.zeros(2**n_qubits, dtype=angles.dtype)
+    state = angles.new_zeros(2**n_qubits)
     state[0] = 1
     cos, sin = torch.cos(angles / 2), torch.sin(angles / 2)
     for layer in range(n_layers):
@@ -220,7 +220,7 @@ class VariantFeatures(WithoutCircuits, nn.Module):
         n_layers, self.n_backward = len(gradient), self.n_backward + 1
         n_open = 1 + self.n_backward * n_layers // self.kind.n_opening_steps
         n_closed = n_layers - min(n_layers, n_open)
-        return gradient.masked_fill(torch.arange(n_layers)[:, None] < n_closed, 0)
+        return gradient.masked_fill(torch.arange(n_layers, device=gradient.device)[:, None] < n_closed, 0)
 
 
 def _places_of_own(layout: WeightLayout, seed: int, n_numbers: int) -> Tensor:

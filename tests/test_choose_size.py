@@ -94,7 +94,7 @@ def test_below_the_default_s_smallest_size_a_state_is_planned(shape, budget):
         assert 0 <= budget - layout.account.n_generator < layout.ansatz.n_qubits
 
 
-def test_the_smallest_budgets_buy_the_scale_then_parities_then_circuits_then_own_numbers():
+def test_the_smallest_budgets_buy_the_scale_then_parities_then_circuits_then_tables_then_own_numbers():
     spec = small_spec(40, 4, {name: (100, 200) for name in "abcdefg"})  # 6 + 3 + 2 qubits, of 1,120 numbers
     expected = {
         1: ("constant", 1),
@@ -102,9 +102,10 @@ def test_the_smallest_budgets_buy_the_scale_then_parities_then_circuits_then_own
         12: ("log-linear", 12),
         24: ("log-linear", 24),
         25: ("signed", 1 + 2 * 12),
-        266: ("signed", 1 + 22 * 12),
-        267: ("own", 267),
-        400: ("own", 389),
+        204: ("signed", 1 + 16 * 12),
+        205: ("tables", 1 + 4 * (40 + 7 + 4)),
+        569: ("tables", 1 + 11 * (40 + 7 + 4)),
+        620: ("own", 598),
     }
     for budget, features_and_size in expected.items():
         layout = PlanLayout(max_params=str(budget)).run(spec, NOWHERE)

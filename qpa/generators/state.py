@@ -27,7 +27,8 @@ From a number of parameters to a size, each rule with its measurement in docs/re
 8. Below two layers it is the control "log-linear", which has a size for every number. One layer is a product
    over the bits, as the first weights of this control are, and does no better.
 9. From two layers on it is a circuit with a qubit for the sign.
-10. From MAX_CIRCUIT numbers on it is own numbers for the first directions of every module.
+10. From MAX_CIRCUIT numbers on it is the control "tables", whose sizes are a term apart, and from MAX_TABLES
+    numbers on own numbers for the first directions of every module.
 11. As soon as they fit beside VECTOR_LAYERS layers of a circuit, it is that and vectors on module types that
     write to the residual stream: first on the shorter of two, then on the longer, then on both.
 
@@ -71,8 +72,11 @@ MAX_LAYERS = 64
 RATE = 5e-2
 ANGLE_RATIO = 2.0
 
-MAX_CIRCUIT = 270
-"""The most numbers with which the planner, left to itself, plans a circuit; see rule 10."""
+MAX_CIRCUIT = 200
+"""The most numbers with which the planner, left to itself, plans a circuit without vectors; see rule 10."""
+
+MAX_TABLES = 600
+"""The most numbers with which the planner, left to itself, plans tables; see rule 10."""
 
 MIN_LAYERS = 2
 """The fewest layers with which the planner, left to itself, plans a circuit; see rule 8."""
@@ -136,7 +140,7 @@ class StateKind(GeneratorKind):
         if options.features == "random":
             return [replace(unsized, circuits=n) for n in range(1, MAX_LAYERS + 1)]
         if options.features not in OF_TRAINED_CIRCUITS:
-            return [scale, *_control_sizes(unsized, spec)]
+            return [scale, *_control_sizes(unsized, spec).values()]
         return [scale, *(replace(unsized, generator=self.name, layers=n) for n in range(1, MAX_LAYERS + 1))]
 
     def n_trained(self, options: LayoutOptions, spec: AdapterSpec) -> int:
@@ -181,18 +185,19 @@ def small_sizes(options: L, spec: AdapterSpec, n_below: int) -> list[L]:
     ]
     n_end = STATE.n_trained(with_vectors[0], spec) if with_vectors else n_below
     n_layer = STATE.n_trained(circuits[0], spec) - 1
-    n_layers = max(0, min(MAX_CIRCUIT, n_end - 1) - 1) // n_layer
-    n_first = 1 + n_layer * MIN_LAYERS
-    n_last = max(n_first, 1 + n_layer * n_layers)
-    products = _control_sizes(replace(unsized, features="log-linear"), spec)
-    own = _control_sizes(replace(unsized, features="own"), spec)
-    return [
-        scale,
-        *(size for size in products if 1 + (size.control_size or 0) < min(n_first, n_end)),
-        *circuits[MIN_LAYERS - 1 : n_layers],
-        *(size for size in own if n_last <= (size.control_size or 0) < n_end - 1),
-        *with_vectors,
-    ]
+    in_layers = {1 + n_layer * (size.layers or 0): size for size in circuits}
+    sizes = {1: scale}
+    for features, n_rung in (
+        ("log-linear", MIN_LAYERS * n_layer),
+        ("signed", MAX_CIRCUIT),
+        ("tables", MAX_TABLES),
+        ("own", n_end),
+    ):
+        n_last, n_most = max(sizes), min(n_rung, n_end - 1)
+        control = replace(unsized, features=features)
+        found = in_layers if features == "signed" else _control_sizes(control, spec, n_most)
+        sizes |= {n: size for n, size in found.items() if n_last < n <= n_most}
+    return [*sizes.values(), *with_vectors]
 
 
 def _types_for_vectors(spec: AdapterSpec) -> list[tuple[str, ...]]:
@@ -281,14 +286,14 @@ def _n_control(options: LayoutOptions, places: _Places) -> Callable[[int | None]
     return lambda limit: kind.n_control(Room(n_circuits, None, registers, ansatz, states, limit))
 
 
-def _control_sizes(options: L, spec: AdapterSpec) -> list[L]:
-    """Return a control's options of growing size, each size once: every number at first, then 5 % apart."""
+def _control_sizes(options: L, spec: AdapterSpec, n_most: int | None = None) -> dict[int, L]:
+    """Return a control's options by how many numbers are trained: every number at first, then 5 % apart."""
     n_control = _n_control(options, _Places.of(options, spec))
     found: dict[int, L] = {}
     limit, n_directions = 1, len(spec.pairs) * spec.rank
-    while limit <= n_directions:
+    while limit <= min(n_directions, n_most or n_directions):
         # Below the smallest size of a control there is none.
         with suppress(OptionError):
-            found.setdefault(n_control(limit), replace(options, control_size=limit))
+            found.setdefault(1 + n_control(limit), replace(options, control_size=limit))
         limit += max(1, limit // 20)
-    return list(found.values())
+    return found

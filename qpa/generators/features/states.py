@@ -31,10 +31,12 @@ def register_numbers(registers: Sequence[int], states: Sequence[int]) -> Iterato
 
 def register_sizes(registers: Sequence[int], states: Sequence[int]) -> list[int]:
     """Return how many numbers of each register are used, counted up to the largest."""
-    largest = [0] * len(registers)
-    for numbers in register_numbers(registers, states):
-        largest = [max(a, b) for a, b in zip(largest, numbers, strict=True)]
-    return [number + 1 for number in largest]
+    sizes, n_after = [], sum(registers)
+    for n_qubits in registers:
+        n_after -= n_qubits
+        mask = (1 << n_qubits) - 1
+        sizes.append(1 + max((state >> n_after) & mask for state in states))
+    return sizes
 
 
 def random_of(seed: int) -> torch.Generator:
