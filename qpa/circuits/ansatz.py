@@ -42,9 +42,11 @@ class AnsatzKind(ABC):
         """Return the number of angles of one circuit."""
 
     @abstractmethod
-    def build(self, ansatz: Ansatz) -> QuantumCircuit:
+    def build(self, ansatz: Ansatz, *, has_last_layer: bool = True) -> QuantumCircuit:
         """Return the circuit in Qiskit's terms, from |0..0> and without measurements.
 
+        Args:    has_last_layer: whether the circuit ends with its last entangling layer; without it the
+                 histogram is permuted instead, see `last_layer_permutation`.
         Returns: a circuit with the angles of `parameters`.
         """
 

@@ -42,7 +42,7 @@ class RyCnotChain(AnsatzKind):
         """Return the number of angles, one for each qubit in each layer."""
         return n_layers * n_qubits
 
-    def build(self, ansatz: Ansatz) -> QuantumCircuit:
+    def build(self, ansatz: Ansatz, *, has_last_layer: bool = True) -> QuantumCircuit:
         """Return the chain; its angle i is that of qubit i % n_qubits in layer i // n_qubits."""
         from qiskit import QuantumCircuit
 
@@ -52,8 +52,9 @@ class RyCnotChain(AnsatzKind):
         for layer in range(n_layers):
             for qubit in range(n_qubits):
                 circuit.ry(angles[layer * n_qubits + qubit], qubit)
-            for qubit in range(n_qubits - 1):
-                circuit.cx(qubit, qubit + 1)
+            if layer < n_layers - 1 or has_last_layer:
+                for qubit in range(n_qubits - 1):
+                    circuit.cx(qubit, qubit + 1)
         return circuit
 
     def probabilities(self, ansatz: Ansatz, angles: Tensor) -> Tensor:

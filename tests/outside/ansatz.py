@@ -20,14 +20,15 @@ class RyCzRing(AnsatzKind):
     def n_angles(self, n_qubits, n_layers):
         return n_layers * n_qubits
 
-    def build(self, ansatz):
+    def build(self, ansatz, *, has_last_layer=True):
         n_qubits, angles = ansatz.n_qubits, parameters(ansatz)
         circuit = QuantumCircuit(n_qubits, name=self.name)
         for layer in range(ansatz.n_layers):
             for qubit in range(n_qubits):
                 circuit.ry(angles[layer * n_qubits + qubit], qubit)
-            for qubit in range(n_qubits if n_qubits > 2 else n_qubits - 1):
-                circuit.cz(qubit, (qubit + 1) % n_qubits)
+            if layer < ansatz.n_layers - 1 or has_last_layer:
+                for qubit in range(n_qubits if n_qubits > 2 else n_qubits - 1):
+                    circuit.cz(qubit, (qubit + 1) % n_qubits)
         return circuit
 
     def window_angles(self, ansatz, bits):
