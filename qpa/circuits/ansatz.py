@@ -29,11 +29,14 @@ ANGLES = "t"
 class AnsatzKind(ABC):
     """A family of parametric circuits.
 
-    Class attributes: `name` is kebab-case; `entanglement` says which qubits a layer entangles; `feature_mean`
-    is the mean of sqrt(p * 2**n_qubits) over random angles, which depends on whether the amplitudes are real.
+    Class attributes: `name` is kebab-case; `words` tell a user what a layer is, and what its simulation costs
+    beside that of ry-cnot-chain (`benchmarks.ansatz_time`); `entanglement` says which qubits a layer
+    entangles; `feature_mean` is the mean of sqrt(p * 2**n_qubits) over random angles, which depends on
+    whether the amplitudes are real.
     """
 
     name: ClassVar[str]
+    words: ClassVar[str] = ""
     entanglement: ClassVar[str]
     feature_mean: ClassVar[float]
 
@@ -80,7 +83,13 @@ class AnsatzKind(ABC):
 
 
 ANSATZE: Registry[AnsatzKind] = Registry(
-    "ansatz", {"ry-cnot-chain": "qpa.circuits.ry_cnot_chain:RY_CNOT_CHAIN"}
+    "ansatz",
+    {
+        "ry-cnot-chain": "qpa.circuits.ry_cnot_chain:RY_CNOT_CHAIN",
+        "ry-cz-ring": "qpa.circuits.qiskit_ansatze:RY_CZ_RING",
+        "real-amplitudes-full": "qpa.circuits.qiskit_ansatze:REAL_AMPLITUDES_FULL",
+        "efficient-su2": "qpa.circuits.qiskit_ansatze:EFFICIENT_SU2",
+    },
 )
 
 

@@ -34,6 +34,7 @@ class RyCnotChain(AnsatzKind):
     """
 
     name: ClassVar[str] = "ry-cnot-chain"
+    words: ClassVar[str] = "RY and a chain of CNOTs, the fastest to simulate"
     entanglement: ClassVar[str] = "linear"
     # Amplitudes of random real states are normal: the mean is that of |N(0, 1)|.
     feature_mean: ClassVar[float] = math.sqrt(2 / math.pi)

@@ -77,7 +77,12 @@ class LayoutOptions:
         at_least=1,
         shown_default="what suits the control",
     )
-    ansatz: str = option("ry-cnot-chain", help="Gates of the circuits: {choices}.", choices=ANSATZE)
+    ansatz: str = option(
+        "ry-cnot-chain",
+        help="Gates of the circuits: {choices}.",
+        choices=ANSATZE,
+        choice_words=lambda name: ANSATZE[name].words,
+    )
     chunk_size: int | None = option(
         None, help="Numbers per chunk of a flat layout.", at_least=1, shown_default=_default_of("chunk_size")
     )

@@ -184,11 +184,14 @@ def small_sizes(options: L, spec: AdapterSpec, n_below: int) -> list[L]:
         if STATE.n_trained(size, spec) < n_below
     ]
     n_end = STATE.n_trained(with_vectors[0], spec) if with_vectors else n_below
-    n_layer = STATE.n_trained(circuits[0], spec) - 1
-    in_layers = {1 + n_layer * (size.layers or 0): size for size in circuits}
+    n_qubits = FEATURES["signed"].n_sign_qubits + sum(_Places.of(unsized, spec).registers)
+    in_layers = {
+        1 + make_ansatz(options.ansatz, n_qubits, size.layers or 0).n_angles: size for size in circuits
+    }
+    n_two_layers = list(in_layers)[MIN_LAYERS - 1]
     sizes = {1: scale}
     for features, n_rung in (
-        ("log-linear", MIN_LAYERS * n_layer),
+        ("log-linear", n_two_layers - 1),
         ("signed", MAX_CIRCUIT),
         ("tables", MAX_TABLES),
         ("own", n_end),

@@ -1,4 +1,4 @@
-"""An ansatz from outside: layers of RY, each followed by a ring of CZ."""
+"""An ansatz from outside: layers of RY, each followed by CZs of every other pair of neighbours."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from qiskit import QuantumCircuit
 from qpa.circuits.ansatz import AnsatzKind, parameters
 
 
-class RyCzRing(AnsatzKind):
-    """Every layer turns all qubits and entangles each with the next, the last with the first."""
+class RyCzBricks(AnsatzKind):
+    """Even layers entangle qubits 0 and 1, 2 and 3, and so on; odd layers 1 and 2, 3 and 4, and so on."""
 
-    name = "ry-cz-ring"
-    entanglement = "ring"
+    name = "ry-cz-bricks"
+    entanglement = "bricks"
     feature_mean = math.sqrt(2 / math.pi)
 
     def n_angles(self, n_qubits, n_layers):
@@ -27,8 +27,8 @@ class RyCzRing(AnsatzKind):
             for qubit in range(n_qubits):
                 circuit.ry(angles[layer * n_qubits + qubit], qubit)
             if layer < ansatz.n_layers - 1 or has_last_layer:
-                for qubit in range(n_qubits if n_qubits > 2 else n_qubits - 1):
-                    circuit.cz(qubit, (qubit + 1) % n_qubits)
+                for qubit in range(layer % 2, n_qubits - 1, 2):
+                    circuit.cz(qubit, qubit + 1)
         return circuit
 
     def window_angles(self, ansatz, bits):
