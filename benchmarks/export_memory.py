@@ -109,6 +109,8 @@ def write_adapter(folder: Path, n_modules: int) -> None:
         probe=probe,
         source="exact",
         shots=None,
+        weight_error=0.0,
+        frozen_loss=None,
         account=ParameterAccount(
             n_angles=24, n_control=0, n_decoder=1200, n_adapter=n_modules * 2 * RANK * HIDDEN_SIZE
         ),

@@ -95,7 +95,7 @@ class Command:
             if name not in makers:
                 yield parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
                 continue
-            for option in _options_of(makers[name]):
+            for option in sorted(_options_of(makers[name]), key=lambda option: not option.is_required):
                 if option.name not in shown:
                     yield _parameter(option, flags, is_needed=isinstance(makers[name], type))
                 shown.add(option.name)

@@ -16,11 +16,12 @@ import typer
 from typer.core import TyperGroup
 
 from qpa import __version__
-from qpa.cli import bench, export, inspect, plan, train, transpile, verify
+from qpa.cli import bench, export, freeze, inspect, plan, targets, train, transpile, verify
 from qpa.cli.command import Command
 
 COMMANDS: dict[str, Command] = {
-    module.COMMAND.name: module.COMMAND for module in (plan, transpile, train, export, inspect, verify, bench)
+    module.COMMAND.name: module.COMMAND
+    for module in (plan, targets, transpile, train, freeze, export, inspect, verify, bench)
 }
 
 _LIBRARY_SETTINGS = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,10 +14,11 @@ from qpa.cli.command import Command, Makers
 from qpa.cli.output import JsonOption, print_json, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from qpa.documents import FrozenAdapter
+    from qpa.documents import Document
     from qpa.passes.freeze_adapter import FreezeAdapter
     from qpa.passes.measure_circuit import MeasureCircuit
     from qpa.passes.train_generator import TrainGenerator
+    from qpa.pipeline.pass_protocol import PassContext
     from qpa.store.run_directory import RunDirectory
 
 EXAMPLES = """
@@ -25,6 +27,8 @@ EXAMPLES = """
 qpa train runs/bard --data shakespeare.txt
 
 qpa train runs/maths --data train.jsonl --eval-data test.jsonl --epochs 3 --batch-size 4 --grad-accum 4
+
+qpa train runs/bard --data shakespeare.txt --source noisy --device-target fake_torino --shots 8192
 
 qpa train runs/bard --data shakespeare.txt --resume   (with the other options of the interrupted run)
 """
@@ -35,8 +39,14 @@ def makers() -> Makers:
     from qpa.passes.freeze_adapter import FreezeAdapter
     from qpa.passes.measure_circuit import MeasureCircuit
     from qpa.passes.train_generator import TrainGenerator
+    from qpa.passes.transpile_circuit import TranspileCircuit
 
-    return {"step": TrainGenerator, "measure": MeasureCircuit, "freeze": FreezeAdapter}
+    return {
+        "step": TrainGenerator,
+        "measure": MeasureCircuit,
+        "freeze": FreezeAdapter,
+        "transpile": (TranspileCircuit,),
+    }
 
 
 def train(
@@ -44,6 +54,7 @@ def train(
     step: TrainGenerator,
     measure: MeasureCircuit,
     freeze: FreezeAdapter,
+    transpile: dict[str, Any],
     seed: Annotated[
         int | None,
         typer.Option(help="Draws the data order and dropout.", show_default="the plan's seed"),
@@ -53,21 +64,57 @@ def train(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Train the generator through the base model's loss, then freeze the adapter it generates."""
-    from qpa.documents import FrozenAdapter, LogicalCircuit, NativeCircuit
+    """Train the generator through the base model's loss, then freeze the adapter it generates.
+
+    With options of qpa transpile, such as --device-target, the circuit is transpiled first.
+    """
+    from qpa.documents import LogicalCircuit, NativeCircuit
     from qpa.passes import training_pipeline
     from qpa.pipeline.pass_protocol import PassContext
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)
     with directory.locked(), progress_bar() as progress, _naming_resume(directory):
-        documents = directory.read_through(NativeCircuit if directory.has(NativeCircuit) else LogicalCircuit)
+        documents = directory.read_through(LogicalCircuit)
         if not (step.resume or force):
             _check_untrained(directory)
+        transpile_first(directory, transpile)
+        documents = directory.read_through(NativeCircuit if directory.has(NativeCircuit) else LogicalCircuit)
         used_seed = documents[0].provenance.seed if seed is None else seed
         context = PassContext(used_seed, directory.files, documents, progress)
+        print_cost(step, context)
         context = training_pipeline(step, measure, freeze).run(documents[-1], context, directory.write)
-    _report(run, context.document(FrozenAdapter), as_json=json_)
+    report_frozen(run, context.documents, "trained and frozen", as_json=json_)
+
+
+def transpile_first(run: RunDirectory, options: dict[str, Any]) -> None:
+    """Transpile a run's circuit with the given options, where there are any."""
+    from qpa.documents import LogicalCircuit
+    from qpa.passes import transpilation_pipeline
+    from qpa.passes.transpile_circuit import TranspileCircuit
+    from qpa.pipeline.pass_protocol import PassContext
+
+    if options:
+        planned = run.read_through(LogicalCircuit)
+        context = PassContext(planned[0].provenance.seed, run.files, planned)
+        transpilation_pipeline(TranspileCircuit(**options)).run(None, context, run.write)
+
+
+def print_cost(options: TrainGenerator, context: PassContext) -> None:
+    """Say before a training on sampled circuits what each of its steps costs."""
+    from qpa.circuits.sources.source import SOURCES
+    from qpa.documents import WeightLayout
+    from qpa.pipeline.options import check_options
+    from qpa.report.facts import cost_text
+    from qpa.training.session import cost_of_step, execution_of
+
+    check_options(options)
+    if SOURCES[options.source].is_differentiable:
+        return
+    execution = execution_of(options, context)
+    layout = context.document(WeightLayout)
+    cost = cost_of_step(execution, layout)
+    print(f"each step: {cost_text(cost)}", file=sys.stderr)
 
 
 @contextmanager
@@ -98,16 +145,18 @@ def _check_untrained(run: RunDirectory) -> None:
         raise DirectoryError(str(run.path), expected, "checkpoints of an interrupted training", advice)
 
 
-def _report(run: Path, frozen: FrozenAdapter, *, as_json: bool) -> None:
+def report_frozen(run: Path, documents: Sequence[Document], words: str, *, as_json: bool) -> None:
+    """Print what a frozen adapter is, and how far it is from the exact one."""
+    from qpa.documents import FrozenAdapter
     from qpa.exporters.registry import formats_for
-    from qpa.report.facts import account_json, account_rows, result_json, result_rows
+    from qpa.pipeline.pass_protocol import newest
+    from qpa.report.facts import frozen_json, frozen_rows
 
+    frozen = newest(documents, FrozenAdapter)
     if as_json:
-        print_json(
-            {"run": str(run), "account": account_json(frozen.account), "result": result_json(frozen.result)}
-        )
+        print_json({"run": str(run), **frozen_json(documents)})
         return
-    print_table(f"{run}: trained and frozen", result_rows(frozen.result) + account_rows(frozen.account))
+    print_table(f"{run}: {words}", frozen_rows(documents))
     if frozen.result.eval_loss >= frozen.result.base_loss:
         print_line(
             "the adapter is no better than the base model: train again with a lower --lr and --angle-lr"

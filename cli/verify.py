@@ -1,4 +1,4 @@
-"""qpa verify: is an exported directory the function that was trained?"""
+"""qpa verify: is an export the function that was trained, and a frozen adapter what was measured?"""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ EXAMPLES = """
 qpa verify adapters/bard --model ./models/stories260K
 
 qpa verify adapters/bard --static
+
+qpa verify runs/bard
 """
 
 
@@ -37,14 +39,39 @@ def verify(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Load an export with engines that know nothing of qpa, in a fresh process, and compare answers."""
+    """Load an export with engines that know nothing of qpa, in a fresh process, and compare answers.
+
+    Of a run, compute the frozen adapter once more from the recorded counts, and compare bit for bit.
+    """
+    from qpa.documents import AdapterSpec
+
     if step.engines == ("all",):
         step = replace(step, engines=None)
-    if static:
+    if (Path(step.directory) / AdapterSpec.file_name()).is_file() and not static:
+        _verify_run(Path(step.directory), as_json=json_)
+    elif static:
         _refuse_with_static(step)
         _verify_static(Path(step.directory), as_json=json_)
     else:
         _verify_engines(step, as_json=json_)
+
+
+def _verify_run(path: Path, *, as_json: bool) -> None:
+    from qpa.documents import FrozenAdapter
+    from qpa.passes.freeze_adapter import check_frozen
+    from qpa.pipeline.pass_protocol import PassContext
+    from qpa.report.facts import number
+    from qpa.store.run_directory import RunDirectory
+
+    directory = RunDirectory.open(path)
+    documents = directory.read_through(FrozenAdapter)
+    context = PassContext(documents[0].provenance.seed, directory.files, documents)
+    measurement, n_tensors = check_frozen(context)
+    if as_json:
+        print_json({"run": str(path), "source": measurement.source, "n_tensors": n_tensors})
+        return
+    given = "the recorded counts give" if measurement.counts else f"the {measurement.source} source gave"
+    print_line(f"{path}: {given} this adapter, {number(n_tensors)} tensors")
 
 
 def _refuse_with_static(step: VerifyAdapter) -> None:

@@ -3,6 +3,7 @@
 plan       inspect-model -> plan-layout -> synthesize-circuit -> transpile-circuit
 transpile  transpile-circuit, again for another device, before or after training
 train      train-generator -> measure-circuit -> freeze-adapter
+freeze     measure-circuit -> freeze-adapter, again, on another source
 verify     verify-adapter, on an exported directory
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qpa.documents import AdapterSpec, LogicalCircuit, Manifest, WeightLayout
+from qpa.documents import AdapterSpec, LogicalCircuit, Manifest, TrainedGenerator, WeightLayout
 from qpa.passes.freeze_adapter import FreezeAdapter
 from qpa.passes.measure_circuit import MeasureCircuit
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
@@ -44,6 +45,11 @@ def training_pipeline(
     measure = measure or MeasureCircuit()
     freeze = freeze or FreezeAdapter(trust_remote_code=train.trust_remote_code)
     return Pipeline(train, measure, freeze, given=PLANNED)
+
+
+def freezing_pipeline(measure: MeasureCircuit, freeze: FreezeAdapter) -> Pipeline:
+    """Return the passes of `qpa freeze`: from a trained generator to a frozen adapter."""
+    return Pipeline(measure, freeze, given=(*PLANNED, TrainedGenerator))
 
 
 def verification_pipeline(verify: VerifyAdapter) -> Pipeline:

@@ -4,26 +4,31 @@ Rules:
 1. The frozen tensors are what the decoders make of the measurement, added to the initial adapter.
 2. Where they agree with what the training process recorded, to float32 rounding, the recorded tensors are
    taken, so that the frozen adapter is the live model's bit for bit, and so is its probe. An exact
-   measurement always agrees; after any other the adapted model answers a probe of its own.
-3. Nothing downstream needs the generator, the layout or a circuit.
+   measurement of a generator that was trained exactly always agrees; after any other the adapted model
+   answers a probe of its own.
+3. How far an adapter of counts is from the one that exact probabilities give is written down: the relative
+   error of its weights and, where the training's data is given again, its loss on the evaluation split.
+4. Nothing downstream needs the generator, the layout or a circuit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
+from qpa.circuits.circuit import Circuit
 from qpa.documents import (
     AdapterSpec,
     Attachment,
     Document,
     FrozenAdapter,
+    LogicalCircuit,
     Measurement,
     TrainedGenerator,
     WeightLayout,
 )
-from qpa.documents.trained_generator import INITIAL_PREFIX
-from qpa.errors import DocumentError, one_sentence
+from qpa.documents.trained_generator import ANGLES_ARRAY, INITIAL_PREFIX
+from qpa.errors import DataError, DocumentError, VerificationError, one_sentence
 from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
 
@@ -38,16 +43,29 @@ TOLERANCE = 1e-5
 class FreezeAdapter:
     """Keep the generated weights and leave the generator behind.
 
-    Args:    trust_remote_code: the user allows the model's own Python code to run, now.
+    Args:    data, eval_data: the data of the training, to score an adapter that is not the live one; None is
+             not to score it.
+             trust_remote_code: the user allows the model's own Python code to run, now.
     Source:  ours.
     """
 
     name: ClassVar[str] = "freeze-adapter"
     consumes: ClassVar[type] = Measurement
-    requires: ClassVar[tuple[type[Document], ...]] = (AdapterSpec, WeightLayout, TrainedGenerator)
+    requires: ClassVar[tuple[type[Document], ...]] = (
+        AdapterSpec,
+        WeightLayout,
+        LogicalCircuit,
+        TrainedGenerator,
+    )
     produces: ClassVar[type[Document]] = FrozenAdapter
     section: ClassVar[str] = "train"
 
+    data: str | None = option(
+        None, help="Data of the training, to score what counts give.", is_path=True, provenance=False
+    )
+    eval_data: str | None = option(
+        None, help="Evaluation data of the training.", is_path=True, provenance=False
+    )
     trust_remote_code: bool = option(
         False, help="Run Python code that comes with the model.", provenance=False
     )
@@ -57,6 +75,7 @@ class FreezeAdapter:
 
         Raises:  DocumentError: a file is missing or damaged, or an exact measurement gives another adapter
                  than the one that was trained.
+                 DataError: the data is not that of the training.
         """
         from safetensors.torch import load_file
 
@@ -67,11 +86,15 @@ class FreezeAdapter:
         generated = decode_adapter(spec, layout, arrays, _probabilities(source, context))
         _check_names(recorded, generated)
         difference = _difference(recorded, generated)
-        if source.shots is None and difference is not None:
+        is_the_same = source.source == trained.source and source.shots is None
+        if is_the_same and difference is not None:
             raise difference
-        tensors = (trained.adapter, trained.probe)
+        adapter, probe = trained.adapter, trained.probe
+        weight_error: float | None = 0.0
+        frozen_loss: float | None = trained.result.eval_loss
         if difference is not None:
-            tensors = self._put_measured(spec, generated, trained, context)
+            adapter, probe, frozen_loss = self._put_measured(spec, generated, trained, context)
+            weight_error = _weight_error(spec, layout, arrays, generated, context)
         return FrozenAdapter(
             provenance=context.provenance(self, source),
             base=spec.base,
@@ -81,18 +104,20 @@ class FreezeAdapter:
             target_modules=spec.target_modules,
             fan_in_fan_out=spec.fan_in_fan_out,
             tensors=tuple(tensor.ref for tensor in spec.tensors),
-            arrays=tensors[0],
-            probe=tensors[1],
+            arrays=adapter,
+            probe=probe,
             source=source.source,
             shots=source.shots,
+            weight_error=weight_error,
+            frozen_loss=frozen_loss,
             account=layout.account,
             result=trained.result,
         )
 
     def _put_measured(
         self, spec: AdapterSpec, adapter: dict[str, Tensor], trained: TrainedGenerator, context: PassContext
-    ) -> tuple[Attachment, Attachment]:
-        """Leave an adapter that is not the live model's in the files, with its own probe; return both."""
+    ) -> tuple[Attachment, Attachment, float | None]:
+        """Leave an adapter that is not the live model's in the files; return it, its probe and its loss."""
         from safetensors.torch import load_file
 
         from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
@@ -104,7 +129,86 @@ class FreezeAdapter:
         model = attach_adapter(base, spec)
         set_adapter(adapter_parameters(model, spec), adapter)
         prompt = load_file(context.files.get(trained.probe))["input_ids"]
-        return context.put_tensors(adapter), context.put_tensors(record_probe(model, prompt))
+        loss = self._loss(model, trained, context) if self.data else None
+        return context.put_tensors(adapter), context.put_tensors(record_probe(model, prompt)), loss
+
+    def _loss(self, model: Any, trained: TrainedGenerator, context: PassContext) -> float:
+        """Return the loss on the evaluation split of the training."""
+        from qpa.models.base_model import load_tokenizer
+        from qpa.seeds import split_seed
+        from qpa.training.evaluation import digest_of_rows
+        from qpa.training.objectives.objective import LOSS, OBJECTIVES
+        from qpa.training.training_options import TrainingOptions
+
+        recorded = {item.name: item.value for item in trained.provenance.options}
+        options = TrainingOptions(data=str(self.data), eval_data=self.eval_data, **cast(Any, recorded))
+        base = context.document(AdapterSpec).base
+        tokenizer = load_tokenizer(base, trust_remote_code=self.trust_remote_code)
+        objective = OBJECTIVES[options.objective](options, tokenizer)
+        splits = objective.rows(split_seed(trained.provenance.seed, "split"))
+        if digest_of_rows(*splits) != trained.result.data_digest:
+            raise DataError(str(self.data), "the data of the training", "other data")
+        scores = objective.scores(model, splits.evaluation, context.progress, "evaluating the frozen adapter")
+        return scores[LOSS]
+
+
+def check_frozen(context: PassContext) -> tuple[Measurement, int]:
+    """Freeze a run's measurement once more, from its counts, and compare bit for bit.
+
+    Returns: the measurement, and how many tensors are equal. An adapter of exact probabilities is the live
+             one, which its own generator gives to float32 rounding.
+    Raises:  VerificationError: the counts give other probabilities, or these another adapter.
+             DocumentError: a file is missing or damaged.
+    """
+    from safetensors.torch import load_file
+
+    from qpa.passes.measure_circuit import probabilities_of
+
+    frozen, measurement = context.document(FrozenAdapter), context.document(Measurement)
+    spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
+    trained = context.document(TrainedGenerator)
+    probabilities, again = _probabilities(measurement, context), probabilities_of(measurement, context)
+    if probabilities is not None and again is not None and not again.equal(probabilities):
+        raise VerificationError(measurement.kind, "the probabilities that its counts give", "others")
+    arrays = load_file(context.files.get(trained.arrays))
+    kept = load_file(context.files.get(frozen.arrays))
+    found = decode_adapter(spec, layout, arrays, probabilities)
+    is_live = frozen.arrays == trained.adapter
+    for path, tensor in found.items():
+        same = (
+            _difference({path: kept[path]}, {path: tensor}) is None if is_live else kept[path].equal(tensor)
+        )
+        if not same:
+            raise VerificationError(path, "the numbers that the measurement gives", "others", "freeze again")
+    return measurement, len(found)
+
+
+def _weight_error(
+    spec: AdapterSpec,
+    layout: WeightLayout,
+    arrays: dict[str, Tensor],
+    found: dict[str, Tensor],
+    context: PassContext,
+) -> float | None:
+    """Return ||found - exact|| / ||exact - initial|| over the tensors that differ from the exact ones.
+
+    A tensor that no circuit changes, such as one of fixed directions, says nothing. None where the exact ones
+    are the initial ones.
+    """
+    import torch
+
+    from qpa.adapters.attach import initial_adapter
+    from qpa.generators.chunks import kept_rows
+
+    circuit = Circuit.of(context.document(LogicalCircuit))
+    exact = decode_adapter(spec, layout, arrays, circuit.exact_probabilities(arrays[ANGLES_ARRAY]))
+    initial = initial_adapter(spec, kept_rows(layout), _from_base(arrays))
+    paths = [path for path in exact if not torch.equal(exact[path], found[path])]
+    if not paths:
+        return 0.0
+    wrong = torch.stack([(found[path] - exact[path]).norm() for path in paths]).norm()
+    moved = torch.stack([(exact[path] - initial[path]).norm() for path in paths]).norm()
+    return float(wrong / moved) if moved > 0 else None
 
 
 def decode_adapter(
@@ -122,11 +226,7 @@ def decode_adapter(
     from qpa.generators.generator import make_generator
 
     generator = make_generator(layout, layout.seed)
-    from_base = {
-        name.removeprefix(INITIAL_PREFIX): array
-        for name, array in arrays.items()
-        if name.startswith(INITIAL_PREFIX)
-    }
+    from_base = _from_base(arrays)
     _check_from_base(spec, from_base)
     try:
         generator.load_state_dict({n: a for n, a in arrays.items() if not n.startswith(INITIAL_PREFIX)})
@@ -140,6 +240,15 @@ def decode_adapter(
     for tensor, output in zip(layout.tensors, outputs, strict=True):
         values[tensor.path] = initial[tensor.path] + output
     return {tensor.path: values[tensor.path] for tensor in spec.tensors}
+
+
+def _from_base(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the initial values that the base model gave, by path."""
+    return {
+        name.removeprefix(INITIAL_PREFIX): array
+        for name, array in arrays.items()
+        if name.startswith(INITIAL_PREFIX)
+    }
 
 
 def _probabilities(measurement: Measurement, context: PassContext) -> Tensor | None:

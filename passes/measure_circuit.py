@@ -2,10 +2,14 @@
 
 Rules:
 1. The circuit is that of the documents, with the trained angles; all circuits travel in one call.
-2. The source is the one that trained, unless another is asked for; one that runs the target's own gates gets
-   the native circuit as transpile-circuit left it.
-3. The distance to the exact probabilities is computed and kept.
-4. A control without circuits has nothing to measure; its document says so.
+2. The source is the one that trained, with its shots and backend, unless another is asked for; one that runs
+   the target's own gates gets the native circuit as transpile-circuit left it.
+3. Where circuits are sampled, the counts are kept as they were measured, with those that a mitigation
+measures
+   besides: the probabilities follow from them. Of a native circuit copies of its files are kept, since the
+   run may be transpiled for another device afterwards.
+4. The distance to the exact probabilities is computed and kept.
+5. A control without circuits has nothing to measure; its document says so.
 """
 
 from __future__ import annotations
@@ -13,40 +17,59 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from qpa.circuits.circuit import NO_DEVICE, Circuit, load_circuit
-from qpa.circuits.sources.source import SOURCES
+from qpa.circuits.circuit import NO_DEVICE, Circuit, files_as_run, load_circuit
+from qpa.circuits.mitigation.mitigation import NONE, calibrate, corrected, parse_mitigations
+from qpa.circuits.sources.sampling_options import SamplingOptions
+from qpa.circuits.sources.source import SOURCES, Source
 from qpa.documents import (
     Document,
     LogicalCircuit,
     Measurement,
+    NativeCircuit,
     TrainedGenerator,
     WeightLayout,
 )
-from qpa.errors import DocumentError
+from qpa.documents.trained_generator import ANGLES_ARRAY
+from qpa.errors import DocumentError, OptionError
 from qpa.pipeline.options import check_options, option
 from qpa.pipeline.pass_protocol import PassContext
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ANGLES = "chunk_features.angles"
+COUNTS = "counts"
+
+_NO_CIRCUIT: dict[str, Any] = {
+    "calibrated": None,
+    "physical_qubits": (),
+    "lacks_last_layer": False,
+    "circuit": None,
+    "device": None,
+}
+"""What a measurement says where the logical circuit was run."""
 
 _NOTHING: dict[str, Any] = {
     "target": NO_DEVICE,
     "shots": None,
     "n_executions": 0,
+    "counts": None,
     "probabilities": None,
     "distance": 0.0,
+    **_NO_CIRCUIT,
 }
 """What a measurement says where a control has no circuits."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class MeasureCircuit:
+class MeasureCircuit(SamplingOptions):
     """Run the trained circuits on a source.
 
-    Args:    measure_source: a name in `qpa.circuits.sources.source.SOURCES`; None means the one that trained.
+    Args:    source: a name in `qpa.circuits.sources.source.SOURCES`; None means the one that trained, with
+             its shots and its backend.
+             mitigation: how the counts are corrected, names of
+             `qpa.circuits.mitigation.mitigation.MITIGATIONS` joined by "+", in their order; "none" for not.
+             shots, backend, session, yes: see `SamplingOptions`.
     Source:  ours.
     """
 
@@ -54,45 +77,112 @@ class MeasureCircuit:
     consumes: ClassVar[type] = TrainedGenerator
     requires: ClassVar[tuple[type[Document], ...]] = (WeightLayout, LogicalCircuit)
     produces: ClassVar[type[Document]] = Measurement
-    section: ClassVar[str] = "train"
+    section: ClassVar[str] = "freeze"
 
-    measure_source: str | None = option(
+    source: str | None = option(
         None,
         help="What runs the trained circuits once more: {choices}.",
         choices=SOURCES,
         shown_default="what ran them in training",
     )
+    mitigation: str = option(
+        NONE,
+        help="How counts are corrected for errors: none, or names joined by +, such as readout+depolarizing.",
+    )
 
     def run(self, source: TrainedGenerator, context: PassContext) -> Measurement:
-        """Return the measurement; leave its probabilities in the context's files.
+        """Return the measurement; leave its counts and probabilities in the context's files.
 
-        Raises:  OptionError: there is no such source.
+        Raises:  OptionError: there is no such source, or it cannot use the options.
                  DocumentError: a file is missing or damaged, or the angles are not the circuit's.
+                 SourceError: what runs the circuits fails.
         """
         check_options(self)
-        name = self.measure_source or source.source
+        name = self.source or source.source
         has_circuits = context.document(WeightLayout).features.has_circuits
-        facts = self._measure(source, name, context) if has_circuits else _NOTHING
+        facts = dict(_NOTHING)
+        if has_circuits:
+            facts = self._measure(source, self._source(source, context), context)
         return Measurement(
-            provenance=context.provenance(self, source), source=name, mitigation="none", **facts
+            provenance=context.provenance(self, source),
+            source=name,
+            backend=self._inherited(source, "backend"),
+            mitigation=self.mitigation,
+            **facts,
         )
 
-    def _measure(self, trained: TrainedGenerator, name: str, context: PassContext) -> dict[str, Any]:
+    def _inherited(self, trained: TrainedGenerator, option_: str) -> Any:
+        """Return an option's value; where no other source is asked for, by default that of the training."""
+        value = getattr(self, option_)
+        return getattr(trained, option_) if value is None and self.source is None else value
+
+    def _source(self, trained: TrainedGenerator, context: PassContext) -> Source:
+        options = SamplingOptions(
+            shots=self._inherited(trained, "shots"),
+            backend=self._inherited(trained, "backend"),
+            session=self.session,
+            yes=self.yes,
+        )
+        return options.make_source(self.source or trained.source, context.seed_for(self.name))
+
+    def _measure(self, trained: TrainedGenerator, runs_on: Source, context: PassContext) -> dict[str, Any]:
         """Return what a measurement says of a run of the circuits."""
-        runs_on = SOURCES[name](context.seed_for(self.name))
+        from qpa.circuits.sources.sampled import SampledSource
+
         circuit = load_circuit(context, native=runs_on.runs_native)
         angles = _angles(trained, circuit, context)
-        cost = runs_on.cost(circuit, len(angles))
+        mitigations = parse_mitigations(self.mitigation)
+        n_runs = len(angles) + sum(one.n_evaluations(circuit, len(angles)) for one in mitigations)
+        cost = runs_on.cost(circuit, n_runs)
+        self.check_consent(runs_on, cost, 1)
         context.progress("measuring the circuits", 0, 1)
-        measured = runs_on.probabilities(circuit, angles)
         exact = circuit.exact_probabilities(angles)
+        counts: dict[str, Tensor] = {}
+        if isinstance(runs_on, SampledSource):
+            counts[COUNTS] = runs_on.counts(circuit, angles)
+            counts |= calibrate(mitigations, runs_on, circuit, angles)
+            measured = corrected(mitigations, counts[COUNTS], circuit, counts)
+        elif mitigations:
+            raise OptionError("mitigation", f"none for the source {runs_on.name}", self.mitigation)
+        else:
+            measured = runs_on.probabilities(circuit, angles)
+        put = context.put_tensors
         return {
             "target": circuit.target,
             "shots": runs_on.shots,
             "n_executions": cost.n_executions,
-            "probabilities": context.put_tensors({"probabilities": measured.contiguous()}),
+            "counts": put({name: part.contiguous() for name, part in counts.items()}) if counts else None,
+            **(_as_run(context) if runs_on.runs_native else _NO_CIRCUIT),
+            "probabilities": put({"probabilities": measured.contiguous()}),
             "distance": min(1.0, float(0.5 * (measured - exact).abs().sum(1).max())),
         }
+
+
+def probabilities_of(measurement: Measurement, context: PassContext) -> Tensor | None:
+    """Return the probabilities that a measurement's counts give, computed once more.
+
+    Returns: float32[n_circuits, 2**n_qubits]; None where there are no counts.
+    Raises:  DocumentError: a file is missing or damaged.
+    """
+    from safetensors.torch import load_file
+
+    if measurement.counts is None:
+        return None
+    counts = load_file(context.files.get(measurement.counts))
+    ansatz = context.document(LogicalCircuit).ansatz
+    circuit = Circuit(ansatz, lacks_last_layer=measurement.lacks_last_layer)
+    return corrected(parse_mitigations(measurement.mitigation), counts[COUNTS], circuit, counts)
+
+
+def _as_run(context: PassContext) -> dict[str, Any]:
+    """Return what a measurement keeps of the native circuit, with copies of its files."""
+    native = context.document(NativeCircuit)
+    return {
+        "calibrated": native.calibrated,
+        "physical_qubits": native.physical_qubits,
+        "lacks_last_layer": native.lacks_last_layer,
+        **files_as_run(native, context),
+    }
 
 
 def _angles(trained: TrainedGenerator, circuit: Circuit, context: PassContext) -> Tensor:
@@ -101,8 +191,10 @@ def _angles(trained: TrainedGenerator, circuit: Circuit, context: PassContext) -
 
     path = context.files.get(trained.arrays)
     arrays = load_file(path)
-    if ANGLES not in arrays or arrays[ANGLES].shape[1:] != (circuit.n_angles,):
-        found = str(list(arrays[ANGLES].shape)) if ANGLES in arrays else "none"
-        raise DocumentError(str(path), f"{ANGLES} [n_circuits, {circuit.n_angles}]", found, "train again")
-    angles: Tensor = arrays[ANGLES]
+    if ANGLES_ARRAY not in arrays or arrays[ANGLES_ARRAY].shape[1:] != (circuit.n_angles,):
+        found = str(list(arrays[ANGLES_ARRAY].shape)) if ANGLES_ARRAY in arrays else "none"
+        raise DocumentError(
+            str(path), f"{ANGLES_ARRAY} [n_circuits, {circuit.n_angles}]", found, "train again"
+        )
+    angles: Tensor = arrays[ANGLES_ARRAY]
     return angles

@@ -175,3 +175,7 @@ class ExportError(QpaError):
 
 class VerificationError(QpaError):
     """An exported adapter is not the function that was trained."""
+
+
+class SourceError(QpaError):
+    """What runs the circuits fails: a device is not reached, a job is cancelled, shots are missing."""

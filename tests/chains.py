@@ -32,4 +32,4 @@ def simulate(angles: Tensor) -> Tensor:
 def vjp(angles: Tensor, cotangent: Tensor) -> Tensor:
     """Return the adjoint gradient, of the angles' shape."""
     circuit = Circuit(chain(*angles.shape[1:]))
-    return Adjoint().vjp(ExactSimulator(), circuit, angles.flatten(1), cotangent).view_as(angles)
+    return Adjoint().vjp(ExactSimulator(), circuit, angles.flatten(1), None, cotangent).view_as(angles)

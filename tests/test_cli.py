@@ -318,8 +318,8 @@ def test_train_refuses_missing_data_and_missing_runs(
     assert "a directory" in cli.refuses("train", planned, "--data", tmp_path)
     assert "no such directory" in cli.refuses("train", tmp_path / "none", "--data", text_file)
     assert "qpa plan" in cli.refuses("train", tmp_path, "--data", text_file)
-    asked = cli.refuses("train", planned, "--data", text_file, *TRAIN, "--measure-source", "dice")
-    assert asked.startswith("error: --measure-source: expected ") and "found dice" in asked
+    asked = cli.refuses("train", planned, "--data", text_file, *TRAIN, "--source", "dice")
+    assert asked.startswith("error: --source: expected ") and "found dice" in asked
     assert not (planned / "metrics.jsonl").exists()  # which the training would have started
 
 

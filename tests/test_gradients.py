@@ -9,8 +9,10 @@ from qpa.circuits.circuit import Circuit
 from qpa.circuits.execution import Execution
 from qpa.circuits.gradients.adjoint import Adjoint
 from qpa.circuits.gradients.parameter_shift import ParameterShift
+from qpa.circuits.gradients.spsa import Spsa
+from qpa.circuits.gradients.surrogate import Surrogate, apply_channel, fit_channel
 from qpa.circuits.sources.exact import ExactSimulator
-from qpa.circuits.sources.source import Cost
+from qpa.circuits.sources.source import SOURCES, Cost, SourceSettings
 from qpa.documents import AdapterSpec
 from qpa.errors import OptionError
 from qpa.generators.features.states import state_bits
@@ -29,6 +31,8 @@ class Device:
     name = "device"
     is_differentiable = False
     runs_native = False
+    needs_backend = False
+    is_paid = False
     shots = None
 
     def __init__(self, seed=0):
@@ -173,3 +177,82 @@ def test_the_last_chain_of_cnots_is_a_permutation_of_the_histogram(n_qubits):
     permutation = ANSATZE[ansatz.kind].last_layer_permutation(ansatz)
     found = Circuit(ansatz).exact_probabilities(angles)[0]
     torch.testing.assert_close(without_chain[permutation], found, atol=1e-12, rtol=0)
+
+
+def vjp_of(estimator, source, seed=0, n_circuits=2):
+    """Return an estimate and the exact gradient for random angles and cotangents of five qubits."""
+    circuit = Circuit(make_ansatz("ry-cnot-chain", 5, 3))
+    random = torch.Generator().manual_seed(seed)
+    angles = torch.randn(n_circuits, circuit.n_angles, generator=random)
+    cotangent = torch.randn(n_circuits, circuit.n_states, generator=random)
+    measured = source.probabilities(circuit, angles)
+    exact = Adjoint().vjp(ExactSimulator(), circuit, angles, measured, cotangent)
+    return estimator.vjp(source, circuit, angles, measured, cotangent), exact
+
+
+def cosine(a, b):
+    return float(torch.cosine_similarity(a.flatten(), b.flatten(), 0))
+
+
+def shots_of(seed, shots):
+    return SOURCES["shots"](SourceSettings(seed, shots))
+
+
+def test_parameter_shift_of_shots_is_unbiased_and_better_with_more_of_them():
+    found = [cosine(*vjp_of(ParameterShift(), shots_of(1, shots))) for shots in (64, 1024, 16384)]
+    assert found[0] < found[1] < found[2] and found[2] > 0.99
+    estimates, (_, exact) = [], vjp_of(ParameterShift(), shots_of(0, 64))
+    estimates = [vjp_of(ParameterShift(), shots_of(seed, 64))[0] for seed in range(40)]
+    error = torch.stack(estimates).std(0) / 40**0.5
+    deviation = (torch.stack(estimates).mean(0) - exact) / error
+    assert float(deviation.square().mean()) < 2  # 1 is to be expected, with 30 angles' spread
+
+
+def test_spsa_is_unbiased_and_its_cosine_is_small():
+    """The mean over directions is the gradient, up to the square of the step; one direction is far off."""
+    estimates = [vjp_of(Spsa(seed), ExactSimulator()) for seed in range(400)]
+    exact = estimates[0][1]
+    one = [abs(cosine(found, exact)) for found, _ in estimates]
+    assert 0.05 < sum(one) / len(one) < 0.35  # about sqrt(2 / (pi 30)) = 0.15
+    mean = torch.stack([found for found, _ in estimates]).mean(0)
+    assert cosine(mean, exact) > 0.9
+    assert float((mean * exact).sum() / exact.square().sum()) == pytest.approx(1, abs=0.3)
+    again = vjp_of(Spsa(7), ExactSimulator())[0]
+    assert torch.equal(vjp_of(Spsa(7), ExactSimulator())[0], again)
+
+
+def test_the_surrogate_is_the_gradient_where_there_is_no_noise():
+    found, exact = vjp_of(Surrogate(), ExactSimulator())
+    torch.testing.assert_close(found, exact, atol=1e-5, rtol=1e-4)
+
+
+def test_the_surrogate_finds_the_channel_and_is_its_gradient():
+    random = torch.Generator().manual_seed(3)
+    exact = torch.rand(2, 32, generator=random, dtype=torch.float64)
+    exact /= exact.sum(1, keepdim=True)
+    channel = torch.tensor([0.8, *torch.rand(10, generator=random).mul(0.1).tolist()], dtype=torch.float64)
+    measured = apply_channel(exact, channel)
+    torch.testing.assert_close(measured.sum(1), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(fit_channel(exact, measured), channel, atol=1e-3, rtol=0)
+
+    class Channel(Device):
+        def probabilities(self, circuit, angles):
+            return apply_channel(circuit.exact_probabilities(angles.double()), channel).float()
+
+    found, without = vjp_of(Surrogate(), Channel())
+    shifted, _ = vjp_of(ParameterShift(), Channel())
+    torch.testing.assert_close(found, shifted, atol=2e-4, rtol=1e-2)
+    assert not torch.allclose(found, without, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "n_runs"),
+    [(ParameterShift(), 2 * 15 * 2), (Spsa(), 2 * 2), (Surrogate(), 0), (Adjoint(), 2)],
+)
+def test_an_estimator_says_what_it_runs(estimator, n_runs):
+    device = Device()
+    circuit = Circuit(make_ansatz("ry-cnot-chain", 5, 3))
+    assert estimator.n_evaluations(circuit, 2) == n_runs
+    if not estimator.needs_differentiable:
+        vjp_of(estimator, device)
+        assert device.n_evaluations == 2 + n_runs

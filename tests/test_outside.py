@@ -54,7 +54,7 @@ from qpa.store.run_directory import METRICS, DirectoryStore, RunDirectory
 from qpa.training.objectives.objective import OBJECTIVES
 from tests.command_line import Cli
 from tests.outside.adapter_kind import BIAS, BitFit
-from tests.outside.ansatz import RyCzRing
+from tests.outside.ansatz import RyCzBricks
 from tests.outside.export_format import FACTORS_FILE, ExportNpz
 from tests.outside.features import SlopesKind
 from tests.outside.generator import TiedKind
@@ -103,9 +103,9 @@ def export_and_verify(run: RunDirectory, out: Path, format_: str = "lora") -> Ve
 
 
 def test_an_ansatz_from_outside(llama: Path, text_file: Path, tmp_path: Path, in_process: None) -> None:
-    with added(ANSATZE, RyCzRing.name, RyCzRing()):
-        run = plan(llama, tmp_path / "run", ansatz=RyCzRing.name, layers=2)
-        assert run.read(LogicalCircuit).ansatz.kind == RyCzRing.name
+    with added(ANSATZE, RyCzBricks.name, RyCzBricks()):
+        run = plan(llama, tmp_path / "run", ansatz=RyCzBricks.name, layers=2)
+        assert run.read(LogicalCircuit).ansatz.kind == RyCzBricks.name
         assert "cz q[0], q[1];" in (run.path / "logical-circuit.qasm").read_text()
         before = make_generator(run.read(WeightLayout), 0).chunk_features.angles.detach().clone()
         train(run, text_file)
@@ -144,8 +144,8 @@ def test_a_gradient_estimator_from_outside(
         assert export_and_verify(run, tmp_path / "out").engines
         circuit = Circuit(run.read(LogicalCircuit).ansatz)
     angles, cotangent = torch.rand(2, circuit.n_angles).double(), torch.rand(2, circuit.n_states).double()
-    exact = Adjoint().vjp(ExactSimulator(), circuit, angles, cotangent)
-    found = CentralDifference(0).vjp(ExactSimulator(), circuit, angles, cotangent)
+    exact = Adjoint().vjp(ExactSimulator(), circuit, angles, None, cotangent)
+    found = CentralDifference(0).vjp(ExactSimulator(), circuit, angles, None, cotangent)
     torch.testing.assert_close(found, exact, atol=1e-3, rtol=1e-2)
 
 
@@ -278,6 +278,6 @@ EVERY_REGISTRY = (
 
 @pytest.mark.parametrize("registry", EVERY_REGISTRY)
 def test_nothing_from_outside_stays(registry: Registry[Any]) -> None:
-    names = {RyCzRing.name, QiskitSampler.name, CentralDifference.name, TiedKind.name, BitFit.name, "other"}
+    names = {RyCzBricks.name, QiskitSampler.name, CentralDifference.name, TiedKind.name, BitFit.name, "other"}
     names |= {SlopesKind.name}
     assert not {*names, SmoothedLabels.name, ExportNpz.name, NUMPY.name} & {*registry}

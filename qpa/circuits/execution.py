@@ -12,7 +12,7 @@ from qpa.circuits.gradients.adjoint import Adjoint
 from qpa.circuits.gradients.autograd import through_estimator
 from qpa.circuits.gradients.estimator import GRADIENTS, GradientEstimator
 from qpa.circuits.sources.exact import ExactSimulator
-from qpa.circuits.sources.source import SOURCES, Cost, Source
+from qpa.circuits.sources.source import Cost, Source
 from qpa.errors import OptionError
 from qpa.seeds import split_seed
 
@@ -31,16 +31,12 @@ class Execution:
             raise OptionError("source", expected, self.source.name, "choose another `gradient`")
 
     @classmethod
-    def named(cls, circuit: Circuit, source: str, gradient: str, seed: int) -> Execution:
-        """Return the execution of a circuit on a source and with an estimator of these names.
+    def of(cls, circuit: Circuit, source: Source, gradient: str, seed: int) -> Execution:
+        """Return the execution of a circuit on a source and with an estimator of this name.
 
-        Raises:  OptionError: one is unknown, or they do not go together.
+        Raises:  OptionError: it is unknown, or they do not go together.
         """
-        return cls(
-            circuit,
-            SOURCES[source](split_seed(seed, f"source {source}")),
-            GRADIENTS[gradient](split_seed(seed, f"gradient {gradient}")),
-        )
+        return cls(circuit, source, GRADIENTS[gradient](split_seed(seed, f"gradient {gradient}")))
 
     def run(self, angles: Tensor) -> Tensor:
         """Run the circuits once, and return probabilities from which autograd reaches the angles.

@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from qiskit import QuantumCircuit
 
 
-def to_qiskit(ansatz: Ansatz, *, measured: bool = True) -> QuantumCircuit:
+def to_qiskit(ansatz: Ansatz, *, measured: bool = True, has_last_layer: bool = True) -> QuantumCircuit:
     """Build the circuit of an ansatz.
 
     Args:    measured: end with qubit k measured into classical bit n-1-k. Without it there are no classical
              bits, and `Statevector(circuit.reverse_bits())` is indexed by chunk.
+             has_last_layer: see `AnsatzKind.build`.
     Returns: a circuit with the ParameterVector "t" of n_angles angles, radians. Circuits of one shape share
              their parameters.
     """
     from qiskit import QuantumCircuit
 
-    bare = kind_of(ansatz).build(ansatz)
+    bare = kind_of(ansatz).build(ansatz, has_last_layer=has_last_layer)
     if not measured:
         return bare
     n_qubits = ansatz.n_qubits

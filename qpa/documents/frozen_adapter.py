@@ -27,6 +27,11 @@ def _upgrade_2(content: JsonObject) -> JsonObject:
     return with_control_account(with_parents(content)) | {"shots": None, "tensors": tensors}
 
 
+def _upgrade_3(content: JsonObject) -> JsonObject:
+    """Version 3 did not say how far a frozen adapter is from the one of exact probabilities."""
+    return content | {"weight_error": None, "frozen_loss": None}
+
+
 class FrozenAdapter(Document):
     """Everything an exporter needs, and nothing else of the run.
 
@@ -36,12 +41,18 @@ class FrozenAdapter(Document):
              probe: what the live model answered to a fixed prompt, see `qpa.models.probe`.
              source: what measured the circuits, see `Measurement`; "exact" is the noiseless simulator.
              shots: the number of shots of each circuit; None where the probabilities are exact.
+             weight_error: ||frozen - exact|| / ||exact - initial|| over all numbers of the adapter, where
+             exact is the adapter that exact probabilities give; 0 where they were measured exactly. None
+             where it is not known, or where the adapter did not move from where it started.
+             frozen_loss: the loss of this adapter on the evaluation split of the training, in nats per token,
+             to be compared with `result.eval_loss`; None where it was not scored.
     """
 
     kind: ClassVar[str] = "frozen-adapter"
     upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (
         unchanged,
         _upgrade_2,
+        _upgrade_3,
     )
 
     base: BaseModelReference
@@ -55,6 +66,8 @@ class FrozenAdapter(Document):
     probe: Attachment
     source: str
     shots: int | None
+    weight_error: float | None
+    frozen_loss: float | None
     account: ParameterAccount
     result: TrainingResult
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from qpa.documents.base import Attachment, Document
+from qpa.documents.base import Attachment, Document, JsonObject
+
+
+def _upgrade_1(content: JsonObject) -> JsonObject:
+    """Version 1 knew exact probabilities, and named no device."""
+    return content | {
+        "backend": None,
+        "calibrated": None,
+        "physical_qubits": [],
+        "lacks_last_layer": False,
+        "counts": None,
+        "circuit": None,
+        "device": None,
+    }
 
 
 class Measurement(Document):
@@ -15,10 +29,19 @@ class Measurement(Document):
     The seed in its provenance is the one from which a source with randomness drew.
 
     Args:    source: a name in `qpa.circuits.sources.source.SOURCES`, "exact".
+             backend: the backend on which the circuits ran, as it was named; None for a source without one.
              target: the device whose circuit was run, as a NativeCircuit names it; "none" where the logical
              circuit was run.
              shots: the number of shots of each circuit; None where the probabilities are exact.
-             mitigation: how the counts were corrected; "none" where they were not.
+             mitigation: how the counts were corrected, names of
+             `qpa.circuits.mitigation.mitigation.MITIGATIONS` in their order, joined by "+"; "none" where they
+             were not.
+             counts: safetensors; "counts" int64[n_circuits, 2**n_qubits], what was measured, from which the
+             probabilities follow; what was measured besides for the mitigation has other names. None where
+             the probabilities are exact, and in documents of an older schema.
+             calibrated, physical_qubits, lacks_last_layer: of what was run, see `NativeCircuit`.
+             circuit: what was run, in Qiskit's QPY format; device: what was known of its device. None where
+             the logical circuit was run.
              n_executions: how often a circuit was run on the source, where every shot counts as a run; for
              an exact source, the number of circuits.
              probabilities: safetensors; "probabilities" float32[n_circuits, 2**n_qubits], every row a
@@ -27,12 +50,20 @@ class Measurement(Document):
     """
 
     kind: ClassVar[str] = "measurement"
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1,)
 
     source: str
+    backend: str | None
     target: str
     shots: int | None
     mitigation: str
     n_executions: int
+    calibrated: str | None
+    physical_qubits: tuple[int, ...]
+    lacks_last_layer: bool
+    counts: Attachment | None
+    circuit: Attachment | None
+    device: Attachment | None
     probabilities: Attachment | None
     distance: float
 

@@ -10,6 +10,17 @@ from pydantic import model_validator
 from qpa.documents.base import Attachment, Document, JsonObject, Record, with_parents
 
 
+def _upgrade_2(content: JsonObject) -> JsonObject:
+    """Version 2 kept the device's name alone, and always ended with the last entangling layer."""
+    return content | {
+        "calibrated": None,
+        "device": None,
+        "lacks_last_layer": False,
+        "transpiler_seed": None,
+        "duration_s": None,
+    }
+
+
 class GateCount(Record):
     """How often a gate occurs in the native circuit."""
 
@@ -20,8 +31,16 @@ class GateCount(Record):
 class NativeCircuit(Document):
     """A LogicalCircuit lowered to a target.
 
-    Args:    target: "none" (no device: the logical gates as they are), "generic:<qubits>", or a fake
-             backend's name.
+    Args:    target: "none" (no device: the logical gates as they are), "generic:<qubits>", "ions:<qubits>" or
+             a fake backend's name.
+             calibrated: when the device was calibrated, ISO 8601; None where it does not say.
+             device: what was known of the device, see `qpa.circuits.target_files`; None for "none", and in
+             documents of an older schema.
+             lacks_last_layer: whether the circuit ends before its last entangling layer, which is no more
+             than a permutation of the measured histogram and is applied to it instead: the result is exact.
+             transpiler_seed: the seed, of those that were tried, whose circuit this is; None for "none".
+             duration_s: how long one run takes on the device, in seconds, without the time to reset its
+             qubits; None where the device does not say.
              n_target_qubits: qubits of the device; the circuit's own number for "none".
              physical_qubits: physical_qubits[k] is where logical qubit k starts; () for "none".
              gates: sorted by gate name, measurements and barriers left out.
@@ -33,9 +52,14 @@ class NativeCircuit(Document):
     """
 
     kind: ClassVar[str] = "native-circuit"
-    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (with_parents,)
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (with_parents, _upgrade_2)
 
     target: str
+    calibrated: str | None
+    device: Attachment | None
+    lacks_last_layer: bool
+    transpiler_seed: int | None
+    duration_s: float | None
     n_target_qubits: int
     physical_qubits: tuple[int, ...]
     gates: tuple[GateCount, ...]

@@ -16,6 +16,10 @@ INITIAL_PREFIX = "initial."
 """The start of the names of arrays that hold initial values read from the base model."""
 
 
+ANGLES_ARRAY = "chunk_features.angles"
+"""The name of the array of angles."""
+
+
 class TrainingResult(Record):
     """What training did, in numbers that the same seed reproduces on the same machine.
 
@@ -50,6 +54,11 @@ def _upgrade_1(content: JsonObject) -> JsonObject:
     return with_parents(content) | {"source": "exact", "gradient": "adjoint"}
 
 
+def _upgrade_2(content: JsonObject) -> JsonObject:
+    """Version 2 knew exact simulation, or sources from outside whose shots it did not write."""
+    return content | {"shots": None, "backend": None, "circuit": None, "device": None}
+
+
 class TrainedGenerator(Document):
     """The result of train-generator.
 
@@ -61,17 +70,25 @@ class TrainedGenerator(Document):
              in the AdapterSpec, float32.
              probe: safetensors; what the live model answered to a fixed prompt, see `qpa.models.probe`.
              source: what ran the circuits, a name in `qpa.circuits.sources.source.SOURCES`.
+             shots: the number of shots of each circuit; None for the source's own choice, which is no shots
+             where the source is exact.
+             backend: the backend on which the circuits ran, as it was named; None for a source without one.
+             circuit, device: see `Measurement`.
              gradient: the estimator that pulled gradients back through it, a name in
              `qpa.circuits.gradients.estimator.GRADIENTS`.
     """
 
     kind: ClassVar[str] = "trained-generator"
-    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1,)
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1, _upgrade_2)
 
     arrays: Attachment
     adapter: Attachment
     probe: Attachment
     source: str
+    shots: int | None
+    backend: str | None
+    circuit: Attachment | None
+    device: Attachment | None
     gradient: str
     result: TrainingResult
 

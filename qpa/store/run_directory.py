@@ -35,9 +35,11 @@ D = TypeVar("D", bound=Document)
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 
-_ARRAYS = r"[0-9a-f]{64}\.safetensors"
+_ARRAYS = r"[0-9a-f]{64}\.(?:safetensors|qpy|device)"
 _TEMPORARY = rf"{re.escape(TEMPORARY_PREFIX)}.*"
-_OWN_FILES = rf"logical-circuit\.qasm|native-circuit\.qpy|metrics\.jsonl|{_ARRAYS}|\.lock|{_TEMPORARY}"
+_OWN_FILES = (
+    rf"logical-circuit\.qasm|native-circuit\.(?:qpy|device)|metrics\.jsonl|{_ARRAYS}|\.lock|{_TEMPORARY}"
+)
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -98,15 +100,16 @@ class DirectoryStore:
             (self.path / stale.file_name()).unlink(missing_ok=True)
 
     def drop_unnamed(self) -> None:
-        """Remove the arrays that no document of the directory names any more.
+        """Remove the files that no document of the directory names any more.
 
-        Arrays are files named by their digest. Every JSON file counts as a document: it may be a copy.
-        Where a file cannot be read or removed, what is left stays until the next call.
+        They are arrays, circuits and devices that are named by their digest. Every JSON file counts as a
+        document: it may be a copy. Where a file cannot be read or removed, what is left stays until the next
+        call.
         """
         with suppress(OSError):
             arrays = [
                 file
-                for file in self.path.glob("*.safetensors")
+                for file in self.path.iterdir()
                 if re.fullmatch(_ARRAYS, file.name) and file.is_file() and not file.is_symlink()
             ]
             named = (

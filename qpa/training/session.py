@@ -16,25 +16,30 @@ import torch
 from transformers import PrinterCallback
 
 from qpa.adapters.registry import KINDS
-from qpa.circuits.circuit import load_circuit
+from qpa.circuits.circuit import files_as_run, load_circuit
 from qpa.circuits.execution import Execution
+from qpa.circuits.gradients.adjoint import Adjoint
+from qpa.circuits.gradients.surrogate import Surrogate
 from qpa.circuits.sources.source import SOURCES, Cost
 from qpa.compat.transformers_ import keep_weights_on_resume
 from qpa.documents import (
     AdapterSpec,
+    Attachment,
     Checkpoint,
+    NativeCircuit,
     Provenance,
     TrainedGenerator,
     TrainingResult,
     WeightLayout,
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX
-from qpa.errors import CheckpointError, DivergedError, OptionError
+from qpa.errors import CheckpointError, DivergedError, OptionError, QpaError, SourceError
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_model, load_tokenizer, torch_device
 from qpa.models.causality import check_causal
 from qpa.models.probe import record_probe
 from qpa.pipeline.pass_protocol import PassContext
+from qpa.seeds import split_seed
 from qpa.store.atomic_files import remove_leftovers
 from qpa.store.run_directory import CHECKPOINTS, METRICS
 from qpa.training.calibration import choose_rows
@@ -60,6 +65,7 @@ class Session:
              trainer: of transformers, which has all of these.
              n_steps: the number of optimizer steps of the whole training.
              step_cost: what one of these steps costs on the circuits' source.
+             is_paid: whether that may cost money; every step is saved then.
     """
 
     options: TrainingOptions
@@ -72,6 +78,7 @@ class Session:
     trainer: Any
     n_steps: int
     step_cost: Cost
+    is_paid: bool
 
     @property
     def checkpoints(self) -> Path:
@@ -115,12 +122,13 @@ def prepare(options: TrainingOptions, provenance: Provenance, context: PassConte
     model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust).to(device)
     check_causal(model, spec.base.name_or_path, bf16=options.bf16)
     _check_length(options.max_length, spec, model.config)
-    circuit = load_circuit(context, native=SOURCES[options.source].runs_native)
-    execution = Execution.named(circuit, options.source, options.gradient, context.seed_for("circuits"))
+    execution = execution_of(options, context)
     generator = make_generator(layout, layout.seed, execution=execution)
     lr, angle_lr = learning_rates(options, spec, layout)
     adapted = attach_generator(model, spec, generator, lr=lr, angle_lr=angle_lr)
     n_steps = _count_steps(options, len(splits.training))
+    step_cost = cost_of_step(execution, layout)
+    options.check_consent(execution.source, step_cost, n_steps)
     trainer = objective.trainer(
         adapted.model,
         adapted.optimizer,
@@ -147,7 +155,8 @@ def prepare(options: TrainingOptions, provenance: Provenance, context: PassConte
         adapted=adapted,
         trainer=trainer,
         n_steps=n_steps,
-        step_cost=_cost_of_step(execution, layout),
+        step_cost=step_cost,
+        is_paid=execution.source.is_paid,
     )
 
 
@@ -167,6 +176,7 @@ def fit(session: Session, resumed: Resumed | None, log: TrainingLog) -> None:
     """Take all optimizer steps, or those that are left after a checkpoint.
 
     Raises:  DivergedError: a gradient is not finite; the error names the last good checkpoint.
+             SourceError: what runs the circuits fails; likewise.
     """
     if resumed is not None and resumed[1].step >= session.n_steps:
         restore_optimizer(resumed[0], session.adapted.optimizer, resumed[1])
@@ -177,7 +187,7 @@ def fit(session: Session, resumed: Resumed | None, log: TrainingLog) -> None:
         log=log,
         progress=session.context.progress,
         root=session.checkpoints,
-        save_steps=session.options.save_steps,
+        save_steps=1 if session.is_paid else session.options.save_steps,
         seed=session.context.seed_for("steps"),
         provenance=session.provenance,
         data_digest=session.data_digest,
@@ -189,10 +199,11 @@ def fit(session: Session, resumed: Resumed | None, log: TrainingLog) -> None:
     keep_weights_on_resume(trainer)
     try:
         trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
-    except DivergedError as error:
+    except (DivergedError, SourceError) as error:
         saved = callback.last_saved
         kept = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
-        raise DivergedError(error.subject, error.expected, error.found, f"{error.advice}; {kept}") from error
+        advice = "; ".join(filter(None, (error.advice, kept, _how_to_go_on(error, saved))))
+        raise type(error)(error.subject, error.expected, error.found, advice) from error
 
 
 def score(session: Session, description: str, *, step: int) -> Mapping[str, float]:
@@ -227,7 +238,10 @@ def record(session: Session, before: Mapping[str, float], after: Mapping[str, fl
         adapter=put(adapter),
         probe=put(probe),
         source=options.source,
-        gradient=options.gradient,
+        shots=options.shots,
+        backend=options.backend,
+        **_files_as_run(options, session.context),
+        gradient=gradient_name(options),
         result=TrainingResult(
             n_steps=session.n_steps,
             n_train_tokens=count_row_tokens(splits.training),
@@ -260,7 +274,35 @@ def _count_warmup(options: TrainingOptions, n_steps: int) -> int:
     return int(options.warmup * n_steps if options.warmup < 1 else options.warmup)
 
 
-def _cost_of_step(execution: Execution, layout: WeightLayout) -> Cost:
+def gradient_name(options: TrainingOptions) -> str:
+    """Return the name of the estimator of gradients."""
+    simulated = SOURCES[options.source].is_differentiable
+    return options.gradient or (Adjoint.name if simulated else Surrogate.name)
+
+
+def execution_of(options: TrainingOptions, context: PassContext) -> Execution:
+    """Return the circuit of a plan with the source that runs it and the estimator of its gradients.
+
+    Raises:  OptionError: source and estimator do not go together, or the source cannot use the options.
+             DocumentError, PipelineError: the circuit cannot be read.
+    """
+    seed = context.seed_for("circuits")
+    source = options.make_source(options.source, split_seed(seed, f"source {options.source}"))
+    circuit = load_circuit(context, native=source.runs_native)
+    return Execution.of(circuit, source, gradient_name(options), seed)
+
+
+def _files_as_run(options: TrainingOptions, context: PassContext) -> dict[str, Attachment | None]:
+    if not SOURCES[options.source].runs_native:
+        return {"circuit": None, "device": None}
+    return files_as_run(context.document(NativeCircuit), context)
+
+
+def _how_to_go_on(error: QpaError, saved: Path | None) -> str:
+    return "go on with `resume`" if isinstance(error, SourceError) and saved else ""
+
+
+def cost_of_step(execution: Execution, layout: WeightLayout) -> Cost:
     """Return what a step costs on the source: nothing where a control has no circuits."""
     if not layout.features.has_circuits:
         return Cost(0, 0, 0)
@@ -302,7 +344,7 @@ def _start_log(session: Session, resumed: Resumed | None, before: Mapping[str, f
     remove_checkpoints(session.checkpoints)
     log = TrainingLog(files.path / METRICS)
     cost = session.step_cost
-    costs = {"step_circuits": cost.n_circuits, "step_executions": cost.n_executions}
+    costs = {"step_circuits": cost.n_circuits, "step_executions": cost.n_executions, "step_jobs": cost.n_jobs}
     log.write(0, {**_as_metrics(before), **costs})
     return log
 

@@ -4,7 +4,7 @@ Every line is an object with "step", the number of optimizer steps done.
 
 1. An evaluation, before the first step and after the last: the objective's scores, of "sft" eval_loss in nats
    per token and eval_perplexity. The first line also tells what each step costs on the circuits' source:
-   step_circuits that are run, and step_executions, every shot counted.
+   step_circuits that are run, step_executions, every shot counted, and step_jobs in which they travel.
 2. A line of training. Its step alone gives grad_norm, learning_rate, angle_learning_rate, epoch and, where
    TRL counts them, num_tokens, the tokens trained on since the first step. All other numbers are means over
    the steps since the line before: loss, in nats per token, and what else the trainer reports, such as TRL's

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from qpa.adapters.registry import KINDS
 from qpa.circuits.gradients.estimator import GRADIENTS
+from qpa.circuits.sources.sampling_options import SamplingOptions
 from qpa.circuits.sources.source import SOURCES
 from qpa.generators.generator import GENERATORS
 from qpa.models.base_model import DEVICES
@@ -17,7 +18,7 @@ MAX_NUMBER = 1e6
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingOptions:
+class TrainingOptions(SamplingOptions):
     """The options of a training.
 
     Args:    data, eval_data: text or jsonl files, see `qpa.training.text_data`.
@@ -27,7 +28,9 @@ class TrainingOptions:
              objective: what is trained for, a name in `qpa.training.objectives.objective.OBJECTIVES`.
              source: what runs the circuits, a name in `qpa.circuits.sources.source.SOURCES`.
              gradient: how gradients are pulled back through it, a name in
-             `qpa.circuits.gradients.estimator.GRADIENTS`.
+             `qpa.circuits.gradients.estimator.GRADIENTS`; None is "adjoint" where the source is simulated,
+             and else "surrogate".
+             shots, backend, session, yes: see `SamplingOptions`.
              lr: peak learning rate of the decoders, with cosine decay to zero; None means what suits the
              generator.
              angle_lr: of the angles; None means the decoders'.
@@ -57,8 +60,11 @@ class TrainingOptions:
     max_length: int = option(256, help="Tokens per row.", at_least=2, unit="tokens")
     objective: str = option("sft", help="What is trained for: {choices}.", choices=OBJECTIVES)
     source: str = option("exact", help="What runs the circuits: {choices}.", choices=SOURCES)
-    gradient: str = option(
-        "adjoint", help="How gradients are pulled back through `source`: {choices}.", choices=GRADIENTS
+    gradient: str | None = option(
+        None,
+        help="How gradients are pulled back through `source`: {choices}.",
+        choices=GRADIENTS,
+        shown_default="adjoint for exact, surrogate for the others",
     )
     lr: float | None = option(
         None,

@@ -15,7 +15,7 @@ class CentralDifference:
     def __init__(self, seed):
         pass
 
-    def vjp(self, source, circuit, angles, cotangent):
+    def vjp(self, source, circuit, angles, measured, cotangent):
         n_circuits, n_angles = angles.shape
         steps = self.step * torch.eye(n_angles, dtype=angles.dtype)
         moved = torch.cat([(angles + sign * steps[:, None]).flatten(0, 1) for sign in (1, -1)])

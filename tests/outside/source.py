@@ -14,10 +14,12 @@ class QiskitSampler:
     name = "qiskit-sampler"
     is_differentiable = False
     runs_native = True
+    needs_backend = False
+    is_paid = False
     shots = 512
 
-    def __init__(self, seed):
-        self.sampler = StatevectorSampler(seed=seed % 2**32)
+    def __init__(self, settings):
+        self.sampler = StatevectorSampler(seed=settings.seed % 2**32)
 
     def probabilities(self, circuit, angles):
         job = self.sampler.run([(circuit.native, angles.double().numpy())], shots=self.shots)
@@ -27,7 +29,7 @@ class QiskitSampler:
         for row, counts in enumerate(rows):
             for state, count in counts.items():
                 found[row, state] = count / self.shots
-        return found
+        return circuit.histogram(found)
 
     def cost(self, circuit, n_evaluations):
         return Cost(n_evaluations, n_evaluations * self.shots, 1)

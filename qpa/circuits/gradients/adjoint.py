@@ -25,7 +25,9 @@ class Adjoint:
     def __init__(self, seed: int = 0) -> None:
         """Take a seed, as every estimator does; nothing here is random."""
 
-    def vjp(self, source: Source, circuit: Circuit, angles: Tensor, cotangent: Tensor) -> Tensor:
+    def vjp(
+        self, source: Source, circuit: Circuit, angles: Tensor, measured: Tensor, cotangent: Tensor
+    ) -> Tensor:
         """Simulate the circuits and go back through the simulation, see `GradientEstimator.vjp`."""
         check_cotangent(circuit, angles, cotangent)
         with torch.enable_grad():

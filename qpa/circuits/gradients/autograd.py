@@ -28,13 +28,13 @@ def through_estimator(
 class _Through(Function):
     @staticmethod
     def forward(ctx: Any, angles: Tensor, measured: Tensor, *parts: Any) -> Tensor:
-        ctx.save_for_backward(angles)
+        ctx.save_for_backward(angles, measured)
         ctx.parts = parts
         return measured.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        (angles,) = ctx.saved_tensors
+        angles, measured = ctx.saved_tensors
         estimator, source, circuit = ctx.parts
-        return estimator.vjp(source, circuit, angles, cotangent), None, None, None, None
+        return estimator.vjp(source, circuit, angles, measured, cotangent), None, None, None, None

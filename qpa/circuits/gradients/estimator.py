@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class GradientEstimator(Protocol):
     """A way to estimate gradients of a source's probabilities.
 
-    An estimator is made with a seed, which determines everything that is random in it.
+    An estimator is made with a seed, which determines everything that is random in it: what is drawn for
+    angles is a function of the seed and these angles, so that a training that is resumed draws the same.
 
     Class attributes: `name` is how a user asks for it; `needs_differentiable` says whether it works only with
     sources through which autograd reaches the angles.
@@ -32,10 +33,13 @@ class GradientEstimator(Protocol):
 
     def __init__(self, seed: int) -> None: ...
 
-    def vjp(self, source: Source, circuit: Circuit, angles: Tensor, cotangent: Tensor) -> Tensor:
+    def vjp(
+        self, source: Source, circuit: Circuit, angles: Tensor, measured: Tensor, cotangent: Tensor
+    ) -> Tensor:
         """Pull a gradient of the probabilities back to the angles.
 
         Args:    angles: float[n_circuits, n_angles], radians.
+                 measured: float[n_circuits, 2**n_qubits], what the source gave for these angles.
                  cotangent: float[n_circuits, 2**n_qubits], dL/dp.
         Returns: float[n_circuits, n_angles], dL/dangle.
         Raises:  ShapeError: the cotangent does not fit the circuits.
@@ -52,6 +56,8 @@ GRADIENTS: Registry[type[GradientEstimator]] = Registry(
     {
         "adjoint": "qpa.circuits.gradients.adjoint:Adjoint",
         "parameter-shift": "qpa.circuits.gradients.parameter_shift:ParameterShift",
+        "surrogate": "qpa.circuits.gradients.surrogate:Surrogate",
+        "spsa": "qpa.circuits.gradients.spsa:Spsa",
     },
 )
 

@@ -7,7 +7,8 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from qpa.circuits.circuit import Circuit
-from qpa.circuits.sources.source import Cost, check_angles
+from qpa.circuits.sources.source import Cost, SourceSettings, check_angles
+from qpa.errors import OptionError
 
 
 @final
@@ -21,10 +22,18 @@ class ExactSimulator:
     name: ClassVar[str] = "exact"
     is_differentiable: ClassVar[bool] = True
     runs_native: ClassVar[bool] = False
+    needs_backend: ClassVar[bool] = False
+    is_paid: bool = False
     shots: int | None = None
 
-    def __init__(self, seed: int = 0) -> None:
-        """Take a seed, as every source does; nothing here is random."""
+    def __init__(self, settings: SourceSettings | None = None) -> None:
+        """Take settings, as every source does; nothing here is random.
+
+        Raises:  OptionError: there are shots.
+        """
+        if settings is not None and settings.shots is not None:
+            advice = "choose another `source`, or leave it out"
+            raise OptionError("shots", "none for the exact source", f"{settings.shots:,}", advice)
 
     def probabilities(self, circuit: Circuit, angles: Tensor) -> Tensor:
         """Simulate a circuit, see `Source.probabilities`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from qpa.circuits.circuit import Circuit
@@ -10,6 +11,11 @@ from qpa.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+DEFAULT_SHOTS = 8192
+MAX_EXECUTIONS = 10_000_000
+"""The most executions of one job, after broadcasting; that of IBM's sampler."""
 
 
 class Cost(NamedTuple):
@@ -25,30 +31,56 @@ class Cost(NamedTuple):
     n_jobs: int
 
 
+def jobs_for(n_evaluations: int, shots: int) -> int:
+    """Return in how many jobs the sets of angles of one call travel."""
+    return -(-n_evaluations // max(1, MAX_EXECUTIONS // shots))
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """What a source is made with; it refuses what it cannot use.
+
+    Args:    seed: determines everything that is random in it. What is drawn for angles is a function of the
+             seed and these angles, so that a training that is resumed draws the same.
+             shots: of every circuit; None is the source's own choice.
+             backend: the name of a backend, for a source that runs on one.
+             session: whether all jobs of the source share a session of the backend.
+    """
+
+    seed: int = 0
+    shots: int | None = None
+    backend: str | None = None
+    session: bool = False
+
+
 class Source(Protocol):
     """A simulator, a sampler or a device; all of them are used alike.
 
-    A source is made with a seed, which determines everything that is random in it.
-
     Class attributes: `name` is how a user asks for it; `is_differentiable` says whether autograd
     reaches the angles through `probabilities`; `runs_native` says whether it runs the circuit in the target's
-    own gates, which must be loaded then. `shots`, those of every circuit, is None for exact probabilities.
+    own gates, which must be loaded then; `needs_backend` says whether it wants the name of a backend.
+    `is_paid` says whether a run may cost money. `shots`, those of every circuit, is None for exact
+    probabilities.
     Source:  ours.
     """
 
     name: ClassVar[str]
     is_differentiable: ClassVar[bool]
     runs_native: ClassVar[bool]
+    needs_backend: ClassVar[bool]
+    is_paid: bool
     shots: int | None
 
-    def __init__(self, seed: int) -> None: ...
+    def __init__(self, settings: SourceSettings) -> None: ...
 
     def probabilities(self, circuit: Circuit, angles: Tensor) -> Tensor:
         """Run one circuit with many sets of angles, all in one call and so in one job where that is possible.
 
         Args:    angles: float[n_evaluations, n_angles], radians.
-        Returns: float[n_evaluations, 2**n_qubits], rows sum to 1; qubit 0 is the most significant bit.
+        Returns: float[n_evaluations, 2**n_qubits], rows sum to 1; qubit 0 is the most significant bit. Where
+                 there are shots, they are counts divided by the number of shots.
         Raises:  ShapeError: the angles are not the circuit's.
+                 SourceError: what runs the circuits fails.
         """
         ...
 
@@ -57,7 +89,15 @@ class Source(Protocol):
         ...
 
 
-SOURCES: Registry[type[Source]] = Registry("source", {"exact": "qpa.circuits.sources.exact:ExactSimulator"})
+SOURCES: Registry[type[Source]] = Registry(
+    "source",
+    {
+        "exact": "qpa.circuits.sources.exact:ExactSimulator",
+        "shots": "qpa.circuits.sources.shots:ShotSimulator",
+        "noisy": "qpa.circuits.sources.noisy:NoisySimulator",
+        "backend": "qpa.circuits.sources.backend:BackendSource",
+    },
+)
 
 
 def check_angles(circuit: Circuit, angles: Tensor) -> None:
