@@ -16,12 +16,12 @@ import typer
 from typer.core import TyperGroup
 
 from qpa import __version__
-from qpa.cli import bench, export, freeze, inspect, plan, targets, train, transpile, verify
+from qpa.cli import bench, export, freeze, inspect, noise, plan, targets, train, transpile, verify
 from qpa.cli.command import Command
 
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
-    for module in (plan, targets, transpile, train, freeze, export, inspect, verify, bench)
+    for module in (plan, targets, transpile, train, freeze, export, inspect, verify, noise, bench)
 }
 
 _LIBRARY_SETTINGS = {

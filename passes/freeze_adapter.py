@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
@@ -83,7 +84,7 @@ class FreezeAdapter:
         trained = context.document(TrainedGenerator)
         recorded = load_file(context.files.get(trained.adapter))
         arrays = load_file(context.files.get(trained.arrays))
-        generated = decode_adapter(spec, layout, arrays, _probabilities(source, context))
+        generated = decode_adapter(spec, layout, arrays, measured_probabilities(source, context))
         _check_names(recorded, generated)
         difference = _difference(recorded, generated)
         is_the_same = source.source == trained.source and source.shots is None
@@ -94,7 +95,7 @@ class FreezeAdapter:
         frozen_loss: float | None = trained.result.eval_loss
         if difference is not None:
             adapter, probe, frozen_loss = self._put_measured(spec, generated, trained, context)
-            weight_error = _weight_error(spec, layout, arrays, generated, context)
+            weight_error = relative_error(spec, layout, arrays, generated, context)
         return FrozenAdapter(
             provenance=context.provenance(self, source),
             base=spec.base,
@@ -120,36 +121,74 @@ class FreezeAdapter:
         """Leave an adapter that is not the live model's in the files; return it, its probe and its loss."""
         from safetensors.torch import load_file
 
-        from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
-        from qpa.models.base_model import load_model
         from qpa.models.probe import record_probe
 
         context.progress("asking the adapted model", 0, 1)
-        base = load_model(spec.base, keep_dtype=False, trust_remote_code=self.trust_remote_code)
-        model = attach_adapter(base, spec)
-        set_adapter(adapter_parameters(model, spec), adapter)
+        scorer = Scorer.of(spec, trained, self.data, self.eval_data, context, self.trust_remote_code)
+        loss = scorer.loss(adapter)
         prompt = load_file(context.files.get(trained.probe))["input_ids"]
-        loss = self._loss(model, trained, context) if self.data else None
-        return context.put_tensors(adapter), context.put_tensors(record_probe(model, prompt)), loss
+        return context.put_tensors(adapter), context.put_tensors(record_probe(scorer.model, prompt)), loss
 
-    def _loss(self, model: Any, trained: TrainedGenerator, context: PassContext) -> float:
-        """Return the loss on the evaluation split of the training."""
-        from qpa.models.base_model import load_tokenizer
+
+@dataclass(frozen=True)
+class Scorer:
+    """The base model with an adapter, and how the training scored it.
+
+    Args:    model: with the adapter, float32 on the CPU.
+             parameters: the adapter's, by path.
+             score: returns the loss of the model as it is; None where there is no data.
+    """
+
+    model: Any
+    parameters: Any
+    score: Callable[[], float] | None
+
+    @classmethod
+    def of(
+        cls,
+        spec: AdapterSpec,
+        trained: TrainedGenerator,
+        data: str | None,
+        eval_data: str | None,
+        context: PassContext,
+        trust_remote_code: bool = False,
+    ) -> Scorer:
+        """Load the base model, and read the training's data again where it is given.
+
+        Raises:  DataError: the data is not that of the training.
+        """
+        from qpa.adapters.attach import adapter_parameters, attach_adapter
+        from qpa.models.base_model import load_model, load_tokenizer
         from qpa.seeds import split_seed
         from qpa.training.evaluation import digest_of_rows
         from qpa.training.objectives.objective import LOSS, OBJECTIVES
         from qpa.training.training_options import TrainingOptions
 
+        base = load_model(spec.base, keep_dtype=False, trust_remote_code=trust_remote_code)
+        model = attach_adapter(base, spec)
+        parameters = adapter_parameters(model, spec)
+        if data is None:
+            return cls(model, parameters, None)
         recorded = {item.name: item.value for item in trained.provenance.options}
-        options = TrainingOptions(data=str(self.data), eval_data=self.eval_data, **cast(Any, recorded))
-        base = context.document(AdapterSpec).base
-        tokenizer = load_tokenizer(base, trust_remote_code=self.trust_remote_code)
+        options = TrainingOptions(data=data, eval_data=eval_data, **cast(Any, recorded))
+        tokenizer = load_tokenizer(spec.base, trust_remote_code=trust_remote_code)
         objective = OBJECTIVES[options.objective](options, tokenizer)
         splits = objective.rows(split_seed(trained.provenance.seed, "split"))
         if digest_of_rows(*splits) != trained.result.data_digest:
-            raise DataError(str(self.data), "the data of the training", "other data")
-        scores = objective.scores(model, splits.evaluation, context.progress, "evaluating the frozen adapter")
-        return scores[LOSS]
+            raise DataError(data, "the data of the training", "other data")
+        words = "evaluating the frozen adapter"
+
+        def score() -> float:
+            return objective.scores(model, splits.evaluation, context.progress, words)[LOSS]
+
+        return cls(model, parameters, score)
+
+    def loss(self, adapter: dict[str, Tensor]) -> float | None:
+        """Give the model an adapter, and return its loss on the training's evaluation split."""
+        from qpa.adapters.attach import set_adapter
+
+        set_adapter(self.parameters, adapter)
+        return self.score() if self.score else None
 
 
 def check_frozen(context: PassContext) -> tuple[Measurement, int]:
@@ -167,7 +206,10 @@ def check_frozen(context: PassContext) -> tuple[Measurement, int]:
     frozen, measurement = context.document(FrozenAdapter), context.document(Measurement)
     spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
     trained = context.document(TrainedGenerator)
-    probabilities, again = _probabilities(measurement, context), probabilities_of(measurement, context)
+    probabilities, again = (
+        measured_probabilities(measurement, context),
+        probabilities_of(measurement, context),
+    )
     if probabilities is not None and again is not None and not again.equal(probabilities):
         raise VerificationError(measurement.kind, "the probabilities that its counts give", "others")
     arrays = load_file(context.files.get(trained.arrays))
@@ -183,7 +225,7 @@ def check_frozen(context: PassContext) -> tuple[Measurement, int]:
     return measurement, len(found)
 
 
-def _weight_error(
+def relative_error(
     spec: AdapterSpec,
     layout: WeightLayout,
     arrays: dict[str, Tensor],
@@ -251,7 +293,7 @@ def _from_base(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _probabilities(measurement: Measurement, context: PassContext) -> Tensor | None:
+def measured_probabilities(measurement: Measurement, context: PassContext) -> Tensor | None:
     if measurement.probabilities is None:
         return None
     from safetensors.torch import load_file
