@@ -3,10 +3,10 @@
     python -m benchmarks.sampled_training --model <stories260K> --data <tinyshakespeare input.txt> \\
         --out docs/results/sampled
 
-Each case is `qpa plan` and `qpa train` with one seed; the curve is the training loss of metrics.jsonl, and the
-table has the evaluation loss of the live adapter and of the frozen one, which is measured once more. Gradients
-are adjoint where circuits are exact, and else the surrogate's. A case that is in OUT/results.jsonl is not run
-again.
+Each case is `qpa plan` and `qpa train` with one seed; the curve is the training loss of metrics.jsonl, and
+the table has the evaluation loss of the live adapter and of the frozen one, which is measured once more.
+Gradients are adjoint where circuits are exact, and else the surrogate's. A case that is in OUT/results.jsonl
+is not run again.
 """
 
 from __future__ import annotations
