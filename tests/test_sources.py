@@ -15,6 +15,7 @@ from qiskit_aer import AerSimulator
 from qiskit_aer.primitives import SamplerV2
 from torch import Tensor
 
+from qpa.circuits import targets as targets_module
 from qpa.circuits.ansatz import make_ansatz
 from qpa.circuits.circuit import Circuit
 from qpa.circuits.qiskit_files import to_qiskit
@@ -323,3 +324,16 @@ def test_a_run_on_a_noisy_device_can_be_audited(
     measurement = directory.read(Measurement)
     assert (measurement.shots, measurement.distance, measurement.counts) == (None, 0.0, None)
     assert directory.read(FrozenAdapter).weight_error == 0.0
+
+
+def test_targets_are_listed_with_their_errors(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = targets_module.fake_backends("a test")
+    few = {name: known[name] for name in ("fake_belem", "fake_torino")}
+    monkeypatch.setattr(targets_module, "fake_backends", lambda subject: few)
+    shown = ok(cli, "targets")
+    assert "fake_torino" in shown and "generic:27" in shown and "ions:27" in shown
+    listed = {entry["target"]: entry for entry in json.loads(ok(cli, "targets", "--json"))["targets"]}
+    torino = listed["fake_torino"]
+    assert (torino["n_qubits"], torino["gates"]) == (133, ["cz", "id", "rz", "sx", "x"])
+    assert 1e-3 < torino["median_two_qubit_error"] < 2e-2 < 10 * torino["median_readout_error"] < 1
+    assert listed["ions:27"]["median_two_qubit_error"] == 2e-3
