@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qpa.cli.command import Command
-from qpa.cli.output import JsonOption, print_json, print_table
+from qpa.cli.output import JsonOption, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from qpa.documents import Document, Manifest
+    from qpa.report.trainability import Trainability
     from qpa.store.run_directory import RunDirectory
 
 EXAMPLES = """
 [bold]Examples[/bold]
 
 qpa inspect runs/bard
+
+qpa inspect runs/bard --gradients
 
 qpa inspect adapters/bard --json
 """
@@ -27,18 +31,29 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(help="Run directory, export of any format, or LoRA directory of any origin.")
     ],
+    gradients: Annotated[
+        bool,
+        typer.Option(
+            "--gradients",
+            help="Of a run, also show how far the angles of its circuits move their features: gradients by "
+            "layer and by qubits, and independent directions, at the start and at random angles. It takes a "
+            "few seconds.",
+        ),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Show what a run or an adapter directory holds, and whether it is whole."""
     from qpa.compat.peft_ import CONFIG_FILE
     from qpa.documents import MANIFEST_PATH, AdapterSpec, read_manifest
     from qpa.documents.manifest import FORMATS
-    from qpa.errors import DocumentError
+    from qpa.errors import DocumentError, OptionError
     from qpa.store.run_directory import RunDirectory
 
     manifest = read_manifest(path) if (path / MANIFEST_PATH).is_file() else None
     if (path / AdapterSpec.file_name()).is_file():
-        _show_run(RunDirectory(path), as_json=json_)
+        _show_run(RunDirectory(path), gradients=gradients, as_json=json_)
+    elif gradients and path.is_dir():
+        raise OptionError("gradients", "a run, since an adapter has no circuits", str(path))
     elif manifest is not None and not FORMATS[manifest.format].any_origin:
         _show_export(path, manifest, as_json=json_)
     elif (path / CONFIG_FILE).is_file():
@@ -48,19 +63,44 @@ def inspect(
         raise DocumentError(str(path), "a run (adapter-spec.json) or an adapter (adapter_config.json)", found)
 
 
-def _show_run(run: RunDirectory, *, as_json: bool) -> None:
+def _show_run(run: RunDirectory, *, gradients: bool, as_json: bool) -> None:
     from qpa.pipeline.stages import STAGES
     from qpa.report.facts import run_json, run_rows, run_title
+    from qpa.report.trainability import trainability_json
 
     stages = [stage.document for stage in STAGES]
     documents: tuple[Document, ...] = ()
     for stage in stages:
         if run.has(stage):
             documents = run.read_through(stage)
+    found = _trainability(documents) if gradients else None
     if as_json:
-        print_json({"run": str(run.path), **run_json(documents)})
-    else:
-        print_table(f"{run.path}: {run_title(documents)}", run_rows(documents, stages))
+        content = {"run": str(run.path), **run_json(documents)}
+        print_json(content | {"gradients": found and trainability_json(found)} if gradients else content)
+        return
+    print_table(f"{run.path}: {run_title(documents)}", run_rows(documents, stages))
+    if gradients:
+        _show_trainability(found)
+
+
+def _trainability(documents: Sequence[Document]) -> Trainability | None:
+    """Return what is known of a run's circuits; None where it has none."""
+    from qpa.documents import WeightLayout
+    from qpa.report.trainability import trainability_of
+
+    layouts = [document for document in documents if isinstance(document, WeightLayout)]
+    return trainability_of(layouts[-1]) if layouts else None
+
+
+def _show_trainability(found: Trainability | None) -> None:
+    from qpa.report import trainability as report
+
+    if found is None:
+        print_line("gradients: none, since the run has no circuits")
+        return
+    print_table(report.layers_title(found), report.layers_rows(found), report.LAYERS_HEADER)
+    print_table(report.expressivity_title(found), report.expressivity_rows(found), report.EXPRESSIVITY_HEADER)
+    print_table(report.qubits_title(found), report.qubits_rows(found), report.QUBITS_HEADER)
 
 
 def _show_export(path: Path, manifest: Manifest, *, as_json: bool) -> None:

@@ -75,6 +75,8 @@ def random_adapter(
         ),
         source="exact",
         shots=None,
+        weight_error=0.0,
+        frozen_loss=None,
         account=ParameterAccount(n_angles=24, n_control=0, n_decoder=1200, n_adapter=spec.n_numbers),
         result=TrainingResult(
             n_steps=10,
