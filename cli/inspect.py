@@ -10,6 +10,7 @@ import typer
 
 from qpa.cli.command import Command
 from qpa.cli.output import JsonOption, print_json, print_line, print_table
+from qpa.cli.transpile import report_selection, selected_json
 
 if TYPE_CHECKING:
     from qpa.documents import Document, Manifest
@@ -73,14 +74,24 @@ def _show_run(run: RunDirectory, *, gradients: bool, as_json: bool) -> None:
     for stage in stages:
         if run.has(stage):
             documents = run.read_through(stage)
+    selected = _selection(run)
     found = _trainability(documents) if gradients else None
     if as_json:
-        content = {"run": str(run.path), **run_json(documents)}
+        content = {"run": str(run.path), **run_json(documents), **selected_json(selected)}
         print_json(content | {"gradients": found and trainability_json(found)} if gradients else content)
         return
     print_table(f"{run.path}: {run_title(documents)}", run_rows(documents, stages))
+    report_selection(selected)
     if gradients:
         _show_trainability(found)
+
+
+def _selection(run: RunDirectory) -> tuple[Document, ...]:
+    """Return the selection that chose how the run's circuit is transpiled, where one did."""
+    from qpa.documents import Selection
+
+    path = run.path / Selection.file_name()
+    return (Selection.from_json(path.read_bytes(), str(path)),) if path.is_file() else ()
 
 
 def _trainability(documents: Sequence[Document]) -> Trainability | None:

@@ -10,6 +10,7 @@ import typer
 from qpa.cli.command import Command, Makers
 from qpa.cli.output import JsonOption, print_json, print_line, print_table, progress_bar
 from qpa.cli.paused_collector import paused_collector
+from qpa.cli.transpile import SelectOption, report_selection, select_and_transpile, selected_json
 
 if TYPE_CHECKING:
     from qpa.passes.inspect_model import InspectModel
@@ -27,6 +28,8 @@ qpa plan --model Qwen/Qwen3-0.6B --targets q_proj,v_proj --out runs/qv
 qpa plan --model openai-community/gpt2 --generator paper --rank 4 --targets lm_head --out runs/paper
 
 qpa plan --model ./models/stories260K --device-target fake_torino --out runs/torino
+
+qpa plan --model ./models/stories260K --device-target fake_torino --select --out runs/selected
 """
 
 
@@ -46,6 +49,7 @@ def plan(
     transpile: TranspileCircuit,
     seed: Annotated[int, typer.Option(help="Draws lora_A and the angles, and seeds the transpiler.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
+    select: SelectOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Plan an adapter: its tensors, the layout of its generator, and the circuit, for a target device."""
@@ -57,8 +61,10 @@ def plan(
     pipeline = planning_pipeline(inspect, layout, transpile)
     with RunDirectory.create(out, force=force) as run, progress_bar() as progress, paused_collector():
         context = pipeline.run(None, PassContext(seed, run.files, (), progress), run.write)
+        if select:
+            context = select_and_transpile(transpile, context, run)
     if json_:
-        print_json({"run": str(out), **plan_json(context.documents)})
+        print_json({"run": str(out), **plan_json(context.documents), **selected_json(context.documents)})
         return
     _report(out, context)
 
@@ -70,6 +76,7 @@ def _report(out: Path, context: PassContext) -> None:
     layout = context.document(WeightLayout)
     if layout.sizes:
         print_table(size_title(layout), size_rows(layout))
+    report_selection(context.documents)
     print_table(plan_title(context.documents), plan_rows(context.documents))
     print_line(f"wrote {out}; next: qpa train {out} --data <text or jsonl>")
 

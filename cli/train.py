@@ -88,8 +88,8 @@ def train(
 
 
 def transpile_first(run: RunDirectory, options: dict[str, Any]) -> None:
-    """Transpile a run's circuit with the given options, where there are any."""
-    from qpa.documents import LogicalCircuit
+    """Transpile a run's circuit with the given options, where there are any; no selection chose that."""
+    from qpa.documents import LogicalCircuit, Selection
     from qpa.passes import transpilation_pipeline
     from qpa.passes.transpile_circuit import TranspileCircuit
     from qpa.pipeline.pass_protocol import PassContext
@@ -97,6 +97,7 @@ def transpile_first(run: RunDirectory, options: dict[str, Any]) -> None:
     if options:
         planned = run.read_through(LogicalCircuit)
         context = PassContext(planned[0].provenance.seed, run.files, planned)
+        run.files.drop_from(Selection)
         transpilation_pipeline(TranspileCircuit(**options)).run(None, context, run.write)
 
 

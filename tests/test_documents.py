@@ -25,8 +25,11 @@ from qpa.documents import (
     NativeCircuit,
     PassOption,
     Provenance,
+    Selection,
+    Strategy,
     TrainedGenerator,
     TrainingResult,
+    TriedCircuit,
     Verification,
 )
 from qpa.documents.base import digest_of
@@ -40,7 +43,7 @@ FEATURES = ("circuit", "classical", "random", "bits")
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_FILES = sorted(GOLDEN.rglob("*.json"))
 STAGE_KINDS = tuple(stage.document for stage in STAGES)
-KINDS = {kind.kind: kind for kind in (*STAGE_KINDS, Manifest, Checkpoint, Verification)}
+KINDS = {kind.kind: kind for kind in (*STAGE_KINDS, Manifest, Checkpoint, Verification, Selection)}
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
 
 
@@ -353,6 +356,53 @@ VERIFICATION = st.builds(
         max_size=2,
     ).map(tuple),
 )
+TRIED_CIRCUIT = st.builds(
+    TriedCircuit,
+    optimization_level=COUNT,
+    layouts=POSITIVE,
+    transpiler_seed=st.none() | COUNT,
+    depth=COUNT,
+    n_two_qubit_gates=COUNT,
+    estimated_success_probability=st.none() | st.floats(0, 1),
+    duration_s=st.none() | st.floats(0, 1),
+    n_used_qubits=POSITIVE,
+    sha256=DIGEST.map(lambda digest: digest[7:]),
+)
+
+
+@st.composite
+def selections(draw):
+    circuits = draw(st.lists(TRIED_CIRCUIT, min_size=1, max_size=3))
+    shots = draw(POSITIVE)
+    strategy = st.builds(
+        Strategy,
+        circuit=st.integers(0, len(circuits) - 1),
+        mitigation=TEXT,
+        shots=st.just(shots),
+        error=st.floats(0, 1),
+        n_executions=st.integers(shots, shots * 9),
+        time_s=st.floats(0, 1e6),
+        is_non_dominated=st.just(True),
+    )
+    candidates = draw(st.lists(strategy, min_size=1, max_size=3))
+    return Selection(
+        provenance=draw(PROVENANCE),
+        target=draw(TEXT),
+        calibrated=draw(st.none() | TEXT),
+        device=draw(ATTACHMENT),
+        n_circuits=draw(POSITIVE),
+        n_reference_circuits=draw(POSITIVE),
+        angle_seed=draw(COUNT),
+        sampling_seed=draw(COUNT),
+        thinning_seed=draw(COUNT),
+        tolerance=draw(st.floats(0, 1)),
+        circuits=tuple(circuits),
+        candidates=tuple(candidates),
+        chosen=draw(st.integers(0, len(candidates) - 1)),
+        why=draw(TEXT),
+    )
+
+
 DOCUMENTS = {
     "adapter-spec": adapter_specs(),
     "weight-layout": weight_layouts(),
@@ -364,6 +414,7 @@ DOCUMENTS = {
     "manifest": manifests(),
     "checkpoint": CHECKPOINT,
     "verification": VERIFICATION,
+    "selection": selections(),
 }
 
 
@@ -748,6 +799,15 @@ BROKEN = {
     "no shots": ("measurement-1/exact", (("shots",), 0), "at least 1 shot"),
     "executions of nothing": ("measurement-1/exact", (("probabilities",), None), "without probabilities"),
     "a distance above 1": ("measurement-1/exact", (("distance",), 1.5), "within 0 and 1"),
+    "a circuit that was not tried": (
+        "selection-1/belem",
+        (("candidates", 0, "circuit"), 2),
+        "of the circuits",
+    ),
+    "an error above 1": ("selection-1/belem", (("candidates", 0, "error"), 1.5), "within 0 and 1"),
+    "fewer executions than shots": ("selection-1/belem", (("candidates", 0, "n_executions"), 9), "no fewer"),
+    "no candidates": ("selection-1/belem", (("candidates",), []), "must be a candidate"),
+    "a chosen one that is dominated": ("selection-1/belem", (("chosen",), 2), "that none dominates"),
     "other bit order": ("logical-circuit-1/three-qubits", (("qubit_order",), "little-endian"), "qubit_order"),
     "one qubit twice": ("native-circuit-1/generic", (("physical_qubits",), [0, 1, 0]), "distinct"),
     "qubit off the device": ("native-circuit-1/generic", (("physical_qubits",), [0, 1, 5]), "target's 5"),

@@ -175,7 +175,7 @@ def test_every_option_of_every_pass_is_on_the_command_and_nothing_is_twice(comma
         for found in options_of(maker)
         if not found.positional
     }
-    own = {flag_of(name) for name in ("out", "seed", "force", "json", "static", "report", "beside")}
+    own = {flag_of(name) for name in ("out", "seed", "force", "select", "json", "static", "report", "beside")}
     assert expected <= flags
     assert flags - expected <= own
     assert not expected & own

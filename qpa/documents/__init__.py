@@ -14,6 +14,7 @@ from qpa.documents.logical_circuit import LogicalCircuit
 from qpa.documents.manifest import MANIFEST_PATH, Manifest, read_manifest
 from qpa.documents.measurement import Measurement
 from qpa.documents.native_circuit import GateCount, NativeCircuit
+from qpa.documents.selection import Selection, Strategy, TriedCircuit
 from qpa.documents.tensors import TENSOR_RULES, Method, Role, TensorRef, TensorRules, TensorShape
 from qpa.documents.trained_generator import TrainedGenerator, TrainingResult
 from qpa.documents.verification import EngineCheck, Verification
@@ -57,11 +58,14 @@ __all__ = [
     "Provenance",
     "Record",
     "Role",
+    "Selection",
+    "Strategy",
     "TensorRef",
     "TensorRules",
     "TensorShape",
     "TrainedGenerator",
     "TrainingResult",
+    "TriedCircuit",
     "Verification",
     "WeightLayout",
     "Windows",

@@ -38,7 +38,8 @@ METRICS = "metrics.jsonl"
 _ARRAYS = r"[0-9a-f]{64}\.(?:safetensors|qpy|device)"
 _TEMPORARY = rf"{re.escape(TEMPORARY_PREFIX)}.*"
 _OWN_FILES = (
-    rf"logical-circuit\.qasm|native-circuit\.(?:qpy|device)|metrics\.jsonl|{_ARRAYS}|\.lock|{_TEMPORARY}"
+    r"logical-circuit\.qasm|native-circuit\.(?:qpy|device)|selection\.json|metrics\.jsonl|\.lock|"
+    rf"{_ARRAYS}|{_TEMPORARY}"
 )
 
 
