@@ -1,14 +1,16 @@
 """readout: every qubit's readout flips are inverted.
 
-Two circuits are run besides: one measures qubits that were left at 0, the other qubits that were turned to 1. They
-tell how often each qubit is read wrongly, and the inverse of that 2 x 2 matrix is applied to the qubit's axis of
-the histogram. Errors that depend on two qubits are not seen.
+Two circuits are run besides: one measures qubits that were left at 0, the other qubits that were turned to 1.
+They tell how often each qubit is read wrongly, and the inverse of that 2 x 2 matrix is applied to the qubit's
+axis of the histogram. Errors that depend on two qubits are not seen, and what goes wrong in the turns to 1 is
+taken for errors of the readout.
 
 Source: tensored readout error mitigation, arXiv 2006.14044.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from qpa.circuits.sources.sampled import SampledSource
 
 ZEROS, ONES = "readout.zeros", "readout.ones"
+MAX_FLIP = 0.45
+"""A qubit that is read wrongly more often tells nothing."""
 
 
 @final
@@ -31,14 +35,15 @@ class Readout:
     """The tensored inverse."""
 
     name: ClassVar[str] = "readout"
-    is_of_circuits: ClassVar[bool] = False
+    is_of_gates: ClassVar[bool] = False
 
     def calibrate(self, source: SampledSource, circuit: Circuit, angles: Tensor) -> Mapping[str, Tensor]:
         """Measure all qubits at 0, and all at 1."""
-        one = angles[:1]
+        # These circuits have no angles; with two sets of them, a simulator draws for each anew.
+        zero, pi = angles.new_zeros(1, circuit.n_angles), angles.new_full((1, circuit.n_angles), math.pi)
         return {
-            ZEROS: source.counts(circuit, one, lambda runs: prepared(runs, circuit, is_one=False)),
-            ONES: source.counts(circuit, one, lambda runs: prepared(runs, circuit, is_one=True)),
+            ZEROS: source.counts(circuit, zero, lambda runs: prepared(runs, circuit, is_one=False)),
+            ONES: source.counts(circuit, pi, lambda runs: prepared(runs, circuit, is_one=True)),
         }
 
     def n_evaluations(self, circuit: Circuit, n_circuits: int) -> int:
@@ -53,29 +58,41 @@ class Readout:
         before: Sequence[Mitigation],
     ) -> Tensor:
         """Invert the flips of each qubit, see `Mitigation.correct`."""
-        zeros, ones = (_flips(calibration[name], bit) for name, bit in ((ZEROS, 0), (ONES, 1)))
-        for qubit in range(len(zeros)):
-            zero, one = measured.view(len(measured), 2**qubit, 2, -1).unbind(2)
-            down, up = ones[qubit], zeros[qubit]
-            kept = 1 - down - up
-            axes = ((1 - down) * zero - down * one) / kept, ((1 - up) * one - up * zero) / kept
-            measured = torch.stack(axes, 2).flatten(1)
-        return measured
+        return without_flips(measured, _flips(calibration[ZEROS], 0), _flips(calibration[ONES], 1))
+
+
+def without_flips(measured: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Invert the flips of each qubit.
+
+    Args:    measured: float64[n_circuits, 2**n_qubits].
+             up: float64[n_qubits], how often 0 is read as 1; down: how often 1 is read as 0.
+    Returns: float64[n_circuits, 2**n_qubits], whose rows have the same sums and may have negative numbers.
+    """
+    for qubit in range(len(up)):
+        zero, one = measured.view(len(measured), 2**qubit, 2, -1).unbind(2)
+        # The inverse of [[1 - up, down], [up, 1 - down]] moves this much from the qubit's 0 to its 1.
+        moved = (down[qubit] * one - up[qubit] * zero) / (1 - up[qubit] - down[qubit])
+        measured = torch.stack((zero - moved, one + moved), 2).flatten(1)
+    return measured
 
 
 def _flips(counts: Tensor, bit: int) -> Tensor:
-    """Return float64[n_qubits], how often each qubit was read as the other bit, at most 0.45."""
-    histogram = frequencies(counts)[0]
+    """Return float64[n_qubits], how often each qubit was read as the other bit, at most MAX_FLIP."""
+    (histogram,) = frequencies(counts)
     n_qubits = len(histogram).bit_length() - 1
-    axes = histogram.view([2] * n_qubits)
-    others = [axes.movedim(qubit, 0)[1 - bit].sum() for qubit in range(n_qubits)]
-    return torch.stack(others).clamp(max=0.45)
+    others = [histogram.view(2**qubit, 2, -1)[:, 1 - bit].sum() for qubit in range(n_qubits)]
+    return torch.stack(others).clamp(max=MAX_FLIP)
 
 
 def prepared(runs: QuantumCircuit, circuit: Circuit, *, is_one: bool) -> QuantumCircuit:
-    """Return a circuit that measures the same qubits into the same bits, without gates or after a NOT on each."""
+    """Return a circuit that measures the same qubits into the same bits, after nothing or a NOT of each.
+
+    Args:    runs: what the source runs, on the device's qubits or on those alone that it uses.
+    """
     from qiskit import QuantumCircuit
-    from qiskit.transpiler import generate_preset_pass_manager
+    from qiskit.circuit.equivalence_library import SessionEquivalenceLibrary
+    from qiskit.transpiler import PassManager
+    from qiskit.transpiler.passes import BasisTranslator
 
     from qpa.circuits.targets import restrict
 
@@ -91,5 +108,5 @@ def prepared(runs: QuantumCircuit, circuit: Circuit, *, is_one: bool) -> Quantum
     target = circuit.device.target
     if runs.num_qubits != target.num_qubits:
         _, target = restrict(circuit.native, target)
-    layout = list(range(runs.num_qubits))
-    return generate_preset_pass_manager(0, target=target, initial_layout=layout).run(measures)
+    translate = BasisTranslator(SessionEquivalenceLibrary, target_basis=None, target=target)
+    return PassManager([translate]).run(measures)
