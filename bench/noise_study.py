@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qpa.circuits.circuit import NO_DEVICE
-from qpa.circuits.mitigation.mitigation import NONE, parse_mitigations
+from qpa.circuits.mitigation.mitigation import NONE, RECOMMENDED, parse_mitigations
 from qpa.circuits.targets import find_device
 from qpa.documents import (
     AdapterSpec,
@@ -49,7 +49,6 @@ from qpa.store.atomic_files import write_file
 from qpa.store.run_directory import DirectoryStore
 
 RESULTS, TABLE, PLOT = "results.jsonl", "table.md", "noise.png"
-RECOMMENDED = "readout+depolarizing"
 Line = dict[str, Any]
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.devices
 
-The circuits end before their last entangling layer, as `qpa plan` makes them, and are transpiled with one seed;
-the last column takes the best of four seeds by estimated success probability (`--layouts 4`).
+The circuits end before their last entangling layer, as `qpa plan` makes them, and are transpiled with one
+seed; the last column takes the best of four seeds by estimated success probability (`--layouts 4`).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ EXAMPLES = """
 qpa freeze runs/bard --source exact
 
 qpa freeze runs/bard --source noisy --device-target fake_torino --shots 65536 --mitigation
-readout+depolarizing --data shakespeare.txt
+depolarizing --data shakespeare.txt
 """
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from qpa.circuits.circuit import NO_DEVICE, Circuit, files_as_run, load_circuit
 from qpa.circuits.mitigation.mitigation import NONE, calibrate, corrected, parse_mitigations
 from qpa.circuits.sources.sampling_options import SamplingOptions
-from qpa.circuits.sources.source import SOURCES, Source
+from qpa.circuits.sources.source import SOURCES, Cost, Source
 from qpa.documents import (
     Document,
     LogicalCircuit,
@@ -87,7 +87,8 @@ class MeasureCircuit(SamplingOptions):
     )
     mitigation: str = option(
         NONE,
-        help="How counts are corrected for errors: none, or names joined by +, such as readout+depolarizing.",
+        help="How counts are corrected for errors: none, or names joined by +, such as depolarizing or "
+        "readout+depolarizing.",
     )
 
     def run(self, source: TrainedGenerator, context: PassContext) -> Measurement:
@@ -132,15 +133,15 @@ class MeasureCircuit(SamplingOptions):
         circuit = load_circuit(context, native=runs_on.runs_native)
         angles = _angles(trained, circuit, context)
         mitigations = parse_mitigations(self.mitigation)
-        n_runs = len(angles) + sum(one.n_evaluations(circuit, len(angles)) for one in mitigations)
-        cost = runs_on.cost(circuit, n_runs)
+        n_runs = [len(angles), *(one.n_evaluations(circuit, len(angles)) for one in mitigations)]
+        cost = Cost(*map(sum, zip(*(runs_on.cost(circuit, n) for n in n_runs), strict=True)))
         self.check_consent(runs_on, cost, 1)
         context.progress("measuring the circuits", 0, 1)
         exact = circuit.exact_probabilities(angles)
         counts: dict[str, Tensor] = {}
         if isinstance(runs_on, SampledSource):
-            counts[COUNTS] = runs_on.counts(circuit, angles)
             counts |= calibrate(mitigations, runs_on, circuit, angles)
+            counts[COUNTS] = runs_on.counts(circuit, angles)
             measured = corrected(mitigations, counts[COUNTS], circuit, counts)
         elif mitigations:
             raise OptionError("mitigation", f"none for the source {runs_on.name}", self.mitigation)

@@ -81,8 +81,10 @@ class SampledSource(ABC):
         check_angles(circuit, angles)
         rows = angles.detach().cpu().double().numpy()
         digest = hashlib.sha256(rows.tobytes()).hexdigest()
-        sampler, runs = self.sampler(circuit, split_seed(self.settings.seed, digest) % _SEEDS)
-        runs = change(runs) if change else runs
+        use = f"{digest} {change.__qualname__}" if change else digest  # another circuit draws by itself
+        sampler, runs = self.sampler(circuit, split_seed(self.settings.seed, use) % _SEEDS)
+        if change:
+            runs = change(runs)
         n_rows = self._rows_of_a_job()
         parts = [
             self._run(sampler, circuit, runs, rows[start : start + n_rows])
