@@ -171,7 +171,7 @@ def _measure(
         "n_executions": measurement.n_executions,
         "n_circuits": len(arrays[ANGLES_ARRAY]),
         "distance": measurement.distance,
-        "weight_error": relative_error(spec, layout, arrays, adapter, cell),
+        "weight_error": relative_error(spec, layout, arrays, adapter),
         "loss": scorer.loss(adapter),
         "live_loss": trained.result.eval_loss,
     }

@@ -23,7 +23,6 @@ from qpa.documents import (
     Attachment,
     Document,
     FrozenAdapter,
-    LogicalCircuit,
     Measurement,
     TrainedGenerator,
     WeightLayout,
@@ -52,12 +51,7 @@ class FreezeAdapter:
 
     name: ClassVar[str] = "freeze-adapter"
     consumes: ClassVar[type] = Measurement
-    requires: ClassVar[tuple[type[Document], ...]] = (
-        AdapterSpec,
-        WeightLayout,
-        LogicalCircuit,
-        TrainedGenerator,
-    )
+    requires: ClassVar[tuple[type[Document], ...]] = (AdapterSpec, WeightLayout, TrainedGenerator)
     produces: ClassVar[type[Document]] = FrozenAdapter
     section: ClassVar[str] = "train"
 
@@ -95,7 +89,7 @@ class FreezeAdapter:
         frozen_loss: float | None = trained.result.eval_loss
         if difference is not None:
             adapter, probe, frozen_loss = self._put_measured(spec, generated, trained, context)
-            weight_error = relative_error(spec, layout, arrays, generated, context)
+            weight_error = relative_error(spec, layout, arrays, generated)
         return FrozenAdapter(
             provenance=context.provenance(self, source),
             base=spec.base,
@@ -230,7 +224,6 @@ def relative_error(
     layout: WeightLayout,
     arrays: dict[str, Tensor],
     found: dict[str, Tensor],
-    context: PassContext,
 ) -> float | None:
     """Return ||found - exact|| / ||exact - initial|| over the tensors that differ from the exact ones.
 
@@ -242,7 +235,7 @@ def relative_error(
     from qpa.adapters.attach import initial_adapter
     from qpa.generators.chunks import kept_rows
 
-    circuit = Circuit.of(context.document(LogicalCircuit))
+    circuit = Circuit(layout.ansatz)
     exact = decode_adapter(spec, layout, arrays, circuit.exact_probabilities(arrays[ANGLES_ARRAY]))
     initial = initial_adapter(spec, kept_rows(layout), _from_base(arrays))
     paths = [path for path in exact if not torch.equal(exact[path], found[path])]

@@ -80,7 +80,7 @@ def test_a_line_is_about_all_steps_since_the_line_before(
     train(run, text_file, max_steps=N_STEPS)
     first, *lines, last = [json.loads(line) for line in lines_of(run)]
     assert last.keys() == {"step", "eval_loss", "eval_perplexity"}
-    assert first.keys() == last.keys() | {"step_circuits", "step_executions"}
+    assert first.keys() == last.keys() | {"step_circuits", "step_executions", "step_jobs"}
     assert [line["step"] for line in lines] == [10, 20]
     for number, line in enumerate(lines):
         steps = reported[number * LOG_STEPS : (number + 1) * LOG_STEPS]
