@@ -113,8 +113,7 @@ def run_study(
     trained = newest(documents, TrainedGenerator)
     if not newest(documents, WeightLayout).features.has_circuits:
         raise OptionError("features", "circuits, which can be measured", "a control in their place")
-    lines = [line for line in read_lines(out) if line["run"] == trained.digest]
-    done = {_key(line) for line in lines}
+    done = {_key(line) for line in lines_of(out, trained) if study.data is None or line["loss"] is not None}
     with tempfile.TemporaryDirectory() as folder:
         # A copy, since passes leave files: a study changes nothing in the run.
         copy = Path(folder, "run")
@@ -131,8 +130,8 @@ def run_study(
             )
             line = _measure(target, mitigation, shots, seed, context, scorer)
             out.mkdir(parents=True, exist_ok=True)
-            with (out / RESULTS).open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
+            lines = [*read_lines(out), line]
+            write_file(out / RESULTS, "".join(json.dumps(one) + "\n" for one in lines).encode())
 
 
 def _cells(study: NoiseStudy) -> Iterator[tuple[str, str, int, int]]:
@@ -178,9 +177,20 @@ def _measure(
 
 
 def read_lines(out: Path) -> list[Line]:
-    """Return the lines of a directory of results; none where there is no file."""
+    """Return the lines of a directory of results; none where there is no file.
+
+    A last line without an end is that of a study that was interrupted, and is left out.
+    """
     path = out / RESULTS
-    return [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    return [json.loads(text) for text in path.read_text().splitlines(keepends=True) if text.endswith("\n")]
+
+
+def lines_of(out: Path, trained: TrainedGenerator) -> list[Line]:
+    """Return the lines of one trained generator, of each cell the newest."""
+    lines = (line for line in read_lines(out) if line["run"] == trained.digest)
+    return list({_key(line): line for line in lines}.values())
 
 
 HEADER = (
@@ -214,11 +224,11 @@ def _means(cell: list[Line]) -> Iterator[str]:
     yield f"{statistics.mean(changes):+.4f}{spread}" if changes else "-"
 
 
-def write_study(out: Path) -> list[tuple[str, ...]]:
-    """Write OUT/table.md and OUT/noise.png from the results; return the rows of the table."""
+def write_study(out: Path, trained: TrainedGenerator) -> list[tuple[str, ...]]:
+    """Write OUT/table.md and OUT/noise.png from the results of one run; return the rows of the table."""
     from qpa.bench.report import markdown_table
 
-    lines = read_lines(out)
+    lines = lines_of(out, trained)
     rows = table_rows(lines)
     write_file(out / PLOT, _draw(lines))
     text = f"# qpa noise\n\n![]({PLOT})\n\n{markdown_table([HEADER, *rows])}\n"

@@ -54,7 +54,7 @@ def freeze(
 
     directory = RunDirectory.open(run)
     with directory.locked(), progress_bar() as progress:
-        directory.read_through(TrainedGenerator)
+        measure.check(measure.source or directory.read(TrainedGenerator).source)
         transpile_first(directory, transpile)
         documents = directory.read_through(TrainedGenerator)
         used_seed = documents[0].provenance.seed if seed is None else seed

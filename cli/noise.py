@@ -40,17 +40,19 @@ def noise(
     Every cell is compared with the adapter that exact probabilities give, and with --data, which is that of
     the training, by its loss.
     """
-    from qpa.bench.noise_study import HEADER, PLOT, TABLE, read_lines, run_study, write_study
+    from qpa.bench.noise_study import HEADER, PLOT, TABLE, lines_of, run_study, write_study
     from qpa.documents import TrainedGenerator
+    from qpa.pipeline.pass_protocol import newest
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)
     documents = directory.read_through(TrainedGenerator)
     with progress_bar() as progress:
         run_study(study, run, documents, out, progress)
-    rows = write_study(out)
+    trained = newest(documents, TrainedGenerator)
+    rows = write_study(out, trained)
     if json_:
-        print_json({"run": str(run), "cells": read_lines(out)})
+        print_json({"run": str(run), "cells": lines_of(out, trained)})
         return
     print_table(f"{run}: what counts give, against exact probabilities", rows, HEADER)
     print_line(f"wrote {out / TABLE} and {out / PLOT}")

@@ -70,6 +70,7 @@ def train(
     """
     from qpa.documents import LogicalCircuit, NativeCircuit
     from qpa.passes import training_pipeline
+    from qpa.pipeline.options import check_options
     from qpa.pipeline.pass_protocol import PassContext
     from qpa.store.run_directory import RunDirectory
 
@@ -78,6 +79,8 @@ def train(
         documents = directory.read_through(LogicalCircuit)
         if not (step.resume or force):
             _check_untrained(directory)
+        check_options(step)
+        measure.check(step.source)
         transpile_first(directory, transpile)
         documents = directory.read_through(NativeCircuit if directory.has(NativeCircuit) else LogicalCircuit)
         used_seed = documents[0].provenance.seed if seed is None else seed
@@ -88,14 +91,19 @@ def train(
 
 
 def transpile_first(run: RunDirectory, options: dict[str, Any]) -> None:
-    """Transpile a run's circuit with the given options, where there are any; no selection chose that."""
-    from qpa.documents import LogicalCircuit, Selection
+    """Transpile a run's circuit with the given options, where there are any, by default for the same device.
+
+    No selection chose that.
+    """
+    from qpa.documents import LogicalCircuit, NativeCircuit, Selection
     from qpa.passes import transpilation_pipeline
     from qpa.passes.transpile_circuit import TranspileCircuit
     from qpa.pipeline.pass_protocol import PassContext
 
     if options:
         planned = run.read_through(LogicalCircuit)
+        if run.has(NativeCircuit):
+            options = {"target": run.read(NativeCircuit).target, **options}
         context = PassContext(planned[0].provenance.seed, run.files, planned)
         run.files.drop_from(Selection)
         transpilation_pipeline(TranspileCircuit(**options)).run(None, context, run.write)
@@ -105,11 +113,9 @@ def print_cost(options: TrainGenerator, context: PassContext) -> None:
     """Say before a training on sampled circuits what each of its steps costs."""
     from qpa.circuits.sources.source import SOURCES
     from qpa.documents import WeightLayout
-    from qpa.pipeline.options import check_options
     from qpa.report.facts import cost_text
     from qpa.training.session import cost_of_step, execution_of
 
-    check_options(options)
     if SOURCES[options.source].is_differentiable:
         return
     execution = execution_of(options, context)
@@ -120,12 +126,20 @@ def print_cost(options: TrainGenerator, context: PassContext) -> None:
 
 @contextmanager
 def _naming_resume(run: RunDirectory) -> Iterator[None]:
-    """Say of a full disk that a training with checkpoints can be resumed."""
-    from qpa.errors import DiskFullError
+    """Say of a full disk, and of a device that fails after the training, how to go on."""
+    from qpa.documents import TrainedGenerator
+    from qpa.errors import DiskFullError, SourceError
     from qpa.store.run_directory import CHECKPOINTS, list_checkpoints
 
     try:
         yield
+    except SourceError as error:
+        if not run.has(TrainedGenerator):
+            raise
+        advice = "; ".join(
+            filter(None, (error.advice, f"the training is done: go on with qpa freeze {run.path}"))
+        )
+        raise SourceError(error.subject, error.expected, error.found, advice) from error
     except DiskFullError as error:
         if not list_checkpoints(run.path / CHECKPOINTS):
             raise
@@ -133,12 +147,18 @@ def _naming_resume(run: RunDirectory) -> Iterator[None]:
 
 
 def _check_untrained(run: RunDirectory) -> None:
-    from qpa.documents import TrainedGenerator
+    from qpa.documents import FrozenAdapter, TrainedGenerator
     from qpa.errors import DirectoryError
     from qpa.store.run_directory import CHECKPOINTS, list_checkpoints
 
     checkpoints = list_checkpoints(run.path / CHECKPOINTS)
     expected = "a run that is not trained yet"
+    if run.has(TrainedGenerator) and not run.has(FrozenAdapter):
+        found, advice = (
+            "a trained one that is not frozen",
+            f"freeze it: qpa freeze {run.path}; or pass --force",
+        )
+        raise DirectoryError(str(run.path), expected, found, advice)
     advice = "pass --resume or --force" if checkpoints else "pass --force"
     if run.has(TrainedGenerator):
         raise DirectoryError(str(run.path), expected, "a trained one", advice)
@@ -158,7 +178,8 @@ def report_frozen(run: Path, documents: Sequence[Document], words: str, *, as_js
         print_json({"run": str(run), **frozen_json(documents)})
         return
     print_table(f"{run}: {words}", frozen_rows(documents))
-    if frozen.result.eval_loss >= frozen.result.base_loss:
+    loss = frozen.result.eval_loss if frozen.frozen_loss is None else frozen.frozen_loss
+    if loss >= frozen.result.base_loss:
         print_line(
             "the adapter is no better than the base model: train again with a lower --lr and --angle-lr"
         )

@@ -206,6 +206,10 @@ def check_frozen(context: PassContext) -> tuple[Measurement, int]:
     )
     if probabilities is not None and again is not None and not again.equal(probabilities):
         raise VerificationError(measurement.kind, "the probabilities that its counts give", "others")
+    for run in (measurement, trained):
+        for kept_file in (run.circuit, run.device):
+            if kept_file is not None:
+                context.files.get(kept_file)
     arrays = load_file(context.files.get(trained.arrays))
     kept = load_file(context.files.get(frozen.arrays))
     found = decode_adapter(spec, layout, arrays, probabilities)

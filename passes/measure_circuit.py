@@ -112,10 +112,21 @@ class MeasureCircuit(SamplingOptions):
             **facts,
         )
 
+    def check(self, source: str) -> None:
+        """Check the options before anything is run.
+
+        Args:    source: the name of the source that will measure.
+        Raises:  OptionError: one is out of range, or a mitigation is asked for where nothing is sampled.
+        """
+        check_options(self)
+        if parse_mitigations(self.mitigation) and SOURCES[source].is_differentiable:
+            raise OptionError("mitigation", f"none for the source {source}", self.mitigation)
+
     def _inherited(self, trained: TrainedGenerator, option_: str) -> Any:
         """Return an option's value; where no other source is asked for, by default that of the training."""
         value = getattr(self, option_)
-        return getattr(trained, option_) if value is None and self.source is None else value
+        is_the_same = self.source in (None, trained.source)
+        return getattr(trained, option_) if value is None and is_the_same else value
 
     def _source(self, trained: TrainedGenerator, context: PassContext) -> Source:
         options = SamplingOptions(

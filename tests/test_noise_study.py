@@ -12,7 +12,7 @@ from qiskit_aer.primitives import SamplerV2
 
 from qpa.bench.noise_study import read_lines, table_rows
 from qpa.circuits.sources import backend as backend_module
-from qpa.documents import FrozenAdapter, TrainedGenerator
+from qpa.documents import FrozenAdapter, Measurement, NativeCircuit, TrainedGenerator
 from qpa.store.run_directory import RunDirectory
 from tests.command_line import Cli
 
@@ -67,6 +67,70 @@ def test_what_cannot_be_studied_is_refused(cli: Cli, planned: Path, text_file: P
     assert "no such target" in cli.refuses("noise", planned, *out, "--targets", "fake_nothing")
     assert "--mitigation: expected" in cli.refuses("noise", planned, *out, "--mitigation", "hope")
     assert not (tmp_path / "noise").exists()
+
+
+def test_a_study_of_another_run_in_the_same_directory_is_told_apart(
+    cli: Cli, planned: Path, text_file: Path, tmp_path: Path
+) -> None:
+    out = ("--targets", "none", "--shots", "100", "--seeds", "1", "--out", tmp_path / "noise")
+    ok(cli, "train", planned, "--data", text_file, *TRAIN)
+    ok(cli, "noise", planned, *out)
+    ok(cli, "train", planned, "--data", text_file, *TRAIN, "--force", "--seed", "5")
+    shown = json.loads(ok(cli, "noise", planned, *out, "--json"))["cells"]
+    assert len(shown) == 1 and len(read_lines(tmp_path / "noise")) == 2
+    # A line that was cut short is measured again, and with data what was not scored is.
+    results = tmp_path / "noise" / "results.jsonl"
+    results.write_text(results.read_text()[:-20])
+    scored = json.loads(ok(cli, "noise", planned, *out, "--data", text_file, "--json"))["cells"]
+    assert len(scored) == 1 and scored[0]["loss"] is not None
+
+
+def test_options_are_checked_before_anything_is_trained_or_transpiled(
+    cli: Cli, planned: Path, text_file: Path
+) -> None:
+    native = (planned / "native-circuit.json").read_bytes()
+    train = ("train", planned, "--data", text_file, *TRAIN, "--device-target", "ions:9")
+    wrong = ("--source", "shots", "--mitigation", "hope")
+    assert "--mitigation: expected" in cli.refuses(*train, *wrong)
+    assert "none for the source exact" in cli.refuses(*train, "--mitigation", "depolarizing")
+    assert (planned / "native-circuit.json").read_bytes() == native
+    ok(cli, "train", planned, "--data", text_file, *TRAIN, "--source", "noisy", "--shots", "100")
+    ok(cli, "freeze", planned, "--source", "noisy", "--optimization-level", "1", "--shots", "100")
+    directory = RunDirectory(planned)
+    assert directory.read(NativeCircuit).target == "fake_torino"
+    circuit = directory.read(Measurement).circuit
+    assert circuit is not None
+    (planned / circuit.file).unlink()
+    assert circuit.file in cli.refuses("verify", planned)
+
+
+def test_a_training_goes_on_with_the_circuit_it_began_with(
+    cli: Cli, planned: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Failing()
+    monkeypatch.setattr(backend_module, "find_backend", lambda name: device)
+    monkeypatch.setattr(backend_module, "FIRST_PAUSE_S", 0.0)
+    backend = ("--source", "backend", "--backend", "a:b", "--shots", "200", "--save-steps", "1")
+    train = ("train", planned, "--data", text_file, *TRAIN, *backend)
+    assert "go on with --resume" in cli(*train)[2]
+    device.n_left = 100
+    assert "checkpoint" in cli(*train, "--resume", "--device-target", "ions:9")[2]
+
+
+def test_a_device_that_fails_after_the_training_leads_to_freeze(
+    cli: Cli, planned: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Failing()
+    device.n_left = 5  # the start and four steps
+    monkeypatch.setattr(backend_module, "find_backend", lambda name: device)
+    monkeypatch.setattr(backend_module, "FIRST_PAUSE_S", 0.0)
+    backend = ("--source", "backend", "--backend", "a:b", "--shots", "200")
+    _, _, err = cli("train", planned, "--data", text_file, *TRAIN, *backend)
+    assert f"the training is done: go on with qpa freeze {planned}" in err
+    assert f"qpa freeze {planned}" in cli.refuses("train", planned, "--data", text_file, *TRAIN)
+    device.n_left = 100
+    ok(cli, "freeze", planned)
+    assert RunDirectory(planned).read(FrozenAdapter).source == "backend"
 
 
 class Failing(BaseSamplerV2):

@@ -115,7 +115,7 @@ def _device(document: NativeCircuit, context: PassContext) -> Device | None:
     if document.target == NO_DEVICE:
         return None
     if document.device is None:
-        found, advice = "an older plan, without it", "run `qpa transpile` with `device_target` again"
+        found, advice = "an older plan, without it", "run `qpa transpile` with `target` again"
         raise DocumentError("the native circuit", "a file of its device", found, advice)
     path = context.files.get(document.device)
     name, calibrated, target = load_target(path.read_bytes(), str(path))

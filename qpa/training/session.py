@@ -81,6 +81,14 @@ class Session:
     is_paid: bool
 
     @property
+    def saved_as(self) -> Provenance:
+        """Return the provenance of a checkpoint: it also names the native circuit, where that is run."""
+        if not SOURCES[self.options.source].runs_native:
+            return self.provenance
+        parents = (*self.provenance.parents, self.context.document(NativeCircuit).digest)
+        return self.provenance.model_copy(update={"parents": parents})
+
+    @property
     def checkpoints(self) -> Path:
         """Return the directory of the run's checkpoints."""
         return self.context.files.path / CHECKPOINTS
@@ -115,6 +123,7 @@ def prepare(options: TrainingOptions, provenance: Provenance, context: PassConte
     """
     spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
     device, trust = torch_device(options.device), options.trust_remote_code
+    execution = execution_of(options, context)
     context.progress("loading the base model and the data", 0, 1)
     tokenizer = load_tokenizer(spec.base, trust_remote_code=trust)
     objective = OBJECTIVES[options.objective](options, tokenizer)
@@ -122,13 +131,12 @@ def prepare(options: TrainingOptions, provenance: Provenance, context: PassConte
     model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust).to(device)
     check_causal(model, spec.base.name_or_path, bf16=options.bf16)
     _check_length(options.max_length, spec, model.config)
-    execution = execution_of(options, context)
     generator = make_generator(layout, layout.seed, execution=execution)
     lr, angle_lr = learning_rates(options, spec, layout)
     adapted = attach_generator(model, spec, generator, lr=lr, angle_lr=angle_lr)
     n_steps = _count_steps(options, len(splits.training))
     step_cost = cost_of_step(execution, layout)
-    options.check_consent(execution.source, step_cost, n_steps)
+    options.check_consent(execution.source, step_cost, n_steps + 1)  # the circuits run once at the start
     trainer = objective.trainer(
         adapted.model,
         adapted.optimizer,
@@ -189,7 +197,7 @@ def fit(session: Session, resumed: Resumed | None, log: TrainingLog) -> None:
         root=session.checkpoints,
         save_steps=1 if session.is_paid else session.options.save_steps,
         seed=session.context.seed_for("steps"),
-        provenance=session.provenance,
+        provenance=session.saved_as,
         data_digest=session.data_digest,
         resume_from=resumed,
     )
@@ -328,7 +336,7 @@ def _checkpoint_to_resume(session: Session) -> Resumed | None:
     """
     if not session.options.resume:
         return None
-    path, document = newest_checkpoint(session.checkpoints, session.provenance)
+    path, document = newest_checkpoint(session.checkpoints, session.saved_as)
     if document.data_digest != session.data_digest:
         raise CheckpointError(str(path), "the data it was trained on", "other data in the same files")
     return path, document

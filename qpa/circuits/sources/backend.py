@@ -13,7 +13,8 @@ Rules:
 other
    backends by Qiskit's BackendSamplerV2.
 2. The circuit was transpiled for a target that may have changed since: every operation must still be there.
-3. A job that fails is submitted again, N_TRIES times in all, after pauses that double.
+3. A job that fails or is cancelled is submitted again, and one whose result was not reached is asked again,
+   N_TRIES times in all, after pauses that double: a job that may have run is not paid for twice.
 
 Source: Qiskit's primitives.
 """
@@ -75,6 +76,9 @@ class BackendSource(SampledSource):
             self._backend = find_backend(self.backend_name)
         if isinstance(self._backend, BaseSamplerV2):
             return self._backend, circuit.measured()
+        if circuit.device is None and self._backend.coupling_map is not None:
+            expected, advice = f"a run that is planned for {self.backend_name}", "name it with `target`"
+            raise OptionError("source", expected, "a run for no device", advice)
         runs = circuit.measured()
         if self._checked is not runs:
             check_operations(runs, self._backend.target, self.backend_name)
@@ -89,15 +93,17 @@ class BackendSource(SampledSource):
 
         Raises:  SourceError: it failed every time.
         """
-        pause_s = FIRST_PAUSE_S
+        pause_s, job = FIRST_PAUSE_S, None
         for n_left in reversed(range(N_TRIES)):
             try:
-                return super().result(sampler, units)
+                job = job or sampler.run(units, shots=self.shots)
+                return job.result()
             # A provider raises errors of its own for a lost connection, a job that is cancelled or late.
             except Exception as error:
                 if not n_left:
                     subject, found = f"backend {self.backend_name}", one_sentence(error)
                     raise SourceError(subject, f"a job that ends, in {N_TRIES} tries", found) from error
+                job = None if job is None or _has_failed(job) else job
             time.sleep(pause_s)
             pause_s *= 2
         raise AssertionError("every try returns or raises")
@@ -112,6 +118,15 @@ class BackendSource(SampledSource):
         if self.backend_name.startswith(FAKE):
             sampler.options.simulator.seed_simulator = seed
         return sampler
+
+
+def _has_failed(job: Any) -> bool:
+    """Return whether a job is cancelled or failed; False where its provider cannot be asked."""
+    try:
+        return bool(job.cancelled() or getattr(job, "errored", lambda: False)())
+    # The connection that was lost may still be.
+    except Exception:
+        return False
 
 
 def find_backend(name: str) -> Any:
@@ -173,5 +188,5 @@ def check_operations(circuit: QuantumCircuit, target: Target, name: str) -> None
             continue
         where = f"qubit {qubits[0]}" if len(qubits) == 1 else f"qubits {', '.join(map(str, qubits))}"
         expected = f"{step.operation.name} on {where}, as when the circuit was transpiled"
-        advice = "run `qpa transpile` with `device_target` again"
+        advice = "run `qpa transpile` with `target` again"
         raise TargetError(f"backend {name}", expected, "none", advice)

@@ -58,7 +58,7 @@ def _with_noise(circuit: Circuit) -> tuple[Any, QuantumCircuit]:
     """Return the noise model and the circuit, both on the qubits that are used."""
     if circuit.native is None or circuit.device is None:
         expected = "a run that is planned for a device, for noisy"
-        raise OptionError("source", expected, "a run for no device", "name one with `device_target`")
+        raise OptionError("source", expected, "a run for no device", "name one with `target`")
     runs, target = restrict(circuit.native, circuit.device.target)
     return noise_model(target), runs
 

@@ -82,14 +82,12 @@ class SampledSource(ABC):
         rows = angles.detach().cpu().double().numpy()
         digest = hashlib.sha256(rows.tobytes()).hexdigest()
         use = f"{digest} {change.__qualname__}" if change else digest  # another circuit draws by itself
-        sampler, runs = self.sampler(circuit, split_seed(self.settings.seed, use) % _SEEDS)
-        if change:
-            runs = change(runs)
-        n_rows = self._rows_of_a_job()
-        parts = [
-            self._run(sampler, circuit, runs, rows[start : start + n_rows])
-            for start in range(0, len(rows), n_rows)
-        ]
+        n_rows, parts = self._rows_of_a_job(), []
+        for start in range(0, len(rows), n_rows):
+            job = f"{use} {start}" if start else use
+            sampler, runs = self.sampler(circuit, split_seed(self.settings.seed, job) % _SEEDS)
+            runs = change(runs) if change else runs
+            parts.append(self._run(sampler, circuit, runs, rows[start : start + n_rows]))
         return torch.from_numpy(np.concatenate(parts))
 
     def probabilities(self, circuit: Circuit, angles: Tensor) -> Tensor:
