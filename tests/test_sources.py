@@ -227,6 +227,47 @@ def test_a_coupling_that_was_lost_since_planning_is_named():
         backend_source("fake_belem").probabilities(circuit, random_angles(1))
 
 
+def test_a_backend_s_own_target_can_be_planned_for():
+    device = find_device("tests.test_sources:aer_like_belem")
+    assert device is not None and device.target.num_qubits == 5
+    circuit, angles = on_device("tests.test_sources:aer_like_belem"), random_angles(1)
+    assert circuit.target == "tests.test_sources:aer_like_belem"
+    found = backend_source(circuit.target).probabilities(circuit, angles)
+    assert distance(found, circuit.exact_probabilities(angles)) < 0.15
+    with pytest.raises(TargetError, match=r"expected a backend that has a target, found SamplerV2"):
+        find_device("tests.test_sources:a_sampler")
+
+
+def test_a_session_is_closed_when_its_source_is_gone(monkeypatch):
+    closed = []
+
+    class Session:
+        def __init__(self, backend: Any) -> None:
+            self.backend = backend
+
+        def close(self) -> None:
+            closed.append(self.backend)
+
+    class Sampler:
+        def __init__(self, mode: Any) -> None:
+            assert isinstance(mode, Session)
+            self.mode = mode
+
+        def run(self, units: Any, shots: int) -> Any:
+            return SamplerV2(seed=1).run(units, shots=shots)
+
+    belem = backend_module.fake_backend("fake_belem")
+    monkeypatch.setattr(backend_module, "find_backend", lambda name: belem)
+    monkeypatch.setattr("qiskit_ibm_runtime.Session", Session)
+    monkeypatch.setattr("qiskit_ibm_runtime.executor_sampler.Sampler", Sampler)
+    source = backend_source("ibm_belem", session=True)
+    for _ in range(2):
+        source.probabilities(on_device("fake_belem"), random_angles(1))
+    assert closed == []
+    del source
+    assert closed == [belem]
+
+
 class Flaky(BaseSamplerV2):
     """A sampler whose first jobs fail."""
 

@@ -22,7 +22,9 @@ MAX_GENERIC_QUBITS = 1000
 RESET_S = 250e-6
 """How long the qubits of a device rest between two runs, in seconds: the default of IBM's devices."""
 
-_KNOWN = "none, generic:<qubits>, ions:<qubits> or a fake backend such as fake_torino"
+_KNOWN = (
+    "none, generic:<qubits>, ions:<qubits>, ibm_.., module:callable or a fake backend such as fake_torino"
+)
 _GENERIC_SEED = 0
 
 _ION_GATES = {"rx": (3e-5, 1e-5), "ry": (3e-5, 1e-5), "rz": (0.0, 0.0), "rzz": (2e-3, 2e-4)}
@@ -49,10 +51,12 @@ def find_device(target: str) -> Device | None:
     "none" is no device. "generic:<qubits>" is a line of qubits with Qiskit's generic gates and errors,
     the same device for every seed. "ions:<qubits>" joins every pair of qubits, as trapped ions do, with
     errors and durations of that size. Any other name is a fake backend of qiskit-ibm-runtime, a snapshot of
-    a real device, in any case and with or without underscores: "fake_torino", "FakeTorino".
+    a real device, in any case and with or without underscores: "fake_torino", "FakeTorino". "ibm_.." and
+    "module:callable" are the targets of these backends as they are now, see `qpa.circuits.sources.backend`.
 
     Returns: the device under its canonical name, or None for "none".
     Raises:  TargetError: no such target, or the extra `ibm` is not installed.
+             OptionError, SourceError: a backend of this name is not found.
     """
     wanted = target.strip().lower()
     if wanted == NO_DEVICE:
@@ -61,6 +65,8 @@ def find_device(target: str) -> Device | None:
     if kind in ("generic", "ions"):
         size = _size(target, kind, n_qubits)
         return _generic_device(size) if kind == "generic" else _ion_device(size)
+    if wanted.startswith("ibm_") or ":" in wanted:
+        return _device_of_backend(target.strip())
     return _fake_device(target)
 
 
@@ -226,6 +232,18 @@ def fake_backend(target: str) -> Any:
             return backend()
     nearest = difflib.get_close_matches(target.lower(), sorted(backends), n=3, cutoff=0.0)
     raise TargetError(f"target {target}", _KNOWN, "no such target", f"nearest: {', '.join(nearest)}")
+
+
+def _device_of_backend(name: str) -> Device:
+    from qiskit.transpiler import Target
+
+    from qpa.circuits.sources.backend import find_backend
+
+    backend = find_backend(name)
+    target = getattr(backend, "target", None)
+    if not isinstance(target, Target) or target.num_qubits is None:
+        raise TargetError(f"target {name}", "a backend that has a target", type(backend).__name__)
+    return Device(name, target, _calibrated(backend))
 
 
 def _fake_device(target: str) -> Device:

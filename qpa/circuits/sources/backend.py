@@ -22,6 +22,7 @@ Source: Qiskit's primitives.
 from __future__ import annotations
 
 import time
+import weakref
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -114,6 +115,10 @@ class BackendSource(SampledSource):
 
         if self._mode is None:
             self._mode = Session(backend=self._backend) if self.settings.session else self._backend
+            if self.settings.session:
+                weakref.finalize(
+                    self, self._mode.close
+                )  # or it would be open, and paid for, until it expires
         sampler = Sampler(mode=self._mode)
         if self.backend_name.startswith(FAKE):
             sampler.options.simulator.seed_simulator = seed
