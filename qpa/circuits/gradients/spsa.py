@@ -9,7 +9,6 @@ Source: Spall, IEEE Trans. Automatic Control 37 (1992), 332.
 
 from __future__ import annotations
 
-import hashlib
 from typing import ClassVar, final
 
 import torch
@@ -17,8 +16,7 @@ from torch import Tensor
 
 from qpa.circuits.circuit import Circuit
 from qpa.circuits.gradients.estimator import check_cotangent
-from qpa.circuits.sources.source import Source
-from qpa.seeds import split_seed
+from qpa.circuits.sources.source import Source, seed_of_angles
 
 STEP = 0.2
 """By how much every angle is moved, in radians: enough for a difference that stands out of the shots'
@@ -43,8 +41,7 @@ class Spsa:
         """Move all angles of every circuit up and down along random signs, see `GradientEstimator.vjp`."""
         check_cotangent(circuit, angles, cotangent)
         where = angles.detach()
-        digest = hashlib.sha256(where.cpu().double().numpy().tobytes()).hexdigest()
-        random = torch.Generator().manual_seed(split_seed(self.seed, digest))
+        random = torch.Generator().manual_seed(seed_of_angles(self.seed, where))
         signs = (2 * torch.randint(2, angles.shape, generator=random) - 1).to(angles)
         moved = torch.cat((where + STEP * signs, where - STEP * signs))
         above, below = source.probabilities(circuit, moved).chunk(2)

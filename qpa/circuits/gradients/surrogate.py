@@ -65,11 +65,21 @@ def apply_channel(probabilities: Tensor, channel: Tensor) -> Tensor:
     n_qubits = n_states.bit_length() - 1
     kept, flips = channel[0], channel[1:].view(n_qubits, 2)
     mixed = kept * probabilities + (1 - kept) / n_states
-    for qubit in range(n_qubits):
-        zero, one = mixed.view(len(mixed), 2**qubit, 2, -1).unbind(2)
-        moved = flips[qubit, 1] * one - flips[qubit, 0] * zero
-        mixed = torch.stack((zero + moved, one - moved), 2).flatten(1)
-    return mixed
+    return with_flips(mixed, flips[:, 0], flips[:, 1])
+
+
+def with_flips(histograms: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Return histograms of which each qubit is read wrongly.
+
+    Args:    histograms: float[n_circuits, 2**n_qubits].
+             up: float[n_qubits], how often 0 is read as 1; down: how often 1 is read as 0.
+    Returns: float[n_circuits, 2**n_qubits], whose rows have the same sums.
+    """
+    for qubit in range(len(up)):
+        zero, one = histograms.view(len(histograms), 2**qubit, 2, -1).unbind(2)
+        moved = down[qubit] * one - up[qubit] * zero
+        histograms = torch.stack((zero + moved, one - moved), 2).flatten(1)
+    return histograms
 
 
 def fit_channel(exact: Tensor, measured: Tensor) -> Tensor:

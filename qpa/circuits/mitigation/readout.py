@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from qpa.circuits.circuit import Circuit
+from qpa.circuits.gradients.surrogate import with_flips
 from qpa.circuits.mitigation.mitigation import Mitigation, frequencies
 
 if TYPE_CHECKING:
@@ -68,12 +69,9 @@ def without_flips(measured: Tensor, up: Tensor, down: Tensor) -> Tensor:
              up: float64[n_qubits], how often 0 is read as 1; down: how often 1 is read as 0.
     Returns: float64[n_circuits, 2**n_qubits], whose rows have the same sums and may have negative numbers.
     """
-    for qubit in range(len(up)):
-        zero, one = measured.view(len(measured), 2**qubit, 2, -1).unbind(2)
-        # The inverse of [[1 - up, down], [up, 1 - down]] moves this much from the qubit's 0 to its 1.
-        moved = (down[qubit] * one - up[qubit] * zero) / (1 - up[qubit] - down[qubit])
-        measured = torch.stack((zero - moved, one + moved), 2).flatten(1)
-    return measured
+    # The inverse of [[1 - up, down], [up, 1 - down]] is such a matrix too, with negative flips.
+    kept = 1 - up - down
+    return with_flips(measured, -up / kept, -down / kept)
 
 
 def _flips(counts: Tensor, bit: int) -> Tensor:

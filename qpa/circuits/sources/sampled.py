@@ -8,7 +8,6 @@ Rules:
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,9 +24,9 @@ from qpa.circuits.sources.source import (
     SourceSettings,
     check_angles,
     jobs_for,
+    seed_of_angles,
 )
 from qpa.errors import OptionError, SourceError
-from qpa.seeds import split_seed
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -80,12 +79,11 @@ class SampledSource(ABC):
         """
         check_angles(circuit, angles)
         rows = angles.detach().cpu().double().numpy()
-        digest = hashlib.sha256(rows.tobytes()).hexdigest()
-        use = f"{digest} {change.__qualname__}" if change else digest  # another circuit draws by itself
+        uses = [change.__qualname__] if change else []  # another circuit draws by itself
         n_rows, parts = self._rows_of_a_job(), []
         for start in range(0, len(rows), n_rows):
-            job = f"{use} {start}" if start else use
-            sampler, runs = self.sampler(circuit, split_seed(self.settings.seed, job) % _SEEDS)
+            job = [*uses, str(start)] if start else uses
+            sampler, runs = self.sampler(circuit, seed_of_angles(self.settings.seed, angles, *job) % _SEEDS)
             runs = change(runs) if change else runs
             parts.append(self._run(sampler, circuit, runs, rows[start : start + n_rows]))
         return torch.from_numpy(np.concatenate(parts))

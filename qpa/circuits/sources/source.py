@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from qpa.circuits.circuit import Circuit
 from qpa.errors import ShapeError
 from qpa.registry import Registry
+from qpa.seeds import split_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,6 +100,15 @@ SOURCES: Registry[type[Source]] = Registry(
         "backend": "qpa.circuits.sources.backend:BackendSource",
     },
 )
+
+
+def seed_of_angles(seed: int, angles: Tensor, *uses: str) -> int:
+    """Return the 63-bit seed from which is drawn for angles, see `SourceSettings`.
+
+    Args:    uses: what else tells one use of the angles from another.
+    """
+    digest = hashlib.sha256(angles.detach().cpu().double().numpy().tobytes()).hexdigest()
+    return split_seed(seed, " ".join((digest, *uses)))
 
 
 def check_angles(circuit: Circuit, angles: Tensor) -> None:
