@@ -19,6 +19,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -120,6 +121,9 @@ def run_study(
         shutil.copytree(run, copy, ignore=shutil.ignore_patterns("checkpoints"))
         context = PassContext(documents[0].provenance.seed, DirectoryStore(copy), documents, progress)
         cells = list(_cells(study))
+        logical = context.document(LogicalCircuit)
+        # One at a time: the files of the next device replace those of the last.
+        transpiled = lru_cache(maxsize=1)(lambda target: TranspileCircuit(target).run(logical, context))
         scorer: Scorer | None = None
         for number, (target, mitigation, shots, seed) in enumerate(cells):
             progress("measuring", number, len(cells))
@@ -128,7 +132,9 @@ def run_study(
             scorer = scorer or Scorer.of(
                 newest(documents, AdapterSpec), trained, study.data, study.eval_data, context
             )
-            line = _measure(target, mitigation, shots, seed, context, scorer)
+            native = transpiled(target)
+            cell = PassContext(seed, context.files, (*documents, native), progress)
+            line = _measure(target, mitigation, shots, cell, scorer)
             out.mkdir(parents=True, exist_ok=True)
             lines = [*read_lines(out), line]
             write_file(out / RESULTS, "".join(json.dumps(one) + "\n" for one in lines).encode())
@@ -146,27 +152,22 @@ def _key(line: Line) -> tuple[str, str, int, int]:
     return line["target"], line["mitigation"], line["shots"], line["seed"]
 
 
-def _measure(
-    target: str, mitigation: str, shots: int, seed: int, context: PassContext, scorer: Scorer
-) -> Line:
-    """Return the line of one cell."""
+def _measure(target: str, mitigation: str, shots: int, cell: PassContext, scorer: Scorer) -> Line:
+    """Return the line of one cell, whose context has its seed and its native circuit."""
     from safetensors.torch import load_file
 
-    trained, spec = context.document(TrainedGenerator), context.document(AdapterSpec)
-    layout = context.document(WeightLayout)
-    logical = context.document(LogicalCircuit)
-    native = TranspileCircuit(target).run(logical, context)
-    cell = PassContext(seed, context.files, (*context.documents, native), context.progress)
+    trained, spec = cell.document(TrainedGenerator), cell.document(AdapterSpec)
+    layout = cell.document(WeightLayout)
     source = "shots" if target == NO_DEVICE else "noisy"
     measurement = MeasureCircuit(source=source, shots=shots, mitigation=mitigation).run(trained, cell)
-    arrays = load_file(context.files.get(trained.arrays))
+    arrays = load_file(cell.files.get(trained.arrays))
     adapter = decode_adapter(spec, layout, arrays, measured_probabilities(measurement, cell))
     return {
         "run": trained.digest,
         "target": target,
         "mitigation": mitigation,
         "shots": shots,
-        "seed": seed,
+        "seed": cell.seed,
         "n_executions": measurement.n_executions,
         "n_circuits": len(arrays[ANGLES_ARRAY]),
         "distance": measurement.distance,
@@ -216,10 +217,9 @@ def table_rows(lines: list[Line]) -> list[tuple[str, ...]]:
 
 
 def _means(cell: list[Line]) -> Iterator[str]:
-    for name in ("distance", "weight_error"):
-        values = [line[name] for line in cell if line[name] is not None]
-        yield f"{statistics.mean(values):.4f}" if values else "-"
-    changes = [line["loss"] - line["live_loss"] for line in cell if line["loss"] is not None]
+    yield f"{statistics.mean(line['distance'] for line in cell):.4f}"
+    errors, changes = _errors(cell), _changes(cell)
+    yield f"{statistics.mean(errors):.4f}" if errors else "-"
     spread = f" (sd {statistics.stdev(changes):.4f})" if len(changes) > 1 else ""
     yield f"{statistics.mean(changes):+.4f}{spread}" if changes else "-"
 

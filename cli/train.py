@@ -76,7 +76,7 @@ def train(
 
     directory = RunDirectory.open(run)
     with directory.locked(), progress_bar() as progress, _naming_resume(directory):
-        documents = directory.read_through(LogicalCircuit)
+        directory.read_through(LogicalCircuit)
         if not (step.resume or force):
             _check_untrained(directory)
         check_options(step)
@@ -136,10 +136,7 @@ def _naming_resume(run: RunDirectory) -> Iterator[None]:
     except SourceError as error:
         if not run.has(TrainedGenerator):
             raise
-        advice = "; ".join(
-            filter(None, (error.advice, f"the training is done: go on with qpa freeze {run.path}"))
-        )
-        raise SourceError(error.subject, error.expected, error.found, advice) from error
+        raise error.with_advice(f"the training is done: go on with qpa freeze {run.path}") from error
     except DiskFullError as error:
         if not list_checkpoints(run.path / CHECKPOINTS):
             raise
@@ -154,11 +151,8 @@ def _check_untrained(run: RunDirectory) -> None:
     checkpoints = list_checkpoints(run.path / CHECKPOINTS)
     expected = "a run that is not trained yet"
     if run.has(TrainedGenerator) and not run.has(FrozenAdapter):
-        found, advice = (
-            "a trained one that is not frozen",
-            f"freeze it: qpa freeze {run.path}; or pass --force",
-        )
-        raise DirectoryError(str(run.path), expected, found, advice)
+        advice = f"freeze it: qpa freeze {run.path}; or pass --force"
+        raise DirectoryError(str(run.path), expected, "a trained one that is not frozen", advice)
     advice = "pass --resume or --force" if checkpoints else "pass --force"
     if run.has(TrainedGenerator):
         raise DirectoryError(str(run.path), expected, "a trained one", advice)

@@ -98,8 +98,8 @@ class MeasureCircuit(SamplingOptions):
                  DocumentError: a file is missing or damaged, or the angles are not the circuit's.
                  SourceError: what runs the circuits fails.
         """
-        check_options(self)
         name = self.source or source.source
+        self.check(name)
         has_circuits = context.document(WeightLayout).features.has_circuits
         facts = dict(_NOTHING)
         if has_circuits:
@@ -118,8 +118,10 @@ class MeasureCircuit(SamplingOptions):
         Args:    source: the name of the source that will measure.
         Raises:  OptionError: one is out of range, or a mitigation is asked for where nothing is sampled.
         """
+        from qpa.circuits.sources.sampled import SampledSource
+
         check_options(self)
-        if parse_mitigations(self.mitigation) and SOURCES[source].is_differentiable:
+        if parse_mitigations(self.mitigation) and not issubclass(SOURCES[source], SampledSource):
             raise OptionError("mitigation", f"none for the source {source}", self.mitigation)
 
     def _inherited(self, trained: TrainedGenerator, option_: str) -> Any:
@@ -154,8 +156,6 @@ class MeasureCircuit(SamplingOptions):
             counts |= calibrate(mitigations, runs_on, circuit, angles)
             counts[COUNTS] = runs_on.counts(circuit, angles)
             measured = corrected(mitigations, counts[COUNTS], circuit, counts)
-        elif mitigations:
-            raise OptionError("mitigation", f"none for the source {runs_on.name}", self.mitigation)
         else:
             measured = runs_on.probabilities(circuit, angles)
         put = context.put_tensors

@@ -10,6 +10,7 @@ import errno
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 _GOES_ON = (":", ",", ";", "(", " or", " and")
 _STATUS_LINE = re.compile(r"\d{3} (Client|Server) Error\b.*Request ID.*")
@@ -84,6 +85,11 @@ class QpaError(Exception):
         self.expected = expected
         self.found = found
         self.advice = advice
+
+    def with_advice(self, *more: str) -> Self:
+        """Return the same error with further advice behind its own."""
+        advice = "; ".join(filter(None, (self.advice, *more)))
+        return type(self)(self.subject, self.expected, self.found, advice)
 
 
 class OptionError(QpaError):

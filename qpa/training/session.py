@@ -33,7 +33,7 @@ from qpa.documents import (
     WeightLayout,
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX
-from qpa.errors import CheckpointError, DivergedError, OptionError, QpaError, SourceError
+from qpa.errors import CheckpointError, DivergedError, OptionError, SourceError
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_model, load_tokenizer, torch_device
 from qpa.models.causality import check_causal
@@ -210,8 +210,8 @@ def fit(session: Session, resumed: Resumed | None, log: TrainingLog) -> None:
     except (DivergedError, SourceError) as error:
         saved = callback.last_saved
         kept = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
-        advice = "; ".join(filter(None, (error.advice, kept, _how_to_go_on(error, saved))))
-        raise type(error)(error.subject, error.expected, error.found, advice) from error
+        goes_on = "go on with `resume`" if isinstance(error, SourceError) and saved else ""
+        raise error.with_advice(kept, goes_on) from error
 
 
 def score(session: Session, description: str, *, step: int) -> Mapping[str, float]:
@@ -304,10 +304,6 @@ def _files_as_run(options: TrainingOptions, context: PassContext) -> dict[str, A
     if not SOURCES[options.source].runs_native:
         return {"circuit": None, "device": None}
     return files_as_run(context.document(NativeCircuit), context)
-
-
-def _how_to_go_on(error: QpaError, saved: Path | None) -> str:
-    return "go on with `resume`" if isinstance(error, SourceError) and saved else ""
 
 
 def cost_of_step(execution: Execution, layout: WeightLayout) -> Cost:
