@@ -11,6 +11,7 @@ from qpa.circuits.sources.source import SOURCES
 from qpa.generators.generator import GENERATORS
 from qpa.models.base_model import DEVICES
 from qpa.pipeline.options import defaults_by_name, option
+from qpa.training.data_options import DataOptions
 from qpa.training.objectives.objective import OBJECTIVES
 
 MAX_NUMBER = 1e6
@@ -18,13 +19,12 @@ MAX_NUMBER = 1e6
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingOptions(SamplingOptions):
+class TrainingOptions(DataOptions, SamplingOptions):
     """The options of a training.
 
-    Args:    data, eval_data: text or jsonl files, see `qpa.training.text_data`.
+    Args:    data, eval_data, max_length: see `DataOptions`.
              max_steps: optimizer steps; None means `epochs` passes over the data.
              batch_size, grad_accum: rows per micro-batch, micro-batches per step.
-             max_length: tokens per row.
              objective: what is trained for, a name in `qpa.training.objectives.objective.OBJECTIVES`.
              source: what runs the circuits, a name in `qpa.circuits.sources.source.SOURCES`.
              gradient: how gradients are pulled back through it, a name in
@@ -42,22 +42,10 @@ class TrainingOptions(SamplingOptions):
              resume: continue from the newest checkpoint; the result is the same, to the bit.
     """
 
-    # What the files hold is pinned by a digest; where they are changes nothing.
-    data: str = option(
-        help='Text, or jsonl with "text" or with "prompt" and "completion".', is_path=True, provenance=False
-    )
-    eval_data: str | None = option(
-        None,
-        help="Text or jsonl file to evaluate on.",
-        is_path=True,
-        shown_default="a tenth of `data`, held out",
-        provenance=False,
-    )
     max_steps: int | None = option(None, help="Optimizer steps, instead of `epochs`.", at_least=1)
     epochs: float = option(1.0, help="Passes over the data.", above=0, at_most=MAX_NUMBER)
     batch_size: int = option(8, help="Rows per micro-batch.", at_least=1)
     grad_accum: int = option(1, help="Micro-batches per optimizer step.", at_least=1)
-    max_length: int = option(256, help="Tokens per row.", at_least=2, unit="tokens")
     objective: str = option("sft", help="What is trained for: {choices}.", choices=OBJECTIVES)
     source: str = option("exact", help="What runs the circuits: {choices}.", choices=SOURCES)
     gradient: str | None = option(
