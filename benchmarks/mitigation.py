@@ -141,7 +141,7 @@ def mitigated(mitigations: Sequence[Mitigation]) -> Method:
     """Return the method of mitigations, one after another."""
 
     def n_evaluations(circuit: Circuit, n_circuits: int) -> int:
-        return sum(one.n_evaluations(circuit, n_circuits) for one in mitigations)
+        return sum(sum(one.calls(circuit, n_circuits)) for one in mitigations)
 
     def estimate(source: Drawn, circuit: Circuit, angles: Tensor) -> Tensor:
         counts = source.counts(circuit, angles)
@@ -208,7 +208,7 @@ def methods() -> dict[str, Method]:
     found["readout+depolarizing+zne"] = mitigated([Readout(), Depolarizing(), ZeroNoise()])
     found["q-cluster"] = Method(lambda circuit, n_circuits: 1, q_cluster)
     if find_spec("mthree"):
-        found["mthree"] = Method(Readout().n_evaluations, mthree)
+        found["mthree"] = Method(mitigated([Readout()]).n_evaluations, mthree)
     else:
         print("mthree is not installed, and is left out\n")
     return found

@@ -85,7 +85,7 @@ def train(
         documents = directory.read_through(NativeCircuit if directory.has(NativeCircuit) else LogicalCircuit)
         used_seed = documents[0].provenance.seed if seed is None else seed
         context = PassContext(used_seed, directory.files, documents, progress)
-        print_cost(step, context)
+        print_cost(step, measure, context)
         context = training_pipeline(step, measure, freeze).run(documents[-1], context, directory.write)
     report_frozen(run, context.documents, "trained and frozen", as_json=json_)
 
@@ -109,19 +109,19 @@ def transpile_first(run: RunDirectory, options: dict[str, Any]) -> None:
         transpilation_pipeline(TranspileCircuit(**options)).run(None, context, run.write)
 
 
-def print_cost(options: TrainGenerator, context: PassContext) -> None:
-    """Say before a training on sampled circuits what each of its steps costs."""
+def print_cost(options: TrainGenerator, measure: MeasureCircuit, context: PassContext) -> None:
+    """Say what each step of a training on sampled circuits costs, and what the measurement after it does."""
     from qpa.circuits.sources.source import SOURCES
     from qpa.documents import WeightLayout
     from qpa.report.facts import cost_text
     from qpa.training.session import cost_of_step, execution_of
 
-    if SOURCES[options.source].is_differentiable:
-        return
-    execution = execution_of(options, context)
-    layout = context.document(WeightLayout)
-    cost = cost_of_step(execution, layout)
-    print(f"each step: {cost_text(cost)}", file=sys.stderr)
+    if not SOURCES[options.source].is_differentiable:
+        cost = cost_of_step(execution_of(options, context), context.document(WeightLayout))
+        print(f"each step: {cost_text(cost)}", file=sys.stderr)
+    measuring = measure.cost(options, context)
+    if measuring is not None:
+        print(f"measuring the trained circuits: {cost_text(measuring)}", file=sys.stderr)
 
 
 @contextmanager

@@ -48,9 +48,10 @@ def verify(
     if step.engines == ("all",):
         step = replace(step, engines=None)
     if (Path(step.directory) / AdapterSpec.file_name()).is_file() and not static:
+        _refuse_engines(step, "for a run, which is compared with its own counts")
         _verify_run(Path(step.directory), as_json=json_)
     elif static:
-        _refuse_with_static(step)
+        _refuse_engines(step, "beside --static, which asks no engine")
         _verify_static(Path(step.directory), as_json=json_)
     else:
         _verify_engines(step, as_json=json_)
@@ -74,14 +75,15 @@ def _verify_run(path: Path, *, as_json: bool) -> None:
     print_line(f"{path}: {given} this adapter, {number(n_tensors)} tensors")
 
 
-def _refuse_with_static(step: VerifyAdapter) -> None:
+def _refuse_engines(step: VerifyAdapter, reason: str) -> None:
+    """Refuse options of engines where none is asked."""
     from qpa.errors import OptionError
 
     engines = None if step.engines is None else ",".join(step.engines)
     asked = {"model": step.model, "engines": engines, "python": step.python, "base_gguf": step.base_gguf}
     for name, value in asked.items():
         if value is not None:
-            raise OptionError(name, "nothing beside --static, which asks no engine", value, "leave one out")
+            raise OptionError(name, f"nothing {reason}", value, "leave it out")
 
 
 def _verify_static(directory: Path, *, as_json: bool) -> None:

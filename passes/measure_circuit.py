@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from qpa.circuits.circuit import NO_DEVICE, Circuit, files_as_run, load_circuit
 from qpa.circuits.mitigation.mitigation import NONE, calibrate, corrected, parse_mitigations
 from qpa.circuits.sources.sampling_options import SamplingOptions
-from qpa.circuits.sources.source import SOURCES, Cost, Source
+from qpa.circuits.sources.source import SOURCES, Cost, Source, total
 from qpa.documents import (
     Document,
     LogicalCircuit,
@@ -36,6 +36,11 @@ from qpa.pipeline.pass_protocol import PassContext
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from qpa.training.training_options import TrainingOptions
+
+    Trained = TrainedGenerator | TrainingOptions
+    """What tells the source of a training."""
 
 COUNTS = "counts"
 
@@ -69,7 +74,7 @@ class MeasureCircuit(SamplingOptions):
              its shots and its backend.
              mitigation: how the counts are corrected, names of
              `qpa.circuits.mitigation.mitigation.MITIGATIONS` joined by "+", in their order; "none" for not.
-             shots, backend, session, yes: see `SamplingOptions`.
+             shots, backend, session, batch, yes: see `SamplingOptions`.
     Source:  ours.
     """
 
@@ -124,17 +129,35 @@ class MeasureCircuit(SamplingOptions):
         if parse_mitigations(self.mitigation) and not issubclass(SOURCES[source], SampledSource):
             raise OptionError("mitigation", f"none for the source {source}", self.mitigation)
 
-    def _inherited(self, trained: TrainedGenerator, option_: str) -> Any:
+    def cost(self, trained: TrainingOptions, context: PassContext) -> Cost | None:
+        """Return what the measurement after a training will cost; None where nothing is sampled.
+
+        Args:    trained: the options of the training; context: of the plan.
+        Raises:  OptionError: see `run`.
+        """
+        layout, runs_on = context.document(WeightLayout), self._source(trained, context)
+        if runs_on.shots is None or not layout.features.has_circuits:
+            return None
+        return self._cost(runs_on, load_circuit(context, native=runs_on.runs_native), layout.n_circuits)
+
+    def _cost(self, runs_on: Source, circuit: Circuit, n_circuits: int) -> Cost:
+        """Return the cost of the circuits and of what their mitigation measures besides."""
+        mitigations = parse_mitigations(self.mitigation)
+        calls = [n_circuits, *(n for one in mitigations for n in one.calls(circuit, n_circuits))]
+        return total(*(runs_on.cost(circuit, n) for n in calls))
+
+    def _inherited(self, trained: Trained, option_: str) -> Any:
         """Return an option's value; where no other source is asked for, by default that of the training."""
         value = getattr(self, option_)
         is_the_same = self.source in (None, trained.source)
         return getattr(trained, option_) if value is None and is_the_same else value
 
-    def _source(self, trained: TrainedGenerator, context: PassContext) -> Source:
+    def _source(self, trained: Trained, context: PassContext) -> Source:
         options = SamplingOptions(
             shots=self._inherited(trained, "shots"),
             backend=self._inherited(trained, "backend"),
             session=self.session,
+            batch=self.batch,
             yes=self.yes,
         )
         return options.make_source(self.source or trained.source, context.seed_for(self.name))
@@ -146,9 +169,8 @@ class MeasureCircuit(SamplingOptions):
         circuit = load_circuit(context, native=runs_on.runs_native)
         angles = _angles(trained, circuit, context)
         mitigations = parse_mitigations(self.mitigation)
-        n_runs = [len(angles), *(one.n_evaluations(circuit, len(angles)) for one in mitigations)]
-        cost = Cost(*map(sum, zip(*(runs_on.cost(circuit, n) for n in n_runs), strict=True)))
-        self.check_consent(runs_on, cost, 1)
+        cost = self._cost(runs_on, circuit, len(angles))
+        self.check_consent(runs_on, cost)
         context.progress("measuring the circuits", 0, 1)
         exact = circuit.exact_probabilities(angles)
         counts: dict[str, Tensor] = {}

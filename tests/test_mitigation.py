@@ -43,13 +43,13 @@ class Channel(SampledSource):
     def __init__(self, kept=1.0, flips=EVEN[3:] * 4):
         super().__init__(SourceSettings())
         self.kept, self.flips = kept, torch.tensor(flips, dtype=torch.float64)
-        self.n_runs = 0
+        self.runs_of_calls = ()
 
     def sampler(self, circuit, seed):
         raise NotImplementedError
 
     def counts(self, circuit, angles, change=None):
-        self.n_runs += len(angles)
+        self.runs_of_calls += (len(angles),)
         plain = to_qiskit(circuit.ansatz)
         runs = change(plain) if change else plain
         if runs.num_parameters:
@@ -114,11 +114,11 @@ def test_the_permutation_follows_the_mitigation():
 
 @pytest.mark.parametrize("n_circuits", [1, 3])
 @pytest.mark.parametrize("name", list(MITIGATIONS))
-def test_a_calibration_runs_as_many_circuits_as_it_says(name, n_circuits):
+def test_a_calibration_makes_the_calls_that_it_says(name, n_circuits):
     circuit, source = Circuit(make_ansatz("ry-cnot-chain", 3, 2)), Channel()
     (mitigation,) = parse_mitigations(name)
     mitigation.calibrate(source, circuit, some_angles(circuit, n_circuits))
-    assert source.n_runs == mitigation.n_evaluations(circuit, n_circuits)
+    assert source.runs_of_calls == mitigation.calls(circuit, n_circuits)
 
 
 @pytest.mark.parametrize(

@@ -209,14 +209,20 @@ def test_a_device_of_ibm_without_an_account_says_how_to_give_one(monkeypatch, tm
 def test_a_paid_backend_wants_consent():
     source, cost = backend_source("ibm_nowhere"), Cost(3, 3000, 1)
     with pytest.raises(OptionError, match=r"^yes: expected consent to 20 jobs with 60,000 executions"):
-        SamplingOptions().check_consent(source, cost, 20)
-    SamplingOptions(yes=True).check_consent(source, cost, 20)
-    SamplingOptions().check_consent(backend_source("fake_belem"), cost, 20)
+        SamplingOptions().check_consent(source, cost.times(20))
+    SamplingOptions(yes=True).check_consent(source, cost.times(20))
+    SamplingOptions().check_consent(backend_source("fake_belem"), cost)
 
 
-def test_a_session_is_for_devices_of_ibm():
-    with pytest.raises(OptionError, match=r"^session: expected a device of IBM"):
-        backend_source("fake_belem", session=True)
+@pytest.mark.parametrize("mode", ["session", "batch"])
+def test_sessions_and_batches_are_for_devices_of_ibm(mode):
+    with pytest.raises(OptionError, match=rf"^{mode}: expected a device of IBM"):
+        backend_source("fake_belem", **{mode: True})
+
+
+def test_jobs_share_a_session_or_a_batch():
+    with pytest.raises(OptionError, match=r"^batch: expected a session or a batch, found both"):
+        backend_source("ibm_belem", session=True, batch=True)
 
 
 def test_a_coupling_that_was_lost_since_planning_is_named():
@@ -238,7 +244,8 @@ def test_a_backend_s_own_target_can_be_planned_for():
         find_device("tests.test_sources:a_sampler")
 
 
-def test_a_session_is_closed_when_its_source_is_gone(monkeypatch):
+@pytest.mark.parametrize("mode", ["Session", "Batch"])
+def test_a_session_is_closed_when_its_source_is_gone(mode, monkeypatch):
     closed = []
 
     class Session:
@@ -258,9 +265,9 @@ def test_a_session_is_closed_when_its_source_is_gone(monkeypatch):
 
     belem = backend_module.fake_backend("fake_belem")
     monkeypatch.setattr(backend_module, "find_backend", lambda name: belem)
-    monkeypatch.setattr("qiskit_ibm_runtime.Session", Session)
+    monkeypatch.setattr(f"qiskit_ibm_runtime.{mode}", Session)
     monkeypatch.setattr("qiskit_ibm_runtime.executor_sampler.Sampler", Sampler)
-    source = backend_source("ibm_belem", session=True)
+    source = backend_source("ibm_belem", **{mode.lower(): True})
     for _ in range(2):
         source.probabilities(on_device("fake_belem"), random_angles(1))
     assert closed == []
@@ -333,6 +340,7 @@ def test_a_run_on_a_noisy_device_can_be_audited(
     device = ("--source", "noisy", "--device-target", "fake_torino", "--shots", "700")
     _, _, err = cli("train", run, "--data", text_file, *TRAIN, *device)
     assert "each step: 1 circuit, 700 executions in 1 job" in err
+    assert "measuring the trained circuits: 1 circuit, 700 executions in 1 job" in err
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert (first["step_circuits"], first["step_executions"], first["step_jobs"]) == (1, 700, 1)
     directory = RunDirectory(run)
@@ -346,6 +354,7 @@ def test_a_run_on_a_noisy_device_can_be_audited(
     for words in ("fake_torino", "700", "physical qubits", "calibrated", "relative weight error", "counts"):
         assert words in shown
     assert "the recorded counts give this adapter" in ok(cli, "verify", run)
+    assert "--engine: expected nothing for a run" in cli("verify", run, "--engine", "peft")[2]
     # Once more, with more shots and corrected, on another device.
     again = ("--source", "noisy", "--shots", "3000", "--mitigation", "readout", "--device-target", "ions:9")
     ok(cli, "freeze", run, *again, "--data", text_file)

@@ -12,7 +12,7 @@ from qpa.circuits.gradients.adjoint import Adjoint
 from qpa.circuits.gradients.autograd import through_estimator
 from qpa.circuits.gradients.estimator import GRADIENTS, GradientEstimator
 from qpa.circuits.sources.exact import ExactSimulator
-from qpa.circuits.sources.source import Cost, Source
+from qpa.circuits.sources.source import Cost, Source, total
 from qpa.errors import OptionError
 from qpa.seeds import split_seed
 
@@ -65,4 +65,4 @@ class Execution:
         if self.gradient.needs_differentiable:
             return forward
         backward = self.source.cost(self.circuit, self.gradient.n_evaluations(self.circuit, n_circuits))
-        return Cost(*(a + b for a, b in zip(forward, backward, strict=True)))
+        return total(forward, backward)

@@ -268,7 +268,7 @@ def _measure(
                 0.5 * (corrected(used, draw[_COUNTS], circuit, draw) - exact).abs().sum(1).mean()
                 for draw in draws
             ]
-            n_runs = n_circuits + sum(tool.n_evaluations(circuit, n_circuits) for tool in used)
+            n_runs = n_circuits + sum(sum(tool.calls(circuit, n_circuits)) for tool in used)
             yield {
                 "mitigation": name,
                 "shots": shots,

@@ -136,7 +136,7 @@ def prepare(options: TrainingOptions, provenance: Provenance, context: PassConte
     adapted = attach_generator(model, spec, generator, lr=lr, angle_lr=angle_lr)
     n_steps = _count_steps(options, len(splits.training))
     step_cost = cost_of_step(execution, layout)
-    options.check_consent(execution.source, step_cost, n_steps + 1)  # the circuits run once at the start
+    options.check_consent(execution.source, step_cost.times(n_steps + 1))  # once at the start
     trainer = objective.trainer(
         adapted.model,
         adapted.optimizer,

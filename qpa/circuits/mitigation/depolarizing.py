@@ -47,9 +47,9 @@ class Depolarizing:
         """Run the circuit with the angles of the reference."""
         return {REFERENCE: source.counts(circuit, reference_angles(circuit))}
 
-    def n_evaluations(self, circuit: Circuit, n_circuits: int) -> int:
-        """Return one, for any number of circuits."""
-        return 1
+    def calls(self, circuit: Circuit, n_circuits: int) -> tuple[int, ...]:
+        """Return one call with one run, for any number of circuits."""
+        return (1,)
 
     def correct(
         self,

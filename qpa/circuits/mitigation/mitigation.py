@@ -48,8 +48,8 @@ class Mitigation(Protocol):
         """
         ...
 
-    def n_evaluations(self, circuit: Circuit, n_circuits: int) -> int:
-        """Return how many sets of angles `calibrate` runs."""
+    def calls(self, circuit: Circuit, n_circuits: int) -> tuple[int, ...]:
+        """Return how many sets of angles each call runs that `calibrate` makes of the source."""
         ...
 
     def correct(

@@ -47,9 +47,9 @@ class Readout:
             ONES: source.counts(circuit, pi, lambda runs: prepared(runs, circuit, is_one=True)),
         }
 
-    def n_evaluations(self, circuit: Circuit, n_circuits: int) -> int:
-        """Return two, for any number of circuits."""
-        return 2
+    def calls(self, circuit: Circuit, n_circuits: int) -> tuple[int, ...]:
+        """Return two calls with one run each, for any number of circuits."""
+        return 1, 1
 
     def correct(
         self,

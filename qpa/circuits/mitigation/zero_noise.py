@@ -44,9 +44,9 @@ class ZeroNoise:
         """
         return {FOLDED: source.counts(circuit, angles, folded)}
 
-    def n_evaluations(self, circuit: Circuit, n_circuits: int) -> int:
-        """Return one for each circuit."""
-        return n_circuits
+    def calls(self, circuit: Circuit, n_circuits: int) -> tuple[int, ...]:
+        """Return one call with one run for each circuit."""
+        return (n_circuits,)
 
     def correct(
         self,

@@ -9,9 +9,8 @@ A backend's name is one of these:
     module:callable    what the callable returns: a BackendV2 or a BaseSamplerV2
 
 Rules:
-1. IBM's backends run by `qiskit_ibm_runtime.executor_sampler.Sampler`, in a session where one is wanted;
-other
-   backends by Qiskit's BackendSamplerV2.
+1. IBM's backends run by `qiskit_ibm_runtime.executor_sampler.Sampler`, in a session or a batch where one is
+   wanted; other backends by Qiskit's BackendSamplerV2.
 2. The circuit was transpiled for a target that may have changed since: every operation must still be there.
 3. A job that fails or is cancelled is submitted again, and one whose result was not reached is asked again,
    N_TRIES times in all, after pauses that double: a job that may have run is not paid for twice.
@@ -52,13 +51,16 @@ class BackendSource(SampledSource):
     def __init__(self, settings: SourceSettings) -> None:
         """Take the settings; the backend is reached when it is needed.
 
-        Raises:  OptionError: no backend is named, or a session is wanted of one that has none.
+        Raises:  OptionError: no backend is named, or a session or batch is wanted of one that has none.
         """
         super().__init__(settings)
         if settings.backend is None:
             raise OptionError("backend", "the name of a backend, for the source backend", "none")
-        if settings.session and not settings.backend.startswith(IBM):
-            raise OptionError("session", "a device of IBM, whose name starts with ibm_", settings.backend)
+        for mode in ("session", "batch"):
+            if getattr(settings, mode) and not settings.backend.startswith(IBM):
+                raise OptionError(mode, "a device of IBM, whose name starts with ibm_", settings.backend)
+        if settings.session and settings.batch:
+            raise OptionError("batch", "a session or a batch", "both")
         self.backend_name = settings.backend
         self.is_paid = settings.backend.startswith(IBM)
         self._backend: Any = None
@@ -110,15 +112,16 @@ class BackendSource(SampledSource):
         raise AssertionError("every try returns or raises")
 
     def _ibm_sampler(self, seed: int) -> Any:
-        from qiskit_ibm_runtime import Session
+        from qiskit_ibm_runtime import Batch, Session
         from qiskit_ibm_runtime.executor_sampler import Sampler
 
         if self._mode is None:
-            self._mode = Session(backend=self._backend) if self.settings.session else self._backend
-            if self.settings.session:
-                weakref.finalize(
-                    self, self._mode.close
-                )  # or it would be open, and paid for, until it expires
+            self._mode = self._backend
+            if self.settings.session or self.settings.batch:
+                kind = Session if self.settings.session else Batch
+                self._mode = kind(backend=self._backend)
+                # Otherwise it would be open, and paid for, until it expires.
+                weakref.finalize(self, self._mode.close)
         sampler = Sampler(mode=self._mode)
         if self.backend_name.startswith(FAKE):
             sampler.options.simulator.seed_simulator = seed

@@ -15,7 +15,7 @@ class SamplingOptions:
 
     Args:    shots: of every circuit; None is the source's own choice.
              backend: the name of a backend, see `qpa.circuits.sources.backend`.
-             session: run all jobs in one session of the backend.
+             session, batch: run all jobs in one session, or in one batch, of the backend.
              yes: a backend that may cost money is used without a further question.
     """
 
@@ -28,6 +28,11 @@ class SamplingOptions:
     session: bool = option(
         False, help="Run all jobs in one session of the backend, for devices of IBM.", provenance=False
     )
+    batch: bool = option(
+        False,
+        help="Run all jobs in one batch of the backend, for accounts of IBM without sessions.",
+        provenance=False,
+    )
     yes: bool = option(False, help="Use a backend that may cost money.", provenance=False)
 
     def make_source(self, name: str, seed: int) -> Source:
@@ -38,16 +43,16 @@ class SamplingOptions:
         kind = SOURCES[name]
         if self.backend is not None and not kind.needs_backend:
             raise OptionError("backend", f"none for the source {name}", self.backend, "name it with `source`")
-        return kind(SourceSettings(seed, self.shots, self.backend, self.session))
+        return kind(SourceSettings(seed, self.shots, self.backend, self.session, self.batch))
 
-    def check_consent(self, source: Source, cost: Cost, n_calls: int) -> None:
+    def check_consent(self, source: Source, cost: Cost) -> None:
         """Check that the user agreed to what a source may cost.
 
-        Args:    cost: of one call; n_calls: how often it is made.
+        Args:    cost: of all calls.
         Raises:  OptionError: the source may cost money, and the user has not said `yes`.
         """
         if not source.is_paid or self.yes:
             return
-        jobs, executions = n_calls * cost.n_jobs, n_calls * cost.n_executions
-        expected = f"consent to {jobs:,} jobs with {executions:,} executions on a backend that may cost money"
+        words = f"{cost.n_jobs:,} jobs with {cost.n_executions:,} executions"
+        expected = f"consent to {words} on a backend that may cost money"
         raise OptionError("yes", expected, "none", "pass `yes`, or try a fake backend first")

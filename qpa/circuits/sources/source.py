@@ -32,6 +32,15 @@ class Cost(NamedTuple):
     n_executions: int
     n_jobs: int
 
+    def times(self, n: int) -> Cost:
+        """Return what so many of these calls cost."""
+        return Cost(*(n * part for part in self))
+
+
+def total(*costs: Cost) -> Cost:
+    """Return what several calls cost together."""
+    return Cost(*map(sum, zip(*costs, strict=True)))
+
 
 def jobs_for(n_evaluations: int, shots: int) -> int:
     """Return in how many jobs the sets of angles of one call travel."""
@@ -46,13 +55,14 @@ class SourceSettings:
              seed and these angles, so that a training that is resumed draws the same.
              shots: of every circuit; None is the source's own choice.
              backend: the name of a backend, for a source that runs on one.
-             session: whether all jobs of the source share a session of the backend.
+             session, batch: whether all jobs of the source share a session, or a batch, of the backend.
     """
 
     seed: int = 0
     shots: int | None = None
     backend: str | None = None
     session: bool = False
+    batch: bool = False
 
 
 class Source(Protocol):
