@@ -65,7 +65,8 @@ def export(
 
 
 def _report(manifest: Manifest, out: Path, model: str | None) -> None:
-    from qpa.report.facts import adapter_words, file_rows
+    from qpa.report.exports import file_rows
+    from qpa.report.facts import adapter_words
 
     adapter = adapter_words(manifest.method, manifest.rank)
     title = f"{out}: {manifest.format}, {adapter}, {manifest.dtype}, for {manifest.base.name_or_path}"

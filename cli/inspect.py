@@ -116,7 +116,7 @@ def _show_trainability(found: Trainability | None) -> None:
 
 def _show_export(path: Path, manifest: Manifest, *, as_json: bool) -> None:
     from qpa.exporters.contracts.export import check_contract
-    from qpa.report.facts import export_json, export_rows, kept_verification_json, kept_verification_rows
+    from qpa.report.exports import export_json, export_rows, kept_verification_json, kept_verification_rows
 
     findings = check_contract(path)
     if as_json:
@@ -130,7 +130,7 @@ def _show_export(path: Path, manifest: Manifest, *, as_json: bool) -> None:
 def _show_lora(path: Path, manifest: Manifest | None, *, as_json: bool) -> None:
     from qpa.documents.finding import short
     from qpa.exporters.contracts.lora import check_lora_contract, read_config, read_tensor_file
-    from qpa.report.facts import kept_verification_json, kept_verification_rows, lora_json, lora_rows
+    from qpa.report.exports import kept_verification_json, kept_verification_rows, lora_json, lora_rows
 
     findings = check_lora_contract(path)
     config, tensors = read_config(path), read_tensor_file(path).entries

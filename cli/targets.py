@@ -17,7 +17,7 @@ qpa plan --model ./models/stories260K --device-target fake_torino --out runs/bar
 def targets(json_: JsonOption = False) -> None:
     """List the devices that --device-target takes."""
     from qpa.circuits.targets import list_devices
-    from qpa.report.facts import DEVICE_HEADER, device_json, device_rows
+    from qpa.report.circuits import DEVICE_HEADER, device_json, device_rows
 
     devices = list_devices()
     if json_:

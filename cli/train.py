@@ -113,7 +113,7 @@ def print_cost(options: TrainGenerator, measure: MeasureCircuit, context: PassCo
     """Say what each step of a training on sampled circuits costs, and what the measurement after it does."""
     from qpa.circuits.sources.source import SOURCES
     from qpa.documents import WeightLayout
-    from qpa.report.facts import cost_text
+    from qpa.report.circuits import cost_text
     from qpa.training.session import cost_of_step, execution_of
 
     if not SOURCES[options.source].is_differentiable:

@@ -60,7 +60,7 @@ def transpile(
     from qpa.documents import LogicalCircuit
     from qpa.passes import transpilation_pipeline
     from qpa.pipeline.pass_protocol import PassContext
-    from qpa.report.facts import transpiled_json, transpiled_rows
+    from qpa.report.circuits import transpiled_json, transpiled_rows
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)

@@ -61,7 +61,7 @@ def _verify_run(path: Path, *, as_json: bool) -> None:
     from qpa.documents import FrozenAdapter
     from qpa.passes.freeze_adapter import check_frozen
     from qpa.pipeline.pass_protocol import PassContext
-    from qpa.report.facts import number
+    from qpa.report.rows import number
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(path)
@@ -111,7 +111,7 @@ def _verify_engines(step: VerifyAdapter, *, as_json: bool) -> None:
     from qpa.documents.verification import VERIFICATION_PATH
     from qpa.passes import verification_pipeline
     from qpa.pipeline.pass_protocol import PassContext
-    from qpa.report.facts import (
+    from qpa.report.exports import (
         VERIFICATION_HEADER,
         verification_json,
         verification_rows,

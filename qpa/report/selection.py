@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qpa.documents import Selection, Strategy
-from qpa.report.facts import Rows, number
+from qpa.report.rows import Rows, number
 
 SELECTION_HEADER = ("level", "layouts", "mitigation", "shots", "error", "executions", "time")
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qpa.documents import WeightLayout
-from qpa.report.facts import Rows, number
+from qpa.report.rows import Rows, number
 from qpa.seeds import split_seed
 
 if TYPE_CHECKING:
