@@ -110,6 +110,10 @@ class DirectoryError(OptionError):
     """A directory that an option names is taken, in use, or no run or export; the subject is its path."""
 
 
+class ConfigurationError(QpaError):
+    """A configuration file is wrong; the subject is its name with the line, and with the option."""
+
+
 class ModelError(QpaError):
     """A base model is missing, is no model, or cannot carry the adapter."""
 

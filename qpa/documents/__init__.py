@@ -14,6 +14,7 @@ from qpa.documents.logical_circuit import LogicalCircuit
 from qpa.documents.manifest import MANIFEST_PATH, Manifest, read_manifest
 from qpa.documents.measurement import Measurement
 from qpa.documents.native_circuit import GateCount, NativeCircuit
+from qpa.documents.resolved_configuration import Input, Package, ResolvedConfiguration, TrainedFrom
 from qpa.documents.selection import Selection, Strategy, TriedCircuit
 from qpa.documents.tensors import TENSOR_RULES, Method, Role, TensorRef, TensorRules, TensorShape
 from qpa.documents.trained_generator import TrainedGenerator, TrainingResult
@@ -47,22 +48,26 @@ __all__ = [
     "Features",
     "FrozenAdapter",
     "GateCount",
+    "Input",
     "LogicalCircuit",
     "Manifest",
     "Measurement",
     "Method",
     "NativeCircuit",
+    "Package",
     "ParameterAccount",
     "PassOption",
     "PlannedSize",
     "Provenance",
     "Record",
+    "ResolvedConfiguration",
     "Role",
     "Selection",
     "Strategy",
     "TensorRef",
     "TensorRules",
     "TensorShape",
+    "TrainedFrom",
     "TrainedGenerator",
     "TrainingResult",
     "TriedCircuit",

@@ -44,6 +44,7 @@ class Option:
              is_path: whether the value is a text with the path of a file or directory.
              positional: whether the command line takes it by its place and not by its name.
              provenance: whether it can change the result, so that documents record it.
+             in_file: whether a configuration file may give it.
     """
 
     field: str = ""
@@ -64,11 +65,12 @@ class Option:
     is_path: bool = False
     positional: bool = False
     provenance: bool = True
+    in_file: bool = True
 
     @property
     def key(self) -> str:
         """Return the option's place in a configuration file, such as "train.max_steps"."""
-        return f"{self.section}.{self.name}"
+        return f"{self.section}.{self.name}" if self.section else self.name
 
     def known(self) -> tuple[str, ...]:
         """Return the choices; () where there are none to choose from."""

@@ -77,7 +77,7 @@ class TrainingOptions(DataOptions, SamplingOptions):
     bf16: bool = option(False, help="bfloat16 autocast; the adapter stays float32.")
     device: str = option("auto", help="Device to run on: {choices}.", choices=DEVICES)
     save_steps: int = option(100, help="Steps between checkpoints.", at_least=1, provenance=False)
-    resume: bool = option(False, help="Continue from the newest checkpoint.", provenance=False)
+    resume: bool = option(False, help="Continue from the newest checkpoint.", provenance=False, in_file=False)
     trust_remote_code: bool = option(
         False, help="Run Python code that comes with the model.", provenance=False
     )
