@@ -1,6 +1,7 @@
 """The `qpa` command: what a user types, and how errors reach them.
 
-Exit codes: 0 done, 1 bad input or a failed check (one line on stderr), 2 wrong usage.
+Exit codes: 0 done, 1 bad input or a failed check (one line on stderr), 2 wrong usage, 130 interrupted by
+Ctrl-C, 143 by SIGTERM, which a training answers with a checkpoint.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 from qpa import __version__
 from qpa.cli import bench, export, freeze, inspect, noise, plan, targets, train, transpile, verify
 from qpa.cli.command import Command
+from qpa.termination import Terminated, ending_on_sigterm
 
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
@@ -104,7 +106,8 @@ def main() -> None:
 
     session = Session()
     try:
-        app(obj=session)
+        with ending_on_sigterm():
+            app(obj=session)
     except QpaError as error:
         _fail(session, error, _line(error))
     except OSError as error:
@@ -115,16 +118,29 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Terminated as end:
+        print(_with_flags(f"terminated{end.saved and ': '}{end.saved}"), file=sys.stderr)
+        raise
 
 
 def _line(error: Any) -> str:
     """Return an error's message with the flags of all commands, since one may advise another."""
     from qpa.cli.flags import error_line
 
+    return error_line(error, _flags())
+
+
+def _with_flags(text: str) -> str:
+    from qpa.cli.flags import with_flags
+
+    return with_flags(text, _flags())
+
+
+def _flags() -> dict[str, str]:
     flags: dict[str, str] = {}
     for command in COMMANDS.values():
         flags = command.flags() | flags
-    return error_line(error, flags)
+    return flags
 
 
 def _fail(session: Session, error: Exception, line: str) -> None:

@@ -80,7 +80,8 @@ def test_functions_of_the_command_line_are_short():
 # Rooms
 
 FLOORS = (
-    *({"errors", "seeds", "progress", "registry"}, {"documents"}, {"pipeline"}, {"store"}, {"compat"}),
+    *({"errors", "seeds", "progress", "registry", "termination"}, {"documents"}, {"pipeline"}, {"store"}),
+    *({"compat"},),
     *({"models"}, {"adapters"}, {"circuits"}, {"generators"}, {"training"}, {"passes"}, {"exporters"}),
     *({"engines"}, {"report"}, {"bench"}, {"cli"}),
 )

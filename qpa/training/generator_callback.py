@@ -6,6 +6,7 @@ checkpoints without pickle and metrics, and reports progress.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import TrainerCallback
 from qpa.documents import Checkpoint, Provenance
 from qpa.progress import Progress
 from qpa.seeds import split_seed
+from qpa.termination import Terminated
 from qpa.training.checkpoints import restore_optimizer, save_checkpoint
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 from qpa.training.training_log import LOG_STEPS, TrainingLog, line_of_steps
@@ -32,6 +34,7 @@ class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
              save_steps: steps between them.
              seed: of the training; each step's dropout is drawn from it and the step's number.
              provenance, data_digest: written into checkpoints.
+             asks_to_end: tells after each step whether to save and end there.
              resume_from: a checkpoint's directory and document.
     """
 
@@ -44,6 +47,7 @@ class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
     seed: int
     provenance: Provenance
     data_digest: str
+    asks_to_end: Callable[[], bool]
     resume_from: tuple[Path, Checkpoint] | None = None
     last_saved: Path | None = field(default=None, init=False)
     _n_tokens_before: float = field(default=0, init=False)
@@ -72,7 +76,10 @@ class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
-        """Write a line every `LOG_STEPS` steps, then a checkpoint every `save_steps` steps."""
+        """Write a line every `LOG_STEPS` steps, then a checkpoint every `save_steps` steps.
+
+        Raises:  Terminated: the training is asked to end; there is a checkpoint of this step.
+        """
         if "loss" not in (logs or {}):
             return  # the trainer's summary at its end
         self._complete(state.log_history[-1])
@@ -81,8 +88,11 @@ class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
             steps = [step for step in state.log_history if step["step"] >= first]
             self.log.write(state.global_step, line_of_steps(steps))
             del state.log_history[:-1]
-        if state.global_step % self.save_steps == 0:
+        ends = self.asks_to_end()
+        if ends or state.global_step % self.save_steps == 0:
             self._save(state)
+        if ends:
+            raise Terminated(f"saved {self.last_saved}, go on with `resume`")
 
     def _complete(self, step: dict[str, float]) -> None:
         """Add the angles' learning rate, and the tokens that were counted before the training was resumed."""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from qpa.pipeline.pass_protocol import PassContext
 from qpa.seeds import split_seed
 from qpa.store.atomic_files import remove_leftovers
 from qpa.store.run_directory import CHECKPOINTS, METRICS
+from qpa.termination import deferring_sigterm
 from qpa.training.calibration import choose_rows
 from qpa.training.checkpoints import newest_checkpoint, remove_checkpoints, restore_optimizer
 from qpa.training.evaluation import count_row_tokens, digest_of_rows
@@ -185,10 +186,18 @@ def fit(session: Session, resumed: Resumed | None, log: TrainingLog) -> None:
 
     Raises:  DivergedError: a gradient is not finite; the error names the last good checkpoint.
              SourceError: what runs the circuits fails; likewise.
+             Terminated: SIGTERM came, and the step under way is saved.
     """
     if resumed is not None and resumed[1].step >= session.n_steps:
         restore_optimizer(resumed[0], session.adapted.optimizer, resumed[1])
         return
+    with deferring_sigterm() as asks_to_end:
+        _take_steps(session, resumed, log, asks_to_end)
+
+
+def _take_steps(
+    session: Session, resumed: Resumed | None, log: TrainingLog, asks_to_end: Callable[[], bool]
+) -> None:
     callback = GeneratorCallback(
         peft_model=session.adapted.model,
         optimizer=session.adapted.optimizer,
@@ -199,6 +208,7 @@ def fit(session: Session, resumed: Resumed | None, log: TrainingLog) -> None:
         seed=session.context.seed_for("steps"),
         provenance=session.saved_as,
         data_digest=session.data_digest,
+        asks_to_end=asks_to_end,
         resume_from=resumed,
     )
     trainer = session.trainer
