@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint test-vllm test-llama-cpp test-mlx conformance clean
+.PHONY: demo test lint docs test-vllm test-llama-cpp test-mlx conformance clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo.run
@@ -15,6 +15,10 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Into site/: open site/index.html.
+docs: $(VENV)/ready
+	$(BIN)/python -m properdocs build --strict -f mkdocs.yml
 
 test-vllm: $(VENV)/ready
 	HF_HUB_OFFLINE=1 bash tests/vllm/run.sh
@@ -39,4 +43,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-llama-cpp .venv-mlx build *.egg-info
+	rm -rf $(VENV) .venv-vllm .venv-llama-cpp .venv-mlx build site *.egg-info

@@ -54,7 +54,7 @@ class Command:
             for name, hint in self._own_hints().items()
             if not _is_argument(hint)
         }
-        options = [option for option in self._options() if not option.positional]
+        options = [option for option in self.options() if not option.positional]
         return own | {option.field: _flag(option) for option in reversed(options)}
 
     def for_typer(self) -> typer.Typer:
@@ -66,7 +66,7 @@ class Command:
         parameters = list(self._parameters())
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         vars(run)["__signature__"] = inspect.Signature(parameters)
-        old_names = {old: option.name for option in self._options() for old in option.old_names}
+        old_names = {old: option.name for option in self.options() for old in option.old_names}
         renamed = {flag_of(old)[2:]: flag_of(new)[2:] for old, new in old_names.items()}
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
         settings = {"token_normalize_func": lambda name: renamed.get(name, name)}
@@ -74,7 +74,7 @@ class Command:
         app.command(self.name, help=help_, epilog=self.examples, context_settings=settings)(run)
         return app
 
-    def _options(self) -> list[Option]:
+    def options(self) -> list[Option]:
         """Return the options of all makers, those of the same name once, in the order of the fields."""
         found = {option.name: option for maker in self.makers().values() for option in _options_of(maker)}
         return list(found.values())

@@ -104,7 +104,7 @@ class Option:
         if isinstance(value, str) and (known := self.known()) and value not in known:
             raise unknown_name(self.field, known, value)
         if self.kind in (int, float) and not self._holds(value):
-            raise OptionError(self.field, self._range(), str(value))
+            raise OptionError(self.field, self.range_words(), str(value))
 
     def _holds(self, value: object) -> bool:
         is_number = isinstance(value, Integral if self.kind is int else Real) and not isinstance(value, bool)
@@ -116,7 +116,7 @@ class Option:
             and (self.at_most is None or number <= self.at_most)
         )
 
-    def _range(self) -> str:
+    def range_words(self) -> str:
         """Return in words what a number must be: "a whole number of at least 1"."""
         if self.unit:
             return f"{self._bounds().removeprefix('of ')} {self.unit}"

@@ -1,0 +1,51 @@
+"""A planned run under a trainer or loop of the user's own: one call from the plan to model and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qpa.documents import AdapterSpec, WeightLayout
+from qpa.generators.generator import GENERATORS, make_generator
+from qpa.models.base_model import load_model, torch_device
+from qpa.store.run_directory import RunDirectory
+from qpa.training.generated_adapter import GeneratedAdapter, attach_generator
+
+
+def attach_run(
+    run: str | Path,
+    batches: Sequence[dict[str, Any]],
+    *,
+    lr: float | None = None,
+    angle_lr: float | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> GeneratedAdapter:
+    """Load the base model of a planned run with its adapter, and the optimizer of the adapter's generator.
+
+    The circuits are simulated exactly. The run itself is only read.
+
+    Args:    run: directory that qpa plan made.
+             batches: a few of the training's, eight in qpa train, as arguments of the model with their labels
+             and on its device: their gradient tells the directions. Generators without directions read none.
+             lr, angle_lr: as of `GeneratedAdapterOptimizer`; None stands for the generator's own.
+             device: "auto", "cpu" or "cuda".
+             trust_remote_code: the user allows the model's own Python code to run.
+    Returns: `model`, of PEFT where PEFT has this kind of adapter, and `optimizer`.
+    Raises:  DocumentError: it is no run, or a damaged one.
+             ModelError: the base model is not there, or not the one that was planned for.
+             OptionError: there is no such device.
+             DivergedError: the gradient of the batches is not finite.
+    Source:  ours.
+    """
+    directory = RunDirectory.open(Path(run))
+    spec, layout = directory.read(AdapterSpec), directory.read(WeightLayout)
+    model = load_model(spec.base, keep_dtype=False, trust_remote_code=trust_remote_code)
+    kind = GENERATORS[layout.generator]
+    lr = kind.rate(spec) if lr is None else lr
+    angle_lr = lr * kind.angle_ratio if angle_lr is None else angle_lr
+    generator = make_generator(layout, layout.seed)
+    attached = attach_generator(model.to(torch_device(device)), spec, generator, lr=lr, angle_lr=angle_lr)
+    attached.calibrate(spec, lambda batch: attached.model(**batch).loss, batches)
+    return attached

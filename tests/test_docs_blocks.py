@@ -1,0 +1,220 @@
+"""Every block of commands or Python in README.md and docs/ is run, on models so small that it takes a second.
+
+A page's blocks are run in their order, in a directory that has what the pages name: `MODELS`, `shakespeare.txt`,
+and what the page itself makes. The pages' own words stay: a model that they name is a directory of that name
+with a tiny model in it, and `SMALLER` is added to commands that would run for long.
+
+What is not run:
+1. A block behind the comment `<!-- not run: why -->`: its commands are read, and their options must be there.
+2. The commands of docs/results.md, a dated log of measurements that took hours: they are read likewise.
+3. Programs that are not qpa: `OTHERS` says what is checked of each.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+
+from docs.pages.blocks import Block, read_blocks, shape
+from docs.pages.commands import examples
+from qpa.cli.main import COMMANDS, main
+from tests.tiny_models import tiny_gpt2, tiny_llama
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {str(page.relative_to(ROOT)): page for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+ONLY_READ = ("docs/results.md",)
+N_NOT_RUN = 2
+"""Blocks behind a comment that says why they are not run: a new one should be a decision."""
+
+MODELS: dict[str, Callable[[Path], Path]] = {"models/stories260K": tiny_llama, "models/gpt2": tiny_gpt2}
+SMALLER = {
+    "train": ("--max-steps", "2", "--max-length", "32", "--batch-size", "2"),
+    "freeze": ("--shots", "256"),
+    "noise": ("--shots", "64,256", "--targets", "none", "--seeds", "1"),
+}
+SMALLER_SAMPLES = ("--shots", "256")
+PLACEHOLDER = re.compile(r"<[^<>]*>")
+BLOCKS = [
+    (name, block)
+    for name, page in PAGES.items()
+    for block in read_blocks(page)
+    if block.language in ("sh", "console", "python")
+]
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """Return a directory with the models and the text, and a trained run and its export."""
+    place = tmp_path_factory.mktemp("furnished")
+    for name, make in MODELS.items():
+        (place / name).parent.mkdir(exist_ok=True)
+        make(place / name)
+    shutil.copy(text_file, place / "shakespeare.txt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for line in (
+            "plan --model models/stories260K --rank 4 --circuits 1 --out runs/bard",
+            "train runs/bard --data shakespeare.txt",
+            "export runs/bard --out adapters/bard",
+        ):
+            assert run_qpa(["qpa", *line.split()], patch) == 0, line
+    return place
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in ONLY_READ])
+def test_blocks_run(
+    name: str, furnished: Path, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    blocks = [block for page, block in BLOCKS if page == name and not block.reason]
+    if not blocks:
+        pytest.skip("no block that is run")
+    place = tmp_path / "place"
+    shutil.copytree(furnished, place)
+    for taken in made_by(blocks):
+        shutil.rmtree(place / taken, ignore_errors=True)
+    monkeypatch.chdir(place)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        where = f"{name}:{block.line}"
+        if block.language == "python":
+            run_python(block, where, names)
+        else:
+            for words, output in block.commands():
+                check_command(words, output, where, monkeypatch, capsys)
+
+
+def made_by(blocks: list[Block]) -> Iterator[str]:
+    """Yield the directories that commands of a page make: they must not be there before."""
+    for block in blocks:
+        if block.language != "python":
+            for words, _ in block.commands():
+                if words[0] == "qpa" and "--out" in words and "--force" not in words:
+                    yield words[words.index("--out") + 1]
+
+
+def run_python(block: Block, where: str, names: dict[str, Any]) -> None:
+    """Run a block after those before it; a block that shows a file of the repository has only to name one."""
+    shown = re.fullmatch(r'--8<-- "(.+)"\s*', block.text)
+    if shown:
+        assert (ROOT / shown[1]).is_file(), where
+    else:
+        exec(compile(block.text, where, "exec"), names)
+
+
+def check_command(
+    words: list[str], output: str, where: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Run a command, and compare what it prints, but for its numbers, with what the page shows."""
+    if words[0] != "qpa":
+        OTHERS[words[0]](words, where)
+        return
+    capsys.readouterr()
+    code = run_qpa(words, monkeypatch)
+    printed = capsys.readouterr()
+    expects_error = "error: " in output
+    assert code == int(expects_error), f"{where}: {' '.join(words)}\n{printed.err}"
+    if output:
+        expected, found = shape(output), shape(printed.out + printed.err)
+        assert fnmatchcase(found, expected.replace("[", "[[]").replace("...", "*")), f"{where}: {found}"
+
+
+def run_qpa(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run a command in this process, on less; return its exit code."""
+    monkeypatch.setattr(sys, "argv", smaller(words))
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def smaller(words: list[str]) -> list[str]:
+    """Return a command that takes less time."""
+    more = SMALLER.get(words[1], ())
+    if words[1] == "train" and "--shots" in words:
+        more = (*more, *SMALLER_SAMPLES)
+    return [*words, *more]
+
+
+@pytest.mark.parametrize("where", [f"{name}:{block.line}" for name, block in BLOCKS])
+def test_commands_have_the_options_they_use(where: str) -> None:
+    (block,) = [block for name, block in BLOCKS if f"{name}:{block.line}" == where]
+    if block.language == "python":
+        if "--8<--" not in block.text:
+            compile(block.text, where, "exec")
+        return
+    for words, _ in read_only(block).commands():
+        OTHERS.get(words[0], check_options_of)(words, where)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_of_help_have_the_options_they_use(name: str) -> None:
+    for words, _ in Block("sh", examples(COMMANDS[name]), 0, "").commands():
+        check_options_of(words, f"qpa {name} --help")
+
+
+def read_only(block: Block) -> Block:
+    """Return a block with one word for everything that is to be filled in."""
+    return Block(block.language, PLACEHOLDER.sub("placeholder", block.text), block.line, block.reason)
+
+
+def check_options_of(words: list[str], where: str) -> None:
+    """Check that a command of qpa takes these arguments, without running it."""
+    assert words[0] == "qpa" and words[1] in COMMANDS, f"{where}: {words}"
+    command = typer.main.get_command(COMMANDS[words[1]].for_typer())
+    try:
+        command.make_context(words[1], list(words[2:]))
+    except click.exceptions.UsageError as error:
+        pytest.fail(f"{where}: {' '.join(words)}: {error.format_message()}")
+
+
+def check_make(words: list[str], where: str) -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    assert words[1] in targets, where
+
+
+def check_pip(words: list[str], where: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert words[1] == "install", where
+    for extra in re.findall(r"\[([\w,-]+)\]", " ".join(words)):
+        assert {*extra.split(",")} <= extras.keys(), where
+
+
+def check_python(words: list[str], where: str) -> None:
+    assert words[1] == "-m" and importlib.util.find_spec(words[2]), where
+
+
+def check_nothing(words: list[str], where: str) -> None:
+    """Let a program of other people be."""
+
+
+OTHERS: dict[str, Callable[[list[str], str], None]] = {
+    "make": check_make,
+    "pip": check_pip,
+    "python": check_python,
+    "vllm": check_nothing,
+}
+"""Programs that pages name besides qpa, and what is checked of how they are called."""
+
+
+def test_what_is_not_run_is_counted_and_says_why() -> None:
+    not_run = [(name, block.line, block.reason) for name, block in BLOCKS if block.reason]
+    assert len(not_run) == N_NOT_RUN, not_run
+    assert all(len(reason.split()) > 2 for *_, reason in not_run), not_run
+
+
+def test_the_programs_that_need_another_environment_are_marked() -> None:
+    for name, block in BLOCKS:
+        if block.language != "python" and not block.reason and name not in ONLY_READ:
+            assert not [words for words, _ in block.commands() if words[0] == "vllm"], f"{name}:{block.line}"
