@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from demo.picture import draw, main, read_layer
+from docs.pages.blocks import read_blocks
 from docs.pages.hooks import made_pages
+from qpa.cli.flags import flag_of
 from qpa.store.run_directory import RunDirectory
 from tests.test_train_generator import plan, train
 
@@ -122,3 +124,33 @@ def test_names_in_backticks_are_there() -> None:
     places = named_places()
     assert len(places) > 50
     assert [place for place in places if not resolves(place[1])] == []
+
+
+def quoted_lines() -> list[str]:
+    """Return the error lines that the page of troubleshooting shows without a command that prints them."""
+    blocks = read_blocks(ROOT / "docs" / "troubleshooting.md")
+    return [line for block in blocks if block.language == "text" for line in block.text.splitlines()]
+
+
+def words_of_source() -> str:
+    """Return every text in the source, values in it as three dots and options as flags."""
+    folders = ("qpa", "passes", "exporters", "cli")
+    texts = []
+    for path in (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
+                texts.append("".join(map(str, parts)))
+    return re.sub(r"`(\w+)`", lambda name: flag_of(name[1]), "\n".join(texts))
+
+
+def test_error_lines_that_are_quoted_are_those_of_the_source() -> None:
+    source = words_of_source()
+    assert len(quoted_lines()) > 8
+    for line in quoted_lines():
+        _, _, said = line.partition(": expected ")
+        expected, _, rest = said.partition(", found ")
+        parts = [expected, *rest.split("; ", maxsplit=1)]
+        assert [part for part in parts if part not in ("...", "") and part not in source] == [], line

@@ -1,8 +1,9 @@
 """Every block of commands or Python in README.md and docs/ is run, on models so small that it takes a second.
 
-A page's blocks are run in their order, in a directory that has what the pages name: `MODELS`, `shakespeare.txt`,
-and what the page itself makes. The pages' own words stay: a model that they name is a directory of that name
-with a tiny model in it, and `SMALLER` is added to commands that would run for long.
+A page's blocks are run in their order, in a directory that has what the pages name. The pages' own words
+stay: a model that they name is a directory of that name with a tiny model in it, and options are added to
+commands that would run for long (`tests.docs_commands`). What a block shows of a command's output is compared
+with what the command prints, but for numbers; `...` stands for anything.
 
 What is not run:
 1. A block behind the comment `<!-- not run: why -->`: its commands are read, and their options must be there.
@@ -15,21 +16,19 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
-import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 
 from docs.pages.blocks import Block, read_blocks, shape
 from docs.pages.commands import examples
-from qpa.cli.main import COMMANDS, main
-from tests.tiny_models import tiny_gpt2, tiny_llama
+from qpa.cli.main import COMMANDS
+from tests.docs_commands import N_COLUMNS, furnish, run_qpa
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {str(page.relative_to(ROOT)): page for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
@@ -37,13 +36,7 @@ ONLY_READ = ("docs/results.md",)
 N_NOT_RUN = 2
 """Blocks behind a comment that says why they are not run: a new one should be a decision."""
 
-MODELS: dict[str, Callable[[Path], Path]] = {"models/stories260K": tiny_llama, "models/gpt2": tiny_gpt2}
-SMALLER = {
-    "train": ("--max-steps", "2", "--max-length", "32", "--batch-size", "2"),
-    "freeze": ("--shots", "256"),
-    "noise": ("--shots", "64,256", "--targets", "none", "--seeds", "1"),
-}
-SMALLER_SAMPLES = ("--shots", "256")
+USAGE_ERROR: Any = typer.BadParameter.__base__  # Typer has its own copy of click
 PLACEHOLDER = re.compile(r"<[^<>]*>")
 BLOCKS = [
     (name, block)
@@ -57,18 +50,7 @@ BLOCKS = [
 def furnished(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     """Return a directory with the models and the text, and a trained run and its export."""
     place = tmp_path_factory.mktemp("furnished")
-    for name, make in MODELS.items():
-        (place / name).parent.mkdir(exist_ok=True)
-        make(place / name)
-    shutil.copy(text_file, place / "shakespeare.txt")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        for line in (
-            "plan --model models/stories260K --rank 4 --circuits 1 --out runs/bard",
-            "train runs/bard --data shakespeare.txt",
-            "export runs/bard --out adapters/bard",
-        ):
-            assert run_qpa(["qpa", *line.split()], patch) == 0, line
+    furnish(place, text_file)
     return place
 
 
@@ -84,6 +66,7 @@ def test_blocks_run(
     for taken in made_by(blocks):
         shutil.rmtree(place / taken, ignore_errors=True)
     monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", str(N_COLUMNS))
     names: dict[str, Any] = {}
     for block in blocks:
         where = f"{name}:{block.line}"
@@ -91,15 +74,15 @@ def test_blocks_run(
             run_python(block, where, names)
         else:
             for words, output in block.commands():
-                check_command(words, output, where, monkeypatch, capsys)
+                check_command(words, output, where, capsys)
 
 
 def made_by(blocks: list[Block]) -> Iterator[str]:
     """Yield the directories that commands of a page make: they must not be there before."""
     for block in blocks:
         if block.language != "python":
-            for words, _ in block.commands():
-                if words[0] == "qpa" and "--out" in words and "--force" not in words:
+            for words, output in block.commands():
+                if words[0] == "qpa" and "--out" in words and "error: " not in output:
                     yield words[words.index("--out") + 1]
 
 
@@ -112,39 +95,19 @@ def run_python(block: Block, where: str, names: dict[str, Any]) -> None:
         exec(compile(block.text, where, "exec"), names)
 
 
-def check_command(
-    words: list[str], output: str, where: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def check_command(words: list[str], output: str, where: str, capsys: Any) -> None:
     """Run a command, and compare what it prints, but for its numbers, with what the page shows."""
     if words[0] != "qpa":
         OTHERS[words[0]](words, where)
         return
     capsys.readouterr()
-    code = run_qpa(words, monkeypatch)
+    code = run_qpa(words)
     printed = capsys.readouterr()
-    expects_error = "error: " in output
-    assert code == int(expects_error), f"{where}: {' '.join(words)}\n{printed.err}"
+    expected_code = 1 if "error: " in output else 2 if "Usage: " in output else 0
+    assert code == expected_code, f"{where}: {' '.join(words)}\n{printed.err}"
     if output:
         expected, found = shape(output), shape(printed.out + printed.err)
         assert fnmatchcase(found, expected.replace("[", "[[]").replace("...", "*")), f"{where}: {found}"
-
-
-def run_qpa(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run a command in this process, on less; return its exit code."""
-    monkeypatch.setattr(sys, "argv", smaller(words))
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def smaller(words: list[str]) -> list[str]:
-    """Return a command that takes less time."""
-    more = SMALLER.get(words[1], ())
-    if words[1] == "train" and "--shots" in words:
-        more = (*more, *SMALLER_SAMPLES)
-    return [*words, *more]
 
 
 @pytest.mark.parametrize("where", [f"{name}:{block.line}" for name, block in BLOCKS])
@@ -175,7 +138,7 @@ def check_options_of(words: list[str], where: str) -> None:
     command = typer.main.get_command(COMMANDS[words[1]].for_typer())
     try:
         command.make_context(words[1], list(words[2:]))
-    except click.exceptions.UsageError as error:
+    except USAGE_ERROR as error:
         pytest.fail(f"{where}: {' '.join(words)}: {error.format_message()}")
 
 
