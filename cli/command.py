@@ -75,8 +75,11 @@ class Command:
         return app
 
     def options(self) -> list[Option]:
-        """Return the options of all makers, those of the same name once, in the order of the fields."""
-        found = {option.name: option for maker in self.makers().values() for option in _options_of(maker)}
+        """Return the options of all makers, of those of the same name the first, in the order of the fields."""
+        found: dict[str, Option] = {}
+        for maker in self.makers().values():
+            for option in _options_of(maker):
+                found.setdefault(option.name, option)
         return list(found.values())
 
     def _own_hints(self) -> dict[str, Any]:

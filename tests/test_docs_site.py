@@ -13,6 +13,7 @@ from docs.pages.commands import command_page
 from docs.pages.formats import formats_page, measured_rows
 from qpa.cli.main import COMMANDS
 from qpa.documents.manifest import FORMATS
+from qpa.pipeline.configuration import Schema
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,13 +55,17 @@ def test_no_source_is_published(site: Path) -> None:
     assert list(site.rglob("*.py")) == []
 
 
+def test_options_of_a_format_stand_below_its_name_in_a_file() -> None:
+    assert "| `export.FORMAT.rank_pad` |" in command_page("export")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_page_has_every_option_with_its_place_in_a_file(name: str) -> None:
     page = command_page(name)
     for flag in COMMANDS[name].flags().values():
         assert f"| `{flag}`" in page
     for option in COMMANDS[name].options():
-        assert option.positional or f"| `{option.key}` |" in page
+        assert option.key not in Schema().options or f"| `{option.key}` |" in page
 
 
 def test_a_page_says_ranges_defaults_and_old_names() -> None:

@@ -11,6 +11,7 @@ import typer
 from qpa.cli.command import Command
 from qpa.cli.flags import flag_of, with_flags
 from qpa.cli.main import COMMANDS, app
+from qpa.pipeline.configuration import Schema
 from qpa.pipeline.options import Option
 
 HEADER = "| option | what it is | in a file |\n|---|---|---|"
@@ -93,8 +94,16 @@ def _row(parameter: Any, option: Option | None, flags: dict[str, str]) -> str:
         text += f" Default: {_cell(parameter.show_default)}."
     elif not parameter.is_flag and parameter.default not in (None, ...):
         text += f" Default: {_code(str(parameter.default))}."
-    key = f"`{option.key}`" if option is not None and not option.positional else ""
-    return f"| {', '.join(names)} | {text} | {key} |"
+    return f"| {', '.join(names)} | {text} | {file_key(option) if option else ''} |"
+
+
+def file_key(option: Option) -> str:
+    """Return where an option stands in a configuration file, as code; "" where it does not stand in one."""
+    keys = {re.sub(r"^export\.[\w-]+\.", "export.FORMAT.", key) for key in Schema().options}
+    for key in (option.key, f"{option.section}.FORMAT.{option.name}"):
+        if key in keys:
+            return f"`{key}`"
+    return ""
 
 
 def _old_names(option: Option | None) -> Iterator[str]:
