@@ -75,7 +75,7 @@ class Command:
         return app
 
     def options(self) -> list[Option]:
-        """Return the options of all makers, of those of the same name the first, in the order of the fields."""
+        """Return the options of all makers, the first of each name, in the order of the fields."""
         found: dict[str, Option] = {}
         for maker in self.makers().values():
             for option in _options_of(maker):
