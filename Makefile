@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs test-vllm test-llama-cpp test-mlx conformance clean
+.PHONY: demo test lint docs docs-output test-vllm test-llama-cpp test-mlx conformance clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo.run
@@ -19,6 +19,10 @@ lint: $(VENV)/ready
 # Into site/: open site/index.html.
 docs: $(VENV)/ready
 	$(BIN)/python -m properdocs build --strict -f mkdocs.yml
+
+# Writes what the commands of these pages print into the pages.
+docs-output: $(VENV)/ready
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.docs_output docs/troubleshooting.md
 
 test-vllm: $(VENV)/ready
 	HF_HUB_OFFLINE=1 bash tests/vllm/run.sh

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import chdir
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
 from qpa.cli.main import main
 from tests.tiny_models import tiny_gpt2, tiny_llama
 
+ROOT = Path(__file__).resolve().parents[1]
 MODELS: dict[str, Callable[[Path], Path]] = {"models/stories260K": tiny_llama, "models/gpt2": tiny_gpt2}
 SMALLER = {
     "train": ("--max-steps", "2", "--max-length", "32", "--batch-size", "2"),
     "freeze": ("--shots", "256"),
+    "run": ("--set", "train.max_steps=2", "--set", "train.max_length=32", "--set", "train.batch_size=2"),
+    "demo.build_model": ("--steps", "3"),
     "noise": ("--shots", "64,256", "--targets", "none", "--seeds", "1"),
 }
 """What is put behind a command's own options; of an option that is given twice the last one counts."""
+KEPT = frozenset({"--batch-size"})
+"""Options whose value on the page counts."""
 
 BEFORE = (
     "plan --model models/stories260K --rank 4 --circuits 1 --out runs/bard",
@@ -40,12 +48,32 @@ def furnish(place: Path, text: Path) -> None:
     shutil.copy(text, place / "shakespeare.txt")
     with chdir(place):
         for line in BEFORE:
-            assert run_qpa(["qpa", *line.split()]) == 0, line
+            assert run_command(["qpa", *line.split()]) == 0, line
+
+
+def is_run(words: list[str]) -> bool:
+    """Return whether a command is one of qpa, or of the demonstration, which are run here."""
+    return words[0] == "qpa" or (words[:2] == ["python", "-m"] and words[2].startswith("demo."))
+
+
+def run_command(words: list[str], *, in_full: bool = False) -> int:
+    """Run a command, and write what it prints into the file behind a ">" where there is one.
+
+    Args:    in_full: run it as it stands, and not on less.
+    Returns: its exit code.
+    """
+    words, _, file = " ".join(map(shlex.quote, words)).partition(" '>' ")
+    command = shlex.split(words) if in_full else smaller(shlex.split(words))
+    run = run_qpa if command[0] == "qpa" else run_module
+    if not file:
+        return run(command)
+    with Path(shlex.split(file)[0]).open("w") as stream, redirect_stdout(stream):
+        return run(command)
 
 
 def run_qpa(words: list[str]) -> int:
-    """Run a command in this process; return its exit code."""
-    with mock.patch.object(sys, "argv", smaller(words)):
+    """Run a command of qpa in this process; return its exit code."""
+    with mock.patch.object(sys, "argv", words):
         try:
             main()
         except SystemExit as stop:
@@ -53,15 +81,22 @@ def run_qpa(words: list[str]) -> int:
     return 0
 
 
+def run_module(words: list[str]) -> int:
+    """Run a module of the repository in a process of its own; return its exit code."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *words[1:]], env=environment, capture_output=True, text=True, check=False
+    )
+    print(done.stdout, end="")
+    print(done.stderr if done.returncode else "", end="", file=sys.stderr)
+    return done.returncode
+
+
 def smaller(words: list[str]) -> list[str]:
-    """Return a command that takes less time, where it has not its own value of the option."""
-    more = SMALLER.get(words[1], ()) if len(words) > 1 else ()
-    if words[1:2] == ["train"] and "--source" in words:
+    """Return a command that takes less time; an option of the page that is in `KEPT` stays."""
+    name = words[1] if words[0] == "qpa" else words[2]
+    more = SMALLER.get(name, ())
+    if name == "train" and "--source" in words:
         more = (*more, "--shots", "256")
     pairs = zip(more[::2], more[1::2], strict=True)
-    own = KEPT.intersection(words)
-    return [*words, *(word for pair in pairs if pair[0] not in own for word in pair)]
-
-
-KEPT = frozenset({"--batch-size"})
-"""Options whose value on the page counts."""
+    return [*words, *(word for pair in pairs if pair[0] not in KEPT.intersection(words) for word in pair)]

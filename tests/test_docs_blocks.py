@@ -28,7 +28,7 @@ import typer
 from docs.pages.blocks import Block, read_blocks, shape
 from docs.pages.commands import examples
 from qpa.cli.main import COMMANDS
-from tests.docs_commands import N_COLUMNS, furnish, run_qpa
+from tests.docs_commands import N_COLUMNS, furnish, is_run, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {str(page.relative_to(ROOT)): page for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
@@ -97,11 +97,11 @@ def run_python(block: Block, where: str, names: dict[str, Any]) -> None:
 
 def check_command(words: list[str], output: str, where: str, capsys: Any) -> None:
     """Run a command, and compare what it prints, but for its numbers, with what the page shows."""
-    if words[0] != "qpa":
+    if not is_run(words):
         OTHERS[words[0]](words, where)
         return
     capsys.readouterr()
-    code = run_qpa(words)
+    code = run_command(words)
     printed = capsys.readouterr()
     expected_code = 1 if "error: " in output else 2 if "Usage: " in output else 0
     assert code == expected_code, f"{where}: {' '.join(words)}\n{printed.err}"
@@ -135,6 +135,7 @@ def read_only(block: Block) -> Block:
 def check_options_of(words: list[str], where: str) -> None:
     """Check that a command of qpa takes these arguments, without running it."""
     assert words[0] == "qpa" and words[1] in COMMANDS, f"{where}: {words}"
+    words = words[: words.index(">")] if ">" in words else words
     command = typer.main.get_command(COMMANDS[words[1]].for_typer())
     try:
         command.make_context(words[1], list(words[2:]))
