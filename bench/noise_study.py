@@ -48,19 +48,20 @@ from qpa.pipeline.pass_protocol import PassContext, newest
 from qpa.progress import Progress
 from qpa.store.atomic_files import write_file
 from qpa.store.run_directory import DirectoryStore
+from qpa.training.data.data_options import TrainingData
 
 RESULTS, TABLE, PLOT = "results.jsonl", "table.md", "noise.png"
 Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class NoiseStudy:
+class NoiseStudy(TrainingData):
     """What a study compares.
 
     Args:    shots: of every circuit.
              targets: names of devices, "none" for one without errors.
              mitigations: how counts are corrected, see `MeasureCircuit`; on "none" counts stay as they are.
-             data, eval_data: of the training, for the loss of every frozen adapter; None is not to score it.
+             data .. chat_template: of the training, for the loss of every frozen adapter.
              seeds: measurements of every cell.
     """
 
@@ -75,8 +76,6 @@ class NoiseStudy:
     mitigations: tuple[str, ...] = option(
         (NONE, RECOMMENDED), name="mitigation", help="How counts are corrected, separated by commas."
     )
-    data: str | None = option(None, help="Data of the training, to score every frozen adapter.", is_path=True)
-    eval_data: str | None = option(None, help="Evaluation data of the training.", is_path=True)
     seeds: int = option(3, help="Measurements of every cell.", at_least=1)
 
     def n_shots(self) -> list[int]:
@@ -129,9 +128,7 @@ def run_study(
             progress("measuring", number, len(cells))
             if (target, mitigation, shots, seed) in done:
                 continue
-            scorer = scorer or Scorer.of(
-                newest(documents, AdapterSpec), trained, study.data, study.eval_data, context
-            )
+            scorer = scorer or Scorer.of(newest(documents, AdapterSpec), trained, study, context)
             native = transpiled(target)
             cell = PassContext(seed, context.files, (*documents, native), progress)
             line = _measure(target, mitigation, shots, cell, scorer)

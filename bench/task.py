@@ -32,7 +32,8 @@ from qpa.pipeline.pass_protocol import PassContext
 from qpa.pipeline.pipeline import Pipeline
 from qpa.store.atomic_files import sha256_of
 from qpa.store.run_directory import DirectoryStore
-from qpa.training.text_data import EVAL_SHARE, read_splits
+from qpa.training.data.data_options import EVAL_SHARE, DataOptions
+from qpa.training.data.splits import STREAM, instruction_splits
 
 _WEIGHTS = (".safetensors", ".bin")
 
@@ -99,9 +100,13 @@ def _loader(setting: Setting, spec: AdapterSpec) -> Callable[[], Any]:
 
 def _split(setting: Setting, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return (training, validation, test) blocks, int64[n_rows, max_length]."""
+    eval_data = None if setting.eval_data is None else (str(setting.eval_data),)
+    options = DataOptions((str(setting.data),), eval_data, max_length=setting.max_length)
+    splits = instruction_splits(options, tokenizer, seed=0)
+    is_text = splits.summary is not None and splits.summary.shape == STREAM
     data, test = (
-        [row["input_ids"] for row in rows if len(row.get("input_ids", ())) == setting.max_length]
-        for rows in read_splits(setting.data, setting.eval_data, tokenizer, setting.max_length, seed=0)
+        [row["input_ids"] for row in rows if is_text and len(row["input_ids"]) == setting.max_length]
+        for rows in (splits.training, splits.evaluation)
     )
     n_validation = max(1, round(EVAL_SHARE * len(data)))
     if len(data) <= n_validation or not test:

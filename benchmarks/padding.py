@@ -26,7 +26,8 @@ from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.pipeline.pipeline import Pipeline
 from qpa.store.run_directory import DirectoryStore
-from qpa.training.evaluation import IGNORED, causal_loss, count_tokens
+from qpa.training.data.token_rows import IGNORED
+from qpa.training.evaluation import causal_loss, count_tokens
 from qpa.training.generated_adapter import attach_generator
 from qpa.training.plain_step import take_step
 

@@ -35,9 +35,10 @@ from qpa.generators.chunks import basis_shapes
 from qpa.models.base_model import load_tokenizer
 from qpa.seeds import split_seed
 from qpa.training.calibration import N_CALIBRATION_BATCHES, choose_rows
+from qpa.training.data.data_options import DataOptions
+from qpa.training.data.splits import instruction_splits
 from qpa.training.evaluation import causal_loss
 from qpa.training.generated_adapter import GeneratedAdapter
-from qpa.training.text_data import read_splits
 
 Directions = Callable[[str, Any], tuple[Tensor, Tensor]]
 """From a module's path and its linear layer to columns of left and rows of right vectors."""
@@ -58,7 +59,8 @@ def on_text(path: Path, n_other: int) -> Calibrate:
     """Return the calibration on n_other batches of a text, and for the rest of the usual 8 on its own."""
 
     def calibrate(base: BenchBase, adapted: GeneratedAdapter, spec: AdapterSpec, seed: int) -> None:
-        rows, _ = read_splits(path, None, load_tokenizer(spec.base), LENGTH, seed=0)
+        options = DataOptions((str(path),), max_length=LENGTH)
+        rows = instruction_splits(options, load_tokenizer(spec.base), seed=0).training
         other = torch.tensor([row["input_ids"] for row in rows if len(row["input_ids"]) == LENGTH])
         own = _batches(base.train_rows, N_CALIBRATION_BATCHES - n_other, seed)
         calibrate_on(base, adapted, spec, [*_batches(other, n_other, seed), *own])

@@ -78,7 +78,7 @@ def _report(out: Path, context: PassContext) -> None:
         print_table(size_title(layout), size_rows(layout))
     report_selection(context.documents)
     print_table(plan_title(context.documents), plan_rows(context.documents))
-    print_line(f"wrote {out}; next: qpa train {out} --data <text or jsonl>")
+    print_line(f"wrote {out}; next: qpa train {out} --data <file>")
 
 
 COMMAND = Command(plan, EXAMPLES, makers)

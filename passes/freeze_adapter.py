@@ -21,6 +21,7 @@ from qpa.circuits.circuit import Circuit
 from qpa.documents import (
     AdapterSpec,
     Attachment,
+    DataSummary,
     Document,
     FrozenAdapter,
     Measurement,
@@ -31,20 +32,22 @@ from qpa.documents.trained_generator import ANGLES_ARRAY, INITIAL_PREFIX
 from qpa.errors import DataError, DocumentError, VerificationError, one_sentence
 from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
+from qpa.training.data.data_options import TrainingData, names_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from qpa.training.training_options import TrainingOptions
 
 TOLERANCE = 1e-5
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class FreezeAdapter:
+class FreezeAdapter(TrainingData):
     """Keep the generated weights and leave the generator behind.
 
-    Args:    data, eval_data: the data of the training, to score an adapter that is not the live one; None is
-             not to score it.
+    Args:    data .. chat_template: the data of the training, to score an adapter that is not the live one.
              trust_remote_code: the user allows the model's own Python code to run, now.
     Source:  ours.
     """
@@ -55,12 +58,6 @@ class FreezeAdapter:
     produces: ClassVar[type[Document]] = FrozenAdapter
     section: ClassVar[str] = "train"
 
-    data: str | None = option(
-        None, help="Data of the training, to score what counts give.", is_path=True, provenance=False
-    )
-    eval_data: str | None = option(
-        None, help="Evaluation data of the training.", is_path=True, provenance=False
-    )
     trust_remote_code: bool = option(
         False, help="Run Python code that comes with the model.", provenance=False
     )
@@ -118,7 +115,7 @@ class FreezeAdapter:
         from qpa.models.probe import record_probe
 
         context.progress("asking the adapted model", 0, 1)
-        scorer = Scorer.of(spec, trained, self.data, self.eval_data, context, self.trust_remote_code)
+        scorer = Scorer.of(spec, trained, self, context, self.trust_remote_code)
         loss = scorer.loss(adapter)
         prompt = load_file(context.files.get(trained.probe))["input_ids"]
         return context.put_tensors(adapter), context.put_tensors(record_probe(scorer.model, prompt)), loss
@@ -142,8 +139,7 @@ class Scorer:
         cls,
         spec: AdapterSpec,
         trained: TrainedGenerator,
-        data: str | None,
-        eval_data: str | None,
+        data: TrainingData,
         context: PassContext,
         trust_remote_code: bool = False,
     ) -> Scorer:
@@ -156,20 +152,18 @@ class Scorer:
         from qpa.seeds import split_seed
         from qpa.training.evaluation import digest_of_rows
         from qpa.training.objectives.objective import LOSS, OBJECTIVES
-        from qpa.training.training_options import TrainingOptions
 
         base = load_model(spec.base, keep_dtype=False, trust_remote_code=trust_remote_code)
         model = attach_adapter(base, spec)
         parameters = adapter_parameters(model, spec)
-        if data is None:
+        if data.data is None:
             return cls(model, parameters, None)
-        recorded = {item.name: item.value for item in trained.provenance.options}
-        options = TrainingOptions(data=data, eval_data=eval_data, **cast(Any, recorded))
+        options = _options_of(trained, data)
         tokenizer = load_tokenizer(spec.base, trust_remote_code=trust_remote_code)
         objective = OBJECTIVES[options.objective](options, tokenizer)
         splits = objective.rows(split_seed(trained.provenance.seed, "split"))
-        if digest_of_rows(*splits) != trained.result.data_digest:
-            raise DataError(data, "the data of the training", "other data")
+        if digest_of_rows(splits.training, splits.evaluation) != trained.result.data_digest:
+            raise _other_data(data, trained, splits.summary)
         words = "evaluating the frozen adapter"
 
         def score() -> float:
@@ -183,6 +177,31 @@ class Scorer:
 
         set_adapter(self.parameters, adapter)
         return self.score() if self.score else None
+
+
+def _options_of(trained: TrainedGenerator, data: TrainingData) -> TrainingOptions:
+    """Return the options of a training, with the places where its data is now."""
+    from qpa.training.training_options import TrainingOptions
+
+    recorded = {item.name: item.value for item in trained.provenance.options}
+    revisions = {one.revision for one in trained.data.hub} if trained.data else set()
+    revision = data.data_revision or (revisions.pop() if len(revisions) == 1 else None)
+    return TrainingOptions(
+        data=data.data or (),
+        eval_data=data.eval_data,
+        data_revision=revision,
+        chat_template=data.chat_template,
+        **cast(Any, recorded),
+    )
+
+
+def _other_data(data: TrainingData, trained: TrainedGenerator, found: DataSummary | None) -> DataError:
+    """Return the error for data that gives other rows than those of the training."""
+    before = trained.data.chat_template if trained.data else None
+    differs = before is not None and found is not None and found.chat_template != before
+    advice = "give its `chat_template` too" if differs else ""
+    words = "another chat template" if differs else "other data"
+    return DataError(", ".join(names_of(data.data or ())), "the data of the training", words, advice)
 
 
 def check_frozen(context: PassContext) -> tuple[Measurement, int]:

@@ -119,7 +119,7 @@ class ModelError(QpaError):
 
 
 class DataError(QpaError):
-    """A text or jsonl file cannot be used for training or evaluation."""
+    """Data cannot be used for training or evaluation; the subject is its file, with the line or row."""
 
 
 class ShapeError(QpaError):

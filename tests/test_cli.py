@@ -315,7 +315,6 @@ def test_train_refuses_missing_data_and_missing_runs(
     cli: Cli, planned: Path, text_file: Path, tmp_path: Path
 ) -> None:
     assert "no such file" in cli.refuses("train", planned, "--data", tmp_path / "none.txt")
-    assert "a directory" in cli.refuses("train", planned, "--data", tmp_path)
     assert "no such directory" in cli.refuses("train", tmp_path / "none", "--data", text_file)
     assert "qpa plan" in cli.refuses("train", tmp_path, "--data", text_file)
     asked = cli.refuses("train", planned, "--data", text_file, *TRAIN, "--source", "dice")

@@ -15,10 +15,12 @@ from qpa.documents import (
     Attachment,
     BaseModelReference,
     Checkpoint,
+    DataSummary,
     Document,
     EngineCheck,
     FrozenAdapter,
     GateCount,
+    HubDataset,
     LogicalCircuit,
     Manifest,
     Measurement,
@@ -26,6 +28,7 @@ from qpa.documents import (
     PassOption,
     Provenance,
     Selection,
+    SplitSummary,
     Strategy,
     TrainedGenerator,
     TrainingResult,
@@ -316,6 +319,15 @@ LOGICAL_CIRCUIT = st.builds(
     qubit_order=st.just("qubit 0 is the most significant bit"),
     openqasm=ATTACHMENT,
 )
+SPLIT = st.builds(SplitSummary, **{name: COUNT for name in SplitSummary.model_fields})
+DATA = st.builds(
+    DataSummary,
+    shape=NAME,
+    hub=st.lists(st.builds(HubDataset, name=TEXT, revision=st.none() | TEXT), max_size=2).map(tuple),
+    chat_template=st.none() | DIGEST,
+    training=SPLIT,
+    evaluation=SPLIT,
+)
 TRAINED_GENERATOR = st.builds(
     TrainedGenerator,
     provenance=PROVENANCE,
@@ -329,6 +341,7 @@ TRAINED_GENERATOR = st.builds(
     device=st.none() | ATTACHMENT,
     gradient=NAME,
     result=RESULT,
+    data=st.none() | DATA,
 )
 CHECKPOINT = st.builds(
     Checkpoint,

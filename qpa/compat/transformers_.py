@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -60,3 +60,23 @@ def keep_weights_on_resume(trainer: Any) -> None:
     Args:    trainer: `transformers.Trainer`, whose optimizer's state makes the adapter again.
     """
     trainer._load_from_checkpoint = lambda *_, **__: None
+
+
+def render_with_marks(
+    template: str, messages: Sequence[Any], tokenizer: Any, **arguments: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of a conversation, and where its template says that the model generates.
+
+    Args:    template: with `{% generation %}` marks.
+             arguments: further variables of the template.
+    Returns: the text, and the start and end of every marked piece, in characters.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    texts, marks = render_jinja_template(
+        conversations=[list(messages)],
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **{**tokenizer.special_tokens_map, **arguments},
+    )
+    return texts[0], [(int(start), int(end)) for start, end in marks[0]]

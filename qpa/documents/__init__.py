@@ -9,6 +9,7 @@ from qpa.documents.adapter_spec import (
 from qpa.documents.ansatz import MAX_QUBITS, Ansatz
 from qpa.documents.base import Attachment, Document, PassOption, Provenance, Record
 from qpa.documents.checkpoint import Checkpoint
+from qpa.documents.data_summary import DataSummary, HubDataset, SplitSummary
 from qpa.documents.frozen_adapter import FrozenAdapter
 from qpa.documents.logical_circuit import LogicalCircuit
 from qpa.documents.manifest import MANIFEST_PATH, Manifest, read_manifest
@@ -42,12 +43,14 @@ __all__ = [
     "Checkpoint",
     "ChunkGroup",
     "ChunkedTensor",
+    "DataSummary",
     "Decoder",
     "Document",
     "EngineCheck",
     "Features",
     "FrozenAdapter",
     "GateCount",
+    "HubDataset",
     "Input",
     "LogicalCircuit",
     "Manifest",
@@ -63,6 +66,7 @@ __all__ = [
     "ResolvedConfiguration",
     "Role",
     "Selection",
+    "SplitSummary",
     "Strategy",
     "TensorRef",
     "TensorRules",

@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 from pydantic import model_validator
 
 from qpa.documents.base import Attachment, Document, JsonObject, Record, with_parents
+from qpa.documents.data_summary import DataSummary
 
 MAX_EXPONENT = 709.0
 
@@ -59,6 +60,11 @@ def _upgrade_2(content: JsonObject) -> JsonObject:
     return content | {"shots": None, "backend": None, "circuit": None, "device": None}
 
 
+def _upgrade_3(content: JsonObject) -> JsonObject:
+    """Version 3 did not count what the data was."""
+    return content | {"data": None}
+
+
 class TrainedGenerator(Document):
     """The result of train-generator.
 
@@ -76,10 +82,11 @@ class TrainedGenerator(Document):
              circuit, device: see `Measurement`.
              gradient: the estimator that pulled gradients back through it, a name in
              `qpa.circuits.gradients.estimator.GRADIENTS`.
+             data: what was read, cut and left out; None where the objective does not say, and of older runs.
     """
 
     kind: ClassVar[str] = "trained-generator"
-    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1, _upgrade_2)
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1, _upgrade_2, _upgrade_3)
 
     arrays: Attachment
     adapter: Attachment
@@ -91,6 +98,7 @@ class TrainedGenerator(Document):
     device: Attachment | None
     gradient: str
     result: TrainingResult
+    data: DataSummary | None
 
     @model_validator(mode="after")
     def _verify(self) -> Self:

@@ -25,9 +25,11 @@ from torch import Tensor
 from qpa.compat.peft_ import ADAPTER_NAME
 from qpa.documents import Checkpoint, Provenance
 from qpa.errors import CheckpointError, DocumentError, one_sentence
+from qpa.pipeline.options import options_of
 from qpa.store.atomic_files import new_directory, remove_leftovers
 from qpa.store.run_directory import DirectoryStore, list_checkpoints
 from qpa.training.optimizer import GeneratedAdapterOptimizer
+from qpa.training.training_options import TrainingOptions
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _KEPT = 2
@@ -158,7 +160,9 @@ def _check_same_training(path: Path, written: Provenance, wanted: Provenance) ->
         raise CheckpointError(str(path), f"`seed` {written.seed}, as before", str(wanted.seed))
     before = {option.name: option.value for option in written.options}
     now = {option.name: option.value for option in wanted.options}
+    # An option that there was not yet when the checkpoint was written had what is its default now.
+    defaults = {option.field: option.default for option in options_of(TrainingOptions)}
     for name in now | before:
-        if before.get(name) != now.get(name):
-            expected = f"`{name}` {before.get(name)}, as before"
-            raise CheckpointError(str(path), expected, str(now.get(name)))
+        written_value, wanted_value = (values.get(name, defaults.get(name)) for values in (before, now))
+        if written_value != wanted_value:
+            raise CheckpointError(str(path), f"`{name}` {written_value}, as before", str(wanted_value))

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from qpa.progress import Progress
-
-IGNORED = -100
+from qpa.training.data.token_rows import IGNORED
 
 
 class TokenLoss(NamedTuple):

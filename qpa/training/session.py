@@ -45,10 +45,11 @@ from qpa.store.run_directory import CHECKPOINTS, METRICS
 from qpa.termination import deferring_sigterm
 from qpa.training.calibration import choose_rows
 from qpa.training.checkpoints import newest_checkpoint, remove_checkpoints, restore_optimizer
+from qpa.training.data.splits import Splits
 from qpa.training.evaluation import count_row_tokens, digest_of_rows
 from qpa.training.generated_adapter import GeneratedAdapter, attach_generator
 from qpa.training.generator_callback import GeneratorCallback
-from qpa.training.objectives.objective import LOSS, OBJECTIVES, Objective, Splits
+from qpa.training.objectives.objective import LOSS, OBJECTIVES, Objective
 from qpa.training.training_log import TrainingLog
 from qpa.training.training_options import TrainingOptions
 
@@ -160,7 +161,7 @@ def prepare(options: TrainingOptions, provenance: Provenance, context: PassConte
         context=context,
         objective=objective,
         splits=splits,
-        data_digest=digest_of_rows(*splits),
+        data_digest=digest_of_rows(splits.training, splits.evaluation),
         adapted=adapted,
         trainer=trainer,
         n_steps=n_steps,
@@ -268,6 +269,7 @@ def record(session: Session, before: Mapping[str, float], after: Mapping[str, fl
             eval_loss=after[LOSS],
             data_digest=session.data_digest,
         ),
+        data=splits.summary,
     )
 
 

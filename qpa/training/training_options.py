@@ -11,7 +11,7 @@ from qpa.circuits.sources.source import SOURCES
 from qpa.generators.generator import GENERATORS
 from qpa.models.base_model import DEVICES
 from qpa.pipeline.options import defaults_by_name, option
-from qpa.training.data_options import DataOptions
+from qpa.training.data.data_options import DataOptions
 from qpa.training.objectives.objective import OBJECTIVES
 
 MAX_NUMBER = 1e6
@@ -22,7 +22,7 @@ MAX_NUMBER = 1e6
 class TrainingOptions(DataOptions, SamplingOptions):
     """The options of a training.
 
-    Args:    data, eval_data, max_length: see `DataOptions`.
+    Args:    data .. packing: see `DataOptions`.
              max_steps: optimizer steps; None means `epochs` passes over the data.
              batch_size, grad_accum: rows per micro-batch, micro-batches per step.
              objective: what is trained for, a name in `qpa.training.objectives.objective.OBJECTIVES`.

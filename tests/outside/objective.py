@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainingArguments
 
-from qpa.training.objectives.objective import LOSS, Splits, make_arguments
-from qpa.training.text_data import read_splits
-from qpa.training.token_rows import tokenise_rows
+from qpa.training.data.splits import instruction_splits
+from qpa.training.objectives.objective import LOSS, make_arguments
 
 SMOOTHING = 0.3
 
@@ -25,9 +22,7 @@ class SmoothedLabels:
         self.options, self.tokenizer = options, tokenizer
 
     def rows(self, seed):
-        options = self.options
-        read = read_splits(Path(options.data), None, self.tokenizer, options.max_length, seed)
-        return Splits(*(tokenise_rows(rows, self.tokenizer, options.max_length) for rows in read))
+        return instruction_splits(self.options, self.tokenizer, seed)
 
     def trainer(self, model, optimizer, splits, **arguments):
         settings = make_arguments(TrainingArguments, model, **arguments, label_smoothing_factor=SMOOTHING)

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from qpa.registry import Registry
-from qpa.training.text_data import Row
+from qpa.training.data.splits import Splits
+from qpa.training.data.token_rows import Row
 
 if TYPE_CHECKING:
     import torch
@@ -28,18 +29,6 @@ if TYPE_CHECKING:
 
 LOSS = "loss"
 """The score that every objective gives: lower is better, and it is finite as long as training goes well."""
-
-
-class Splits(NamedTuple):
-    """The rows that are trained on, and those that are scored.
-
-    Every row has "input_ids" and "labels", lists of token ids of one length; a label is -100 where a token
-    does not count. These two identify a row: the digest of the data is made of them. What else an
-    objective needs of a row is in it too.
-    """
-
-    training: list[Row]
-    evaluation: list[Row]
 
 
 class Objective(Protocol):

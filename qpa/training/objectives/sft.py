@@ -7,8 +7,8 @@ transformers' Trainer, with the same loss of the model as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,13 +21,15 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from qpa.compat.peft_ import is_adapted
 from qpa.documents.trained_generator import perplexity
-from qpa.errors import DataError
 from qpa.progress import Progress
+from qpa.training.data.packing import check_rows_apart, collate_packed
+from qpa.training.data.splits import Splits, instruction_splits
+from qpa.training.data.token_rows import Row
 from qpa.training.evaluation import count_tokens, evaluate, summed_token_loss
-from qpa.training.objectives.objective import LOSS, Splits, make_arguments
-from qpa.training.text_data import Row, read_splits
-from qpa.training.token_rows import tokenise_rows
+from qpa.training.objectives.objective import LOSS, make_arguments
 from qpa.training.training_options import TrainingOptions
+
+Collate = Callable[[list[Row]], dict[str, Tensor]]
 
 
 class SFT:
@@ -40,27 +42,27 @@ class SFT:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.collate = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
+        self.collate_training: Collate = self.collate
+        if options.packing:
+            self.collate_training = partial(collate_packed, pad_token_id=tokenizer.pad_token_id)
 
     def rows(self, seed: int) -> Splits:
-        """Read texts, or prompts and completions, and tokenise them.
+        """Read texts, prompts with completions, or conversations, and tokenise them.
 
-        Raises:  DataError, OptionError: see `qpa.training.text_data.read_splits`.
-                 DataError: nothing that counts is left of a split when its rows are cut.
+        Raises:  DataError, OptionError: see `qpa.training.data.splits.instruction_splits`.
         """
-        options = self.options
-        eval_data = Path(options.eval_data) if options.eval_data else None
-        read = read_splits(Path(options.data), eval_data, self.tokenizer, options.max_length, seed)
-        splits = Splits(*(tokenise_rows(rows, self.tokenizer, options.max_length) for rows in read))
-        for name, rows in (("training", splits.training), ("evaluation", splits.evaluation)):
-            if not rows:
-                expected, advice = "a completion within `max_length`", "raise `max_length`"
-                raise DataError(f"the {name} split", expected, "none", advice)
-        return splits
+        return instruction_splits(self.options, self.tokenizer, seed)
 
     def trainer(
         self, model: Any, optimizer: torch.optim.Optimizer, splits: Splits, **arguments: Any
     ) -> Trainer:
-        """Return TRL's trainer, or one with the loss of the whole model."""
+        """Return TRL's trainer, or one with the loss of the whole model.
+
+        Raises:  OptionError: the model does not keep packed rows apart.
+        """
+        if self.options.packing:
+            check_rows_apart(model, bf16=self.options.bf16)
+            arguments = {**arguments, "remove_unused_columns": False}
         rows_are_ready = {"skip_prepare_dataset": True}
         settings = make_arguments(SFTConfig, model, **arguments, dataset_kwargs=rows_are_ready)
         data = {
@@ -69,15 +71,16 @@ class SFT:
             "optimizers": (optimizer, None),
         }
         if not _needs_whole_model(model):
-            return SFTTrainer(model, settings, processing_class=self.tokenizer, **data)
+            collate = self.collate_training if self.options.packing else None
+            return SFTTrainer(model, settings, processing_class=self.tokenizer, data_collator=collate, **data)
         # transformers asks the model for its arguments and its base, so it must be its own model or PEFT's.
         asked = model if isinstance(model, PeftModel) else model.get_base_model()
-        return _WholeModelTrainer(asked, settings, data_collator=self.collate, **data)
+        return _WholeModelTrainer(asked, settings, data_collator=self.collate_training, **data)
 
     def calibration_loss(self, model: Any, rows: Sequence[Row]) -> Tensor:
         """Return the mean loss of the tokens of the rows that count."""
         device = next(model.parameters()).device
-        batch = {name: tensor.to(device) for name, tensor in self.collate(list(rows)).items()}
+        batch = {name: tensor.to(device) for name, tensor in self.collate_training(list(rows)).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=self.options.bf16):
             loss: Tensor = model(**batch).loss
         return loss

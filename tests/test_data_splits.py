@@ -5,7 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpa.errors import DataError, OptionError
-from qpa.training.text_data import EVAL_SHARE, cut_blocks, read_splits
+from qpa.training.data.data_options import EVAL_SHARE, DataOptions
+from qpa.training.data.examples import Text
+from qpa.training.data.shapes import INSTRUCTION
+from qpa.training.data.splits import cut_blocks, instruction_splits, read_examples
 from tests.tiny_models import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -28,7 +31,18 @@ def jsonl(rows):
 
 
 def split(data, eval_data=None, max_length=8, seed=0):
-    return read_splits(data, eval_data, TOKENIZER, max_length, seed)
+    """Return token rows of texts, and what the records of other files say, of both splits."""
+    options = DataOptions((str(data),), (str(eval_data),) if eval_data else None, max_length=max_length)
+    if data.suffix in (".txt", ""):
+        return instruction_splits(options, TOKENIZER, seed)[:2]
+    found = read_examples(options, TOKENIZER, seed, INSTRUCTION)
+    return tuple([content(example) for example in one.examples] for one in (found.training, found.evaluation))
+
+
+def content(example):
+    if isinstance(example, Text):
+        return {"text": example.text}
+    return {"prompt": example.prompt, "completion": example.completion}
 
 
 def tokens_of(rows):
@@ -50,7 +64,7 @@ def test_a_text_becomes_blocks_that_cover_every_token(write):
 @given(st.lists(st.integers(0, 99), min_size=2, max_size=60), st.integers(2, 20))
 @settings(max_examples=60, deadline=None)
 def test_blocks_cover_every_token_that_is_ever_predicted(tokens, max_length):
-    blocks = [row["input_ids"] for row in cut_blocks(tokens, max_length)]
+    blocks = cut_blocks(tokens, max_length)
     covered = [token for block in blocks for token in block]
     # A last token alone in its block has nothing before it to be predicted from.
     n_alone = 1 if len(tokens) % max_length == 1 else 0
@@ -132,12 +146,12 @@ def test_prompt_and_completion_are_kept(write):
 
 @pytest.mark.parametrize("name", ["absent.txt", "absent.jsonl"])
 def test_a_missing_file_is_refused(tmp_path, name):
-    with pytest.raises(DataError, match=rf"{name}: expected a text or jsonl file, found no such file"):
+    with pytest.raises(DataError, match=rf"{name}: expected a data file, found no such file"):
         split(tmp_path / name)
 
 
-def test_a_directory_is_refused(tmp_path):
-    with pytest.raises(DataError, match="expected a text or jsonl file, found a directory"):
+def test_an_empty_directory_is_refused(tmp_path):
+    with pytest.raises(DataError, match="expected a directory with text files or a dataset, found no files"):
         split(tmp_path)
 
 
@@ -195,13 +209,9 @@ def test_one_row_is_too_few_to_split(write):
         ("{}", "found an empty object"),
         ('{"content": "a", "id": 1}', 'found keys "content", "id"'),
         ('{"prompt": "a"}', 'found keys "prompt"'),
-        ('{"text": 3}', '"text" is int'),
-        ('{"text": null}', '"text" is NoneType'),
-        ('{"text": ["a"]}', '"text" is list'),
-        ('{"text": "  "}', '"text" is empty'),
-        ('{"prompt": "a", "completion": 4}', '"completion" is int'),
-        ('{"prompt": {}, "completion": "b"}', '"prompt" is dict'),
-        ('{"prompt": "a", "completion": ""}', '"completion" is empty'),
+        ('{"text": 3}', 'expected "text" with a text, found int'),
+        ('{"text": null}', 'expected "text" with a text, found NoneType'),
+        ('{"text": ["a"]}', 'expected "text" with a text, found list'),
         ('{"prompt": "a", "completion": "b"}', 'found keys "completion", "prompt"'),
     ],
     ids=lambda value: value[:20],
@@ -217,16 +227,43 @@ def test_a_bad_line_is_refused_with_its_number(write, line, message):
 def test_mixed_keys_are_refused_with_both_sets(write):
     rows = [{"prompt": "a", "completion": "b"}, {"text": "c"}]
     with pytest.raises(
-        DataError, match=r'line 2: expected keys "completion", "prompt", as in the lines before'
+        DataError,
+        match=r'line 2: expected rows with "prompt" and "completion", as those before, found keys "text"',
     ):
         split(write("rows.jsonl", jsonl(rows)))
 
 
-@pytest.mark.parametrize("other", ["eval.txt", "eval.jsonl"])
-def test_an_eval_file_of_other_rows_is_refused(write, other):
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ("eval.txt", "rows of shape prompt-completion, as in"),
+        ("eval.jsonl", 'rows with "prompt" and "completion"'),
+    ],
+)
+def test_an_eval_file_of_other_rows_is_refused(write, other, expected):
     data = write("train.jsonl", jsonl([{"prompt": "a", "completion": "b"}]))
-    with pytest.raises(DataError, match=r"eval\..*: expected rows with \['completion', 'prompt'\], as in"):
+    with pytest.raises(DataError, match=rf"eval\..*: expected {expected}"):
         split(data, write(other, jsonl([{"text": "c"}])))
+
+
+def test_rows_to_evaluate_a_text_are_refused(write):
+    with pytest.raises(DataError, match=r"train\.txt: expected rows, as in .*eval\.jsonl, found text"):
+        options = DataOptions(
+            (str(write("train.txt", "words")),), (str(write("eval.jsonl", '{"text": "a"}')),)
+        )
+        instruction_splits(options, TOKENIZER, 0)
+
+
+@pytest.mark.parametrize("empty", [{"text": " "}, {"prompt": "a", "completion": ""}])
+def test_empty_rows_are_left_out_and_counted(write, empty):
+    rows = [{name: f"row {index}" for name in empty} for index in range(9)]
+    options = DataOptions((str(write("rows.jsonl", jsonl([*rows[:4], empty, *rows[4:]]))),))
+    without = DataOptions((str(write("others.jsonl", jsonl(rows))),))
+    found = instruction_splits(options, TOKENIZER, 3)
+    assert found[:2] == instruction_splits(without, TOKENIZER, 3)[:2]
+    assert (found.summary.training.n_empty_rows, found.summary.evaluation.n_empty_rows) == (1, 0)
+    with pytest.raises(DataError, match="expected rows with something to learn, found 2 empty ones"):
+        instruction_splits(DataOptions((str(write("none.jsonl", jsonl([empty, empty]))),)), TOKENIZER, 0)
 
 
 def test_a_jsonl_file_of_unicode_blanks_is_refused(write):
@@ -302,7 +339,6 @@ def test_an_array_is_read_as_evaluation_data_too(write):
         ("3", "int"),
         ("[]", "list"),
         ('{"id": 1}', 'keys "id"'),
-        ('{"text": " "}', '"text" is empty'),
         ('{"text": "\\udc00"}', r'half of a surrogate pair in "text" (\udc00)'),
         ('{"prompt": "a", "completion": "b"}', 'keys "completion", "prompt"'),
     ],
@@ -317,7 +353,7 @@ def test_a_bad_entry_is_refused_with_its_number(write, entry, found):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "expected text, found an empty array"),
+        ("[]", "expected rows, found none"),
         ('[{"text": "a"}, {"text": ]', r"expected a JSON array of objects, found broken JSON \(.*column 26"),
         ('[{"text": "a"}', "expected a JSON array of objects, found broken JSON"),
         ('[{"text": "a"}]\n[{"text": "b"}]', "expected a JSON array of objects, found broken JSON"),
@@ -333,5 +369,5 @@ def test_a_broken_or_short_array_is_refused(write, content, message):
 
 
 def test_an_array_is_read_from_a_json_file_only(write):
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: expected an object .* found list"):
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: expected an object, found list"):
         split(write("rows.jsonl", '[{"text": "a"}, {"text": "b"}]'))

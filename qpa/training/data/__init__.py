@@ -1,0 +1,1 @@
+"""The data of a training: files -> records -> examples -> token rows with labels -> cut -> packed."""

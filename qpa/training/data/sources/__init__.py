@@ -1,0 +1,1 @@
+"""Where records come from, with one file for each format."""
