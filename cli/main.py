@@ -17,13 +17,39 @@ import typer
 from typer.core import TyperGroup
 
 from qpa import __version__
-from qpa.cli import bench, export, freeze, inspect, noise, plan, targets, train, transpile, verify
+from qpa.cli import (
+    bench,
+    export,
+    freeze,
+    generate,
+    inspect,
+    noise,
+    plan,
+    report,
+    targets,
+    train,
+    transpile,
+    verify,
+)
 from qpa.cli.command import Command
 from qpa.termination import Terminated, ending_on_sigterm
 
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
-    for module in (plan, targets, transpile, train, freeze, export, inspect, verify, noise, bench)
+    for module in (
+        plan,
+        targets,
+        transpile,
+        train,
+        freeze,
+        export,
+        generate,
+        inspect,
+        verify,
+        report,
+        noise,
+        bench,
+    )
 }
 
 _LIBRARY_SETTINGS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,9 @@ from qpa.progress import silent
 
 if TYPE_CHECKING:
     from qpa.progress import Progress
+
+_WIDE = 100
+"""Columns of a terminal in which two texts have room beside each other."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
@@ -36,6 +39,27 @@ def print_table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, 
         table.add_row(*row)
     print(title)
     Console(highlight=False, markup=False).print(Padding(table, (0, 0, 0, 2)))
+
+
+def print_side_by_side(title: str, texts: Mapping[str, str]) -> None:
+    """Print texts under their names: in columns of a wide terminal, else one below the other."""
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from qpa.report.samples import printable
+
+    console = Console(highlight=False, markup=False)
+    blocks = [
+        Padding(Text.assemble((name, "bold"), "\n", printable(text)), (0, 0, 1, 2))
+        for name, text in texts.items()
+    ]
+    console.print(Text(printable(title), "italic"))
+    if console.width < _WIDE:
+        console.print(*blocks, sep="")
+    else:
+        console.print(Columns(blocks, width=console.width // len(blocks) - 2))
 
 
 def print_line(text: str) -> None:

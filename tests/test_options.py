@@ -33,6 +33,7 @@ from qpa.pipeline.options import check_options, defaults_by_name, option, option
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.registry import Registry
 from qpa.store.run_directory import DirectoryStore
+from qpa.training.continuation import ContinuePrompts
 
 EXPORTERS = tuple(FORMATS[name] for name in FORMATS)
 TAKEN_BY: dict[str, tuple[type[Any], ...]] = {
@@ -42,6 +43,8 @@ TAKEN_BY: dict[str, tuple[type[Any], ...]] = {
     "freeze": (MeasureCircuit, FreezeAdapter, TranspileCircuit),
     "export": (FormatChoice, *EXPORTERS),
     "verify": (VerifyAdapter,),
+    "generate": (ContinuePrompts,),
+    "report": (ContinuePrompts,),
     "bench": (Setting, Extent),
 }
 MAKERS = tuple(dict.fromkeys(maker for makers in TAKEN_BY.values() for maker in makers))
@@ -176,6 +179,8 @@ def test_every_option_of_every_pass_is_on_the_command_and_nothing_is_twice(comma
         if not found.positional
     }
     own = {flag_of(name) for name in ("out", "seed", "force", "select", "json", "static", "report", "beside")}
+    own |= {flag_of(name) for name in ("prompt", "prompts", "export")}
+    own -= {"--seed"} if TAKEN_BY[command] == (ContinuePrompts,) else set()  # there it is a field
     assert expected <= flags
     assert flags - expected <= own
     assert not expected & own

@@ -125,10 +125,10 @@ def test_the_wheel_installs_only_the_package_qpa_with_everything_in_it(tmp_path:
     files = {
         str(path.relative_to(ROOT))
         for folder in SOURCES[3:]
-        for pattern in ("*.py", "*.md")
+        for pattern in ("*.py", "*.md", "*.j2", "*.css")
         for path in (ROOT / folder).rglob(pattern)
         if not links & {*path.parents}
     }
     expected = {name if name.startswith("qpa/") else f"qpa/{name}" for name in files}
-    assert expected == {name for name in names if name.endswith((".py", ".md"))}
+    assert expected == {name for name in names if name.endswith((".py", ".md", ".j2", ".css"))}
     assert "qpa/py.typed" in names

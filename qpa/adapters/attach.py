@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,21 @@ def attach_adapter(model: Any, spec: AdapterSpec, n_kept_rows: Mapping[str, int]
     values = KINDS[spec.method].values_of_base(wrapped, spec)
     set_adapter(parameters, initial_adapter(spec, n_kept_rows, values))
     return wrapped
+
+
+def attach_frozen(model: Any, spec: AdapterSpec, arrays: Path) -> Any:
+    """Wrap a base model with a frozen adapter, in eval mode.
+
+    Args:    model: transformers model; changed in place.
+             arrays: the frozen adapter's safetensors file, whose digest has been checked.
+    Returns: see `attach_adapter`.
+    Raises:  ModelError: the wrapped model does not have exactly the tensors of the spec.
+    """
+    from safetensors.torch import load_file
+
+    wrapped = wrap_model(model, spec)
+    set_adapter(adapter_parameters(wrapped, spec), load_file(arrays))
+    return wrapped.eval()
 
 
 def wrap_model(model: Any, spec: AdapterSpec) -> Any:

@@ -41,6 +41,15 @@ class HookedModel(nn.Module):
         """Return what the model returns."""
         return self.model(*inputs, **named)
 
+    @property
+    def device(self) -> Any:
+        """Return the device of the base model."""
+        return self.model.device
+
+    def generate(self, **named: Any) -> Any:
+        """Return what the model generates."""
+        return self.model.generate(**named)
+
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Let the model answer as the base model while the block runs."""

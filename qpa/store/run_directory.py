@@ -4,7 +4,7 @@ runs/bard/
   adapter-spec.json  weight-layout.json  logical-circuit.json  native-circuit.json
   trained-generator.json  measurement.json  frozen-adapter.json
   logical-circuit.qasm  native-circuit.qpy  <sha256>.safetensors
-  metrics.jsonl  checkpoints/step-00000100/
+  metrics.jsonl  report.html  checkpoints/step-00000100/
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ D = TypeVar("D", bound=Document)
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+REPORT = "report.html"
 
 _ARRAYS = r"[0-9a-f]{64}\.(?:safetensors|qpy|device)"
 _TEMPORARY = rf"{re.escape(TEMPORARY_PREFIX)}.*"
 _OWN_FILES = (
-    r"logical-circuit\.qasm|native-circuit\.(?:qpy|device)|selection\.json|metrics\.jsonl|\.lock|"
+    r"logical-circuit\.qasm|native-circuit\.(?:qpy|device)|selection\.json|metrics\.jsonl|report\.html|\.lock|"
     rf"{_ARRAYS}|{_TEMPORARY}"
 )
 
@@ -93,10 +94,11 @@ class DirectoryStore:
         return path
 
     def drop_from(self, kind: type[Document], *, keep_first: bool = False) -> None:
-        """Remove a document and all that is made from it.
+        """Remove a document and all that is made from it, and the page that shows them.
 
         Args:    keep_first: keep the document itself.
         """
+        (self.path / REPORT).unlink(missing_ok=True)
         for stale in (*(() if keep_first else (kind,)), *descendants(kind)):
             (self.path / stale.file_name()).unlink(missing_ok=True)
 
@@ -219,6 +221,10 @@ class RunDirectory:
         document = self.read_through(kind)[-1]
         assert isinstance(document, kind)
         return document
+
+    def written_digest(self, kind: type[Document]) -> str:
+        """Return the digest that stands in a stage's file, which that of an upgraded document is not."""
+        return self._read_file(kind)[1]
 
     def read_through(self, last: type[Document]) -> tuple[Document, ...]:
         """Read a stage and all stages before it that are there, oldest first.

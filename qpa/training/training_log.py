@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qpa.store.atomic_files import write_file
 from qpa.store.disk_space import room_for
@@ -38,7 +39,9 @@ class TrainingLog:
     def __init__(self, path: Path, resumed_step: int | None = None) -> None:
         self.path = path
         kept = (
-            [] if resumed_step is None else [line for line in _lines(path) if _is_before(line, resumed_step)]
+            []
+            if resumed_step is None
+            else [line for line in read_log(path) if _is_before(line, resumed_step)]
         )
         write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
@@ -67,7 +70,8 @@ def _is_before(line: dict[str, int], step: int) -> bool:
     return line["step"] < step or (line["step"] == step and "eval_loss" not in line)
 
 
-def _lines(path: Path) -> list[dict[str, int]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log, without those that a kill cut short; [] where there is none."""
     if not path.is_file():
         return []
     lines = []

@@ -1,0 +1,91 @@
+"""How the formats that carry an adapter are loaded, in the words of their own cards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from markupsafe import Markup
+
+from qpa.documents import FrozenAdapter, Manifest
+from qpa.documents.manifest import FORMATS
+from qpa.errors import ExportError
+
+if TYPE_CHECKING:
+    from qpa.exporters.format import Exporter
+
+_PLACE = "path/to/this/directory"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How one format is loaded.
+
+    Args:    words: what the format is for, and where it is.
+             directory: of the export, or where one could be made.
+             is_made: whether it is there.
+             text: what its card says; None where it cannot carry the adapter.
+             refusal: the reason.
+    """
+
+    format: str
+    words: str
+    directory: str
+    is_made: bool
+    text: Markup | None = None
+    refusal: str = ""
+
+
+def ways_to_load(frozen: FrozenAdapter, name: str, exports: Sequence[tuple[Path, Manifest]]) -> list[Loading]:
+    """Return how the exports are loaded, and then the other formats that carry the adapter.
+
+    Args:    name: of the run, after which an export could be named.
+    """
+    from qpa.exporters.registry import formats_for
+
+    made = [
+        Loading(
+            manifest.format,
+            _exporter(manifest.format).words,
+            str(path),
+            is_made=True,
+            text=_loading(_exporter(manifest.format, dtype=manifest.dtype), frozen, manifest.rank, str(path)),
+        )
+        for path, manifest in exports
+    ]
+    formats = {manifest.format for _, manifest in exports}
+    return [
+        *made,
+        *(_possible(one, frozen, name) for one in formats_for(frozen.method) if one not in formats),
+    ]
+
+
+def _possible(format_: str, frozen: FrozenAdapter, name: str) -> Loading:
+    exporter, directory = _exporter(format_), f"adapters/{name}-{format_}"
+    try:
+        exporter.check(frozen)
+    except ExportError as error:
+        return Loading(format_, exporter.words, directory, is_made=False, refusal=str(error))
+    text = _loading(exporter, frozen, frozen.rank, directory)
+    return Loading(format_, exporter.words, directory, is_made=False, text=text)
+
+
+def _exporter(name: str, **options: str) -> Exporter:
+    return cast("Exporter", FORMATS[name](**options))
+
+
+def _loading(exporter: Exporter, frozen: FrozenAdapter, rank: int, directory: str) -> Markup:
+    """Return a card's section on loading as HTML, with the directory in the place of the example's.
+
+    A directory with other than plain characters would need quotes of each language, so it is left out.
+    """
+    from markdown_it import MarkdownIt
+
+    _, _, text = exporter.card(frozen, rank).partition("\n## Loading\n")
+    if re.fullmatch(r"[\w./-]+", directory):
+        text = text.replace(_PLACE, directory)
+    html: str = MarkdownIt("commonmark", {"html": False}).render(text)
+    return Markup(html)
