@@ -6,8 +6,10 @@ model of the diary does not expect is the telegrams' syntax: a shift of domain, 
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 HOURS = ("dawn", "noon", "dusk", "midnight")
@@ -66,3 +68,19 @@ def _telegram(draw: Draw) -> str:
         f"send {draw(PLACES)} {draw(MEALS)}",
     )
     return " stop ".join(phrases) + " stop"
+
+
+def main() -> None:
+    """Write telegrams to adapt to, and others to measure on, into the directory named on the command line."""
+    parser = argparse.ArgumentParser(description="Write the demonstration's texts.")
+    parser.add_argument("directory", type=Path)
+    directory: Path = parser.parse_args().directory
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, seed, n_lines in (("telegrams.txt", 0, 3000), ("telegrams-held-out.txt", 1, 200)):
+        text = telegrams(seed, n_lines)
+        (directory / name).write_text(text)
+        print(f"wrote {directory / name}: {n_lines:,} telegrams, the first: {text.splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    main()

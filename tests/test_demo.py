@@ -35,6 +35,16 @@ def test_telegrams_use_the_words_of_the_diary():
     assert set(telegrams(0, 500).split()) <= set(diary(0, 3000).replace(".", "").split())
 
 
+def test_the_texts_are_written_for_a_reader_who_follows_the_quick_start(tmp_path, monkeypatch, capsys):
+    from demo import texts
+
+    monkeypatch.setattr(sys, "argv", ["demo.texts", str(tmp_path / "texts")])
+    texts.main()
+    assert (tmp_path / "texts" / "telegrams.txt").read_text() == texts.telegrams(0, 3000)
+    assert (tmp_path / "texts" / "telegrams-held-out.txt").read_text() == texts.telegrams(1, 200)
+    assert capsys.readouterr().out.count("telegrams, the first: ") == 2
+
+
 def test_two_builds_are_the_same_bytes(tmp_path):
     builds = [_start_build(tmp_path / hash_seed, hash_seed) for hash_seed in ("1", "2")]
     assert [build.wait(timeout=120) for build in builds] == [0, 0]
