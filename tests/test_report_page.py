@@ -95,7 +95,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(*arguments: str | Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["qpa", *map(str, arguments)])
-        main()
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
 
-MAX_COLUMNS = 60
+MAX_COLUMNS = 120
 """Columns that are drawn; of a longer circuit, its beginning."""
 
 WIRE, GATE_HEIGHT, CHARACTER, GAP, MARGIN = 38, 26, 7, 14, 12

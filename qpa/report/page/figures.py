@@ -134,10 +134,11 @@ def probability_figure(measurement: Measurement, files: FileStore) -> Figure | N
     x = Axis("probability", low, high, ticks, _power_of_ten)
     title = "Probabilities of the basis states"
     caption = (
-        f"The {number(n_states)} basis states of {_several(n_circuits, 'circuit')}. "
-        f"If all were alike, each had {1 / n_states:.2g}. The smallest measured is {found.min():.2g}, "
-        f"the largest {found.max():.2g}."
+        f"The {number(n_states)} basis states of {_several(n_circuits, 'circuit')}, from {found.min():.2g} to "
+        f"{found.max():.2g}. Were they alike, each would have {1 / n_states:.2g}."
     )
+    if found.min() < LEAST_PROBABILITY:
+        caption += " The first bar holds all smaller ones too."
     return _histogram(title, x, logs, caption, lambda value: f"{10**value:.2g}")
 
 

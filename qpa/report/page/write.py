@@ -133,13 +133,13 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the page's sections: their ids and their names."""
     every = [
         ("result", "Result", True),
-        ("samples", "Before and after", True),
+        ("samples", "Samples", True),
         ("training", "Training", content["losses"]),
         ("account", "Account", True),
         ("circuit", "Circuit", True),
         ("numbers", "Numbers", content["histograms"]),
         ("verification", "Verification", content["trained"]),
-        ("loading", "Loading it", content["trained"]),
+        ("loading", "Loading", content["trained"]),
         ("provenance", "Provenance", True),
     ]
     return [(id_, words) for id_, words, is_there in every if is_there]
