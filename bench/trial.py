@@ -17,6 +17,7 @@ from torch import Tensor
 from qpa.bench.method import Attached, Configuration, Method, trained_numbers
 from qpa.bench.task import Task
 from qpa.errors import DivergedError
+from qpa.progress import silent
 from qpa.training.evaluation import causal_loss, evaluate
 from qpa.training.plain_step import take_step
 
@@ -95,7 +96,7 @@ def losses(task: Task, model: Any) -> tuple[float | None, float | None]:
             _collate,
             batch_size=task.setting.batch_size,
             bf16=task.setting.bf16,
-            progress=lambda description, n_done, n_total: None,
+            progress=silent,
             description="",
         ).loss
         for rows in (task.validation, task.test)

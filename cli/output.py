@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpa.progress import silent
+from qpa.cli.progress import bar_of_progress, lines_of_progress
 
 if TYPE_CHECKING:
     from qpa.progress import Progress
@@ -69,23 +70,17 @@ def print_line(text: str) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Yield a progress function that draws a bar on stderr, or nothing where stderr is no terminal."""
+    """Yield a progress function that draws a bar on stderr, or where that is no terminal prints lines."""
     if not sys.stderr.isatty():
-        yield silent
+        yield lines_of_progress(time.monotonic, lambda line: print(line, file=sys.stderr, flush=True))
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    words = (TextColumn("{task.description}"), TextColumn("{task.fields[words]}"))
+    columns = (words[0], BarColumn(), MofNCompleteColumn(), words[1])
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(description: str, n_done: int, n_total: int) -> None:
-            if description not in tasks:
-                tasks[description] = bar.add_task(description, total=n_total)
-            bar.update(tasks[description], completed=n_done, total=n_total)
-
-        yield show
+        yield bar_of_progress(time.monotonic, bar)
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -69,20 +69,19 @@ class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
         """Seed the step."""
         torch.manual_seed(split_seed(self.seed, f"step {state.global_step}"))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report progress."""
-        self.progress("training", state.global_step, state.max_steps)
-
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
-        """Write a line every `LOG_STEPS` steps, then a checkpoint every `save_steps` steps.
+        """Report progress, write a line every `LOG_STEPS` steps, then a checkpoint every `save_steps` steps.
 
         Raises:  Terminated: the training is asked to end; there is a checkpoint of this step.
         """
         if "loss" not in (logs or {}):
             return  # the trainer's summary at its end
-        self._complete(state.log_history[-1])
+        step = state.log_history[-1]
+        self._complete(step)
+        facts = {"loss": step["loss"], "tokens": step.get("num_tokens", 0.0)}
+        self.progress("training", state.global_step, state.max_steps, facts)
         if state.global_step % LOG_STEPS == 0:
             first = state.global_step - LOG_STEPS + 1
             steps = [step for step in state.log_history if step["step"] >= first]

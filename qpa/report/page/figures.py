@@ -134,8 +134,8 @@ def probability_figure(measurement: Measurement, files: FileStore) -> Figure | N
     x = Axis("probability", low, high, ticks, _power_of_ten)
     title = "Probabilities of the basis states"
     caption = (
-        f"The {number(n_states)} basis states of {_several(n_circuits, 'circuit')}, from {found.min():.2g} to "
-        f"{found.max():.2g}. Were they alike, each would have {1 / n_states:.2g}."
+        f"The {number(n_states)} basis states of {_several(n_circuits, 'circuit')}, "
+        f"from {found.min():.2g} to {found.max():.2g}. Were they alike, each would have {1 / n_states:.2g}."
     )
     if found.min() < LEAST_PROBABILITY:
         caption += " The first bar holds all smaller ones too."
