@@ -273,5 +273,5 @@ def test_a_tokenizer_that_knows_no_places_is_refused():
         def __call__(self, text: str, **_: Any) -> Any:
             raise NotImplementedError
 
-    with pytest.raises(DataError, match="a tokenizer of the tokenizers library, .* found Slow"):
+    with pytest.raises(DataError, match=r"a tokenizer of the tokenizers library, .* found Slow"):
         row_of(Slow(), talk(*TALK))

@@ -64,7 +64,7 @@ def collate_packed(rows: Sequence[Row], pad_token_id: int) -> dict[str, Tensor]:
 
 
 def check_rows_apart(model: Any, *, bf16: bool = False) -> None:
-    """Check that a model answers a packed row as it would the row alone, by two passes over 16 tokens.
+    """Check that a model answers a packed row as it would the row alone, by two passes over a few tokens.
 
     Args:    model: of transformers, with its adapter or without, on any device; it is left as it was.
              bf16: run the model under bfloat16 autocast.
@@ -73,7 +73,7 @@ def check_rows_apart(model: Any, *, bf16: bool = False) -> None:
     import torch
 
     device = next(model.parameters()).device
-    embedding = model.get_input_embeddings()
+    embedding = _embedding(model)
     n_known = embedding.weight.shape[0]
     ids = (torch.arange(2 * _N_TOKENS, device=device) + n_known // 2) % n_known
     positions = torch.arange(_N_TOKENS, device=device)
@@ -110,17 +110,23 @@ def _second_row(model: Any, ids: Tensor, positions: Tensor) -> tuple[float, Tens
         return leaf.clone()
 
     n_tokens = len(positions)
-    hook = model.get_input_embeddings().register_forward_hook(replace)
+    hook = _embedding(model).register_forward_hook(replace)
     try:
         with torch.enable_grad():
-            both = torch.cat([positions, positions])[None]
-            logits = model(input_ids=ids[None], position_ids=both, use_cache=False).logits[0].float()
-            answers = logits[-n_tokens:]
+            # Twice, since some kinds of attention keep rows apart in a batch of one alone.
+            both = torch.cat([positions, positions]).repeat(2, 1)
+            logits = model(input_ids=ids.repeat(2, 1), position_ids=both, use_cache=False).logits
+            answers = logits[0, -n_tokens:].float()
             (gradient,) = torch.autograd.grad(answers.square().sum(), leaves[0])
     finally:
         hook.remove()
-    by_position = gradient.float().reshape(2 * n_tokens, -1).norm(dim=1)
+    by_position = gradient.float().reshape(2, 2 * n_tokens, -1)[0].norm(dim=1)
     return float(by_position[:n_tokens].max() / by_position[n_tokens:].max()), answers.detach()
+
+
+def _embedding(model: Any) -> Any:
+    """Return the token embedding of a model with an adapter or without."""
+    return getattr(model, "get_base_model", lambda: model)().get_input_embeddings()
 
 
 def _without_first_labels(row: Row) -> Row:

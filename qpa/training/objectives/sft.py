@@ -82,7 +82,8 @@ class SFT:
         device = next(model.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in self.collate_training(list(rows)).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=self.options.bf16):
-            loss: Tensor = model(**batch).loss
+            # With a cache, transformers would not keep packed rows apart.
+            loss: Tensor = model(**batch, use_cache=False).loss
         return loss
 
     def scores(
