@@ -4,11 +4,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qpa.documents import SplitSummary
 from qpa.errors import DataError, OptionError
 from qpa.training.data.data_options import EVAL_SHARE, DataOptions
 from qpa.training.data.examples import Text
 from qpa.training.data.shapes import INSTRUCTION
 from qpa.training.data.splits import cut_blocks, instruction_splits, read_examples
+from qpa.training.evaluation import count_row_tokens, digest_of_rows
+from qpa.training.objectives.sft import SFT
+from qpa.training.training_options import TrainingOptions
+from tests.chat_styles import STYLES
 from tests.tiny_models import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -371,3 +376,143 @@ def test_a_broken_or_short_array_is_refused(write, content, message):
 def test_an_array_is_read_from_a_json_file_only(write):
     with pytest.raises(DataError, match=r"rows\.jsonl, line 1: expected an object, found list"):
         split(write("rows.jsonl", '[{"text": "a"}, {"text": "b"}]'))
+
+
+# What runs trained on before
+
+ANSWERS = json.dumps([{"prompt": f"{n} + 1 =", "completion": f" {n + 1}", "id": n} for n in range(30)])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "evaluation", "digest"),
+    [
+        (
+            "text.txt",
+            "".join(f"line {n}: {n % 7}\n" for n in range(50)),
+            None,
+            "a20adf7fbfc529a4e63d0195aa737e0a2d6e1f98837ab34d5eab42d27b7acbe9",
+        ),
+        (
+            "texts.jsonl",
+            jsonl([{"text": f"row {n} é"} for n in range(30)]),
+            None,
+            "22a1cdc6af852f3c66bc5a88bc9e0f9abe294f5cbeacf4fca137988c50f3011f",
+        ),
+        ("answers.json", ANSWERS, None, "6bb1582a720db6d2e33194e4c3d0037dde73361a3eb0e3406f7bd82c095beb1b"),
+        (
+            "answers.json",
+            ANSWERS,
+            ANSWERS[:200].rsplit(", {", 1)[0] + "]",
+            "9817200e5a7186b255d0dbfdfd312610673f57bb1f0bb889bf49c6a62726f1c2",
+        ),
+    ],
+    ids=["text", "texts", "answers", "evaluation"],
+)
+def test_the_rows_of_older_runs_are_the_same(write, name, content, evaluation, digest):
+    """The digests are those of the first version, with the same seed and `max_length`."""
+    eval_data = (str(write("eval.json", evaluation)),) if evaluation else None
+    options = DataOptions((str(write(name, content)),), eval_data, max_length=12)
+    splits = instruction_splits(options, TOKENIZER, 5)
+    assert digest_of_rows(splits.training, splits.evaluation) == f"sha256:{digest}"
+
+
+# What is counted
+
+
+def test_what_is_cut_and_lost_is_counted(write):
+    rows = [
+        *({"prompt": "a", "completion": "b"} for _ in range(6)),
+        {"prompt": "a", "completion": "b" * 20},
+        {"prompt": "a" * 20, "completion": "b"},
+    ]
+    options = DataOptions(
+        (str(write("rows.jsonl", jsonl(rows))),), (str(write("eval.jsonl", jsonl(rows[:1]))),), max_length=8
+    )
+    found = instruction_splits(options, TOKENIZER, 0)
+    assert found.summary.shape == "prompt-completion" and found.summary.chat_template is None
+    assert found.summary.training == SplitSummary(
+        n_rows=7,
+        n_unpacked=7,
+        n_tokens=6 * 3 + 8,
+        n_loss_tokens=6 * 2 + 7,
+        n_cut_rows=2,
+        n_cut_tokens=(22 - 8) + (22 - 8),
+        n_lost_rows=1,
+        n_silent_rows=0,
+        n_empty_rows=0,
+    )
+    assert found.summary.training.n_loss_tokens == count_row_tokens(found.training)
+    assert found.summary.evaluation.n_tokens == 3
+
+
+def test_messages_without_an_answer_are_left_out_and_counted(write):
+    tokenizer = STYLES["llama-3"].tokenizer()
+    asked, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    rows = [{"messages": [asked, said]}] * 5 + [
+        {"messages": [{"role": "system", "content": "c"}]},
+        {"messages": [asked]},
+    ]
+    data = str(write("rows.jsonl", jsonl(rows)))
+    found = instruction_splits(DataOptions((data,), (data,)), tokenizer, 0)
+    assert len(found.training) == 5 and found.summary.training.n_silent_rows == 2
+    assert found.summary.chat_template.startswith("sha256:")
+    everything = instruction_splits(DataOptions((data,), (data,), loss_on="all"), tokenizer, 0)
+    assert len(everything.training) == 7
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_the_share_that_is_held_out_may_be_chosen(write, share):
+    rows = str(write("rows.jsonl", jsonl([{"text": f"row {index}"} for index in range(40)])))
+    assert (
+        len(instruction_splits(DataOptions((rows,), eval_share=share), TOKENIZER, 0).evaluation) == 40 * share
+    )
+    text = str(write("text.txt", "words " * 50))
+    found = instruction_splits(DataOptions((text,), eval_share=share), TOKENIZER, 0)
+    assert len(tokens_of(found.evaluation)) == 300 * share
+
+
+def test_texts_follow_each_other_with_an_end_of_text_between_them(write):
+    names = tuple(str(write(name, name * 5)) for name in ("a.txt", "b.txt"))
+    found = instruction_splits(DataOptions(names, max_length=8), TOKENIZER, 0)
+    expected = TOKENIZER("a.txt" * 5 + TOKENIZER.eos_token + "b.txt" * 5)["input_ids"]
+    assert tokens_of(found.training) + tokens_of(found.evaluation) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_on": "completion"}, "loss_on: expected all for text files, found completion"),
+        ({"columns": ("a=text",)}, "columns: expected no such option for text files"),
+        ({"chat_template": "trl"}, "chat_template: expected no such option for text files"),
+    ],
+)
+def test_options_of_records_are_refused_for_a_text(write, options, message):
+    with pytest.raises(OptionError, match=message):
+        instruction_splits(DataOptions((str(write("text.txt", "words " * 9)),), **options), TOKENIZER, 0)
+
+
+def test_rows_of_which_all_is_cut_are_refused(write):
+    data = str(write("rows.jsonl", jsonl([{"prompt": "a" * 9, "completion": "b"}] * 4)))
+    with pytest.raises(
+        DataError, match="the training split: expected a completion within `max_length`, found none"
+    ):
+        instruction_splits(DataOptions((data,), max_length=8), TOKENIZER, 0)
+
+
+def test_a_tokenizer_that_pads_with_its_end_of_text_keeps_the_loss_of_the_end(write):
+    assert TOKENIZER.pad_token_id == TOKENIZER.eos_token_id
+    data = str(
+        write("rows.jsonl", jsonl([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "bcd"}]))
+    )
+    options = TrainingOptions((data,), (data,))
+    objective = SFT(options, TOKENIZER)
+    batch = objective.collate(objective.rows(0).training)
+    ends = (batch["labels"] == TOKENIZER.eos_token_id).sum(dim=1)
+    assert ends.tolist() == [1, 1] and int(batch["attention_mask"][0].sum()) == 3
+
+
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_text():
+    tokenizer = STYLES["llama-3"].tokenizer()
+    assert tokenizer.pad_token is None
+    SFT(TrainingOptions(("x",)), tokenizer)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id

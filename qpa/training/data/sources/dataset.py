@@ -15,6 +15,7 @@ from qpa.errors import DataError, one_sentence
 from qpa.training.data.records import Origin, Record
 
 _SAVED = ("dataset_info.json", "dataset_dict.json")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"@([0-9a-f]{40})/")
 
 
@@ -71,10 +72,10 @@ def _load(dataset: DatasetName, revision: str | None) -> tuple[Any, str | None]:
             return load_dataset(name, configuration, split=split), None
         revision = _resolved(name, revision)
         found = load_dataset(name, configuration, split=split, revision=revision)
-        return found, _revision_of(found) or revision
     except Exception as error:  # of datasets, pyarrow, the Hub's client and what reads the files
         advice = "name the configuration and split as NAME:CONFIGURATION:SPLIT"
         raise DataError(name, f'a dataset with a split "{split}"', one_sentence(error), advice) from error
+    return found, _checked(name, _revision_of(found), revision)
 
 
 def _resolved(name: str, revision: str | None) -> str | None:
@@ -88,6 +89,16 @@ def _resolved(name: str, revision: str | None) -> str | None:
         raise
     except (OSError, OfflineModeIsEnabled):
         return revision
+
+
+def _checked(name: str, found: str | None, wanted: str | None) -> str | None:
+    """Return the commit that was read.
+
+    Raises:  DataError: it is not the wanted one: what is kept on this machine counts where no Hub is reached.
+    """
+    if found and wanted and found != wanted and _COMMIT.fullmatch(wanted):
+        raise DataError(name, f"revision {wanted}", found, "go online to fetch it")
+    return found or wanted
 
 
 def _revision_of(found: Any) -> str | None:
