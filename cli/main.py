@@ -22,10 +22,12 @@ from qpa.cli import (
     export,
     freeze,
     generate,
+    init,
     inspect,
     noise,
     plan,
     report,
+    run,
     targets,
     train,
     transpile,
@@ -37,18 +39,8 @@ from qpa.termination import Terminated, ending_on_sigterm
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
     for module in (
-        plan,
-        targets,
-        transpile,
-        train,
-        freeze,
-        export,
-        generate,
-        inspect,
-        verify,
-        report,
-        noise,
-        bench,
+        *(init, run, plan, targets, transpile, train, freeze, export, generate, inspect, verify, report),
+        *(noise, bench),
     )
 }
 

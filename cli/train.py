@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from qpa.passes.freeze_adapter import FreezeAdapter
     from qpa.passes.measure_circuit import MeasureCircuit
     from qpa.passes.train_generator import TrainGenerator
-    from qpa.pipeline.pass_protocol import PassContext
     from qpa.store.run_directory import RunDirectory
 
 EXAMPLES = """
@@ -72,6 +71,7 @@ def train(
     from qpa.passes import training_pipeline
     from qpa.pipeline.options import check_options
     from qpa.pipeline.pass_protocol import PassContext
+    from qpa.report.costs import cost_lines
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)
@@ -85,7 +85,8 @@ def train(
         documents = directory.read_through(NativeCircuit if directory.has(NativeCircuit) else LogicalCircuit)
         used_seed = documents[0].provenance.seed if seed is None else seed
         context = PassContext(used_seed, directory.files, documents, progress)
-        print_cost(step, measure, context)
+        for line in cost_lines(step, measure, context):
+            print(line, file=sys.stderr)
         context = training_pipeline(step, measure, freeze).run(documents[-1], context, directory.write)
     report_frozen(run, context.documents, "trained and frozen", as_json=json_)
 
@@ -107,21 +108,6 @@ def transpile_first(run: RunDirectory, options: dict[str, Any]) -> None:
         context = PassContext(planned[0].provenance.seed, run.files, planned)
         run.files.drop_from(Selection)
         transpilation_pipeline(TranspileCircuit(**options)).run(None, context, run.write)
-
-
-def print_cost(options: TrainGenerator, measure: MeasureCircuit, context: PassContext) -> None:
-    """Say what each step of a training on sampled circuits costs, and what the measurement after it does."""
-    from qpa.circuits.sources.source import SOURCES
-    from qpa.documents import WeightLayout
-    from qpa.report.circuits import cost_text
-    from qpa.training.session import cost_of_step, execution_of
-
-    if not SOURCES[options.source].is_differentiable:
-        cost = cost_of_step(execution_of(options, context), context.document(WeightLayout))
-        print(f"each step: {cost_text(cost)}", file=sys.stderr)
-    measuring = measure.cost(options, context)
-    if measuring is not None:
-        print(f"measuring the trained circuits: {cost_text(measuring)}", file=sys.stderr)
 
 
 @contextmanager

@@ -84,8 +84,7 @@ class Exporter(ABC):
                  written.
                  DocumentError: the arrays or the probe are missing or damaged.
         """
-        self._check_dtype()
-        check_options(self)
+        self.check_options()
         self._check_method(frozen)
         self.check(frozen)
         remove_leftovers(out.parent)  # which may put an export back
@@ -123,7 +122,12 @@ class Exporter(ABC):
         """Yield the broken rules that this format has beside those of every export."""
         yield from ()
 
-    def _check_dtype(self) -> None:
+    def check_options(self) -> None:
+        """Check the options before there is an adapter.
+
+        Raises:  OptionError: one is out of range, or the format does not have the type.
+        """
+        check_options(self)
         if self.dtype not in self.dtypes:
             format_ = f" with `format` {self.name}" if len(self.dtypes) == 1 else ""
             raise OptionError("dtype", one_of(self.dtypes) + format_, self.dtype)

@@ -155,13 +155,13 @@ class VerifyAdapter:
             raise OptionError("engines", f"an engine that reads {source.format}", "none", "use `static`")
         if self.python is not None and self.engines is None:
             raise OptionError("engines", "names of engines beside `python`", "none")
-        engines = tuple(filter(_is_here, known)) if self.engines is None else self.engines
+        engines = tuple(filter(is_here, known)) if self.engines is None else self.engines
         expected = ", ".join(known)
         if unknown := [engine for engine in engines if engine not in known]:
             raise OptionError("engines", expected, ", ".join(unknown))
         if not engines:
             raise OptionError("engines", expected, "none that is installed", "see `python`, or use `static`")
-        if self.python is None and (missing := [engine for engine in engines if not _is_here(engine)]):
+        if self.python is None and (missing := [engine for engine in engines if not is_here(engine)]):
             advice = "pass `python`, the interpreter of an environment that has it"
             raise OptionError("engines", "an engine that is installed", missing[0], advice)
         for needed in self._needed(engines):
@@ -292,5 +292,5 @@ def _engine_check(answer: dict[str, Any]) -> EngineCheck:
     return EngineCheck.model_validate_json(json.dumps(answer))
 
 
-def _is_here(engine: str) -> bool:
+def is_here(engine: str) -> bool:
     return importlib.util.find_spec(ENGINES[engine].package) is not None

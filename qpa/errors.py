@@ -130,6 +130,10 @@ class DocumentError(QpaError):
     """A document, or a file it names, is missing, edited, truncated, stale or newer than this qpa."""
 
 
+class StaleError(DocumentError):
+    """A document of a run is not there, or was made from another one than the one that is there."""
+
+
 class PipelineError(QpaError):
     """Passes are composed in an order in which they cannot run."""
 
@@ -177,6 +181,10 @@ class DivergedError(QpaError):
 
 class CheckpointError(QpaError):
     """A checkpoint is missing, incomplete, or belongs to another training."""
+
+
+class OtherDataError(CheckpointError):
+    """A checkpoint is of the same training, on other data."""
 
 
 class ExportError(QpaError):

@@ -88,7 +88,11 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the worker answer in this process, which has imported the engines already."""
+    answer_in_process(monkeypatch)
 
+
+def answer_in_process(patch: pytest.MonkeyPatch) -> None:
+    """Let the worker answer in this process for as long as the patch lasts."""
     from qpa.engines import worker
     from qpa.passes import verify_adapter
 
@@ -96,4 +100,4 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         answer = worker.answer_probe(json.loads(input))
         return subprocess.CompletedProcess(command, 0, json.dumps(answer), "")
 
-    monkeypatch.setattr(verify_adapter.subprocess, "run", run)
+    patch.setattr(verify_adapter.subprocess, "run", run)

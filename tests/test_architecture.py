@@ -83,7 +83,7 @@ FLOORS = (
     *({"errors", "seeds", "progress", "registry", "termination"}, {"documents"}, {"pipeline"}, {"store"}),
     *({"compat"},),
     *({"models"}, {"adapters"}, {"circuits"}, {"generators"}, {"training"}, {"passes"}, {"exporters"}),
-    *({"engines"}, {"report"}, {"bench"}, {"cli"}),
+    *({"engines"}, {"report"}, {"workflow"}, {"bench"}, {"cli"}, {"__main__"}),
 )
 """A file draws only on rooms of its own floor or of one before it."""
 

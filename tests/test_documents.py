@@ -21,15 +21,19 @@ from qpa.documents import (
     FrozenAdapter,
     GateCount,
     HubDataset,
+    Input,
     LogicalCircuit,
     Manifest,
     Measurement,
     NativeCircuit,
+    Package,
     PassOption,
     Provenance,
+    ResolvedConfiguration,
     Selection,
     SplitSummary,
     Strategy,
+    TrainedFrom,
     TrainedGenerator,
     TrainingResult,
     TriedCircuit,
@@ -46,7 +50,8 @@ FEATURES = ("circuit", "classical", "random", "bits")
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_FILES = sorted(GOLDEN.rglob("*.json"))
 STAGE_KINDS = tuple(stage.document for stage in STAGES)
-KINDS = {kind.kind: kind for kind in (*STAGE_KINDS, Manifest, Checkpoint, Verification, Selection)}
+OTHERS = (Manifest, Checkpoint, Verification, Selection, ResolvedConfiguration)
+KINDS = {kind.kind: kind for kind in (*STAGE_KINDS, *OTHERS)}
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
 
 
@@ -416,6 +421,24 @@ def selections(draw):
     )
 
 
+INPUTS = st.lists(st.builds(Input, option=NAME, name=TEXT, digest=DIGEST), max_size=2).map(tuple)
+
+
+def by_name(record, **fields):
+    """Return a strategy of sorted records, no two of one name."""
+    lists = st.lists(st.builds(record, name=NAME, **fields), max_size=4, unique_by=lambda one: one.name)
+    return lists.map(lambda found: tuple(sorted(found, key=lambda one: one.name)))
+
+
+CONFIGURATION = st.builds(
+    ResolvedConfiguration,
+    provenance=PROVENANCE,
+    options=by_name(PassOption, value=OPTION_VALUE),
+    formats=st.lists(NAME, max_size=3, unique=True).map(tuple),
+    inputs=INPUTS,
+    trained=st.none() | st.builds(TrainedFrom, document=DIGEST, inputs=INPUTS),
+    packages=by_name(Package, version=TEXT),
+)
 DOCUMENTS = {
     "adapter-spec": adapter_specs(),
     "weight-layout": weight_layouts(),
@@ -428,6 +451,7 @@ DOCUMENTS = {
     "checkpoint": CHECKPOINT,
     "verification": VERIFICATION,
     "selection": selections(),
+    "configuration": CONFIGURATION,
 }
 
 

@@ -14,7 +14,8 @@ class Input(Record):
 
     Args:    option: the key of the option that names it, such as "train.data".
              name: the option's value.
-             digest: "sha256:" and the SHA-256 of its content.
+             digest: "sha256:" and the SHA-256 of its content; of a name on the Hub "hub:" and the revision
+             that was asked for, or "newest".
     """
 
     option: str

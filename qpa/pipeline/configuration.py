@@ -194,7 +194,7 @@ class Configuration:
             self._refuse_without(missing[0])
         return maker(**others)
 
-    def places_of(self, key: str) -> str:
+    def place_of(self, key: str) -> str:
         """Return where an option stands, for an error: "bard.yaml, line 7, train.max_steps"."""
         return self.places.get(key, f"{self.path}, {key}")
 
@@ -234,7 +234,7 @@ class Configuration:
             if type(error) is not OptionError or key is None:
                 raise
             parts = (self._with_keys(text) for text in (error.expected, error.found, error.advice))
-            raise ConfigurationError(self.places_of(key), *parts) from error
+            raise ConfigurationError(self.place_of(key), *parts) from error
 
     @cached_property
     def _keys_by_field(self) -> dict[str, str]:
@@ -272,6 +272,16 @@ def read_configuration(path: Path, sets: Sequence[str] = ()) -> Configuration:
     reader.take(read_tree(path), unique=True)
     reader.take(set_values(sets), unique=False)
     return reader.configuration()
+
+
+def given_values(sets: Sequence[str]) -> Mapping[str, OptionValue]:
+    """Return the values, by key, of texts such as "train.max_steps=200", checked.
+
+    Raises:  ConfigurationError: see `read_configuration`.
+    """
+    reader = _Reader(Path(), _schema())
+    reader.take(set_values(sets), unique=False)
+    return reader.values
 
 
 class _Reader:

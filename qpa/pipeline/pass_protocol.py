@@ -79,14 +79,9 @@ class PassContext:
 
     def provenance(self, made_by: Maker, source: Document | None) -> Provenance:
         """Return the provenance of a document that `made_by` makes from `source`."""
-        options = tuple(
-            PassOption(name=option.field, value=_plain(getattr(made_by, option.field)))
-            for option in options_of(type(made_by))
-            if option.provenance
-        )
         return Provenance(
             pass_name=made_by.name,
-            options=options,
+            options=recorded_options(made_by),
             seed=self.seed,
             qpa_version=__version__,
             parents=self._parents(made_by, source),
@@ -97,6 +92,15 @@ class PassContext:
         required = tuple(self.document(kind) for kind in made_by.requires)
         sources = required if source is None else (source, *required)
         return tuple(dict.fromkeys(document.digest for document in sources))
+
+
+def recorded_options(maker: Maker) -> tuple[PassOption, ...]:
+    """Return the options that documents record, in the order of the fields."""
+    return tuple(
+        PassOption(name=option.field, value=_plain(getattr(maker, option.field)))
+        for option in options_of(type(maker))
+        if option.provenance
+    )
 
 
 def newest(documents: Sequence[Document], kind: type[D]) -> D:

@@ -4,7 +4,7 @@ runs/bard/
   adapter-spec.json  weight-layout.json  logical-circuit.json  native-circuit.json
   trained-generator.json  measurement.json  frozen-adapter.json
   logical-circuit.qasm  native-circuit.qpy  <sha256>.safetensors
-  metrics.jsonl  report.html  checkpoints/step-00000100/
+  configuration.json  metrics.jsonl  report.html  checkpoints/step-00000100/
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qpa.documents import AdapterSpec, Attachment, Document
-from qpa.errors import DirectoryError, DocumentError
+from qpa.errors import DirectoryError, DocumentError, StaleError
 from qpa.pipeline.stages import STAGES, Stage, ancestors, descendants, stages_through
 from qpa.store.atomic_files import (
     TEMPORARY_PREFIX,
@@ -39,8 +39,8 @@ REPORT = "report.html"
 _ARRAYS = r"[0-9a-f]{64}\.(?:safetensors|qpy|device)"
 _TEMPORARY = rf"{re.escape(TEMPORARY_PREFIX)}.*"
 _OWN_FILES = (
-    r"logical-circuit\.qasm|native-circuit\.(?:qpy|device)|selection\.json|metrics\.jsonl|report\.html|\.lock|"
-    rf"{_ARRAYS}|{_TEMPORARY}"
+    r"logical-circuit\.qasm|native-circuit\.(?:qpy|device)|(?:selection|configuration)\.json|metrics\.jsonl|"
+    rf"report\.html|\.lock|{_ARRAYS}|{_TEMPORARY}"
 )
 
 
@@ -200,6 +200,19 @@ class RunDirectory:
             raise DocumentError(str(path), "a run directory", found, f"make one: qpa plan `out` {path}")
         return cls(path)
 
+    @classmethod
+    def at(cls, path: Path) -> RunDirectory:
+        """Return the run at a path, or a new directory that is to become one.
+
+        Raises:  DirectoryError: there is a file, or a directory with anything but a run.
+        """
+        if (path.exists() or path.is_symlink()) and not path.is_dir():
+            raise DirectoryError(str(path), "a run, or a new directory", "a file")
+        if path.is_dir() and not _is_run(path) and not all(map(_is_own, path.iterdir())):
+            raise DirectoryError(str(path), "a run, or a new directory", "a directory that is no qpa run")
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
     def write(self, document: Document) -> None:
         """Write a document and drop what was made from the one before, which is stale now.
 
@@ -254,17 +267,17 @@ class RunDirectory:
             raise self._missing(missing)
         return tuple(documents)
 
-    def _missing(self, stage: Stage) -> DocumentError:
+    def _missing(self, stage: Stage) -> StaleError:
         path = self.path / stage.document.file_name()
         expected, advice = f"a document made by {stage.made_by}", f"run {stage.made_by} first"
-        return DocumentError(str(path), expected, "nothing", advice)
+        return StaleError(str(path), expected, "nothing", advice)
 
-    def _stale(self, stage: Stage) -> DocumentError:
+    def _stale(self, stage: Stage) -> StaleError:
         path = self.path / stage.document.file_name()
         source = "run" if stage.made_from is None else stage.made_from.file_name()
         expected = f"a document made from this {source}"
         advice = "it is stale: run the passes again (qpa plan `force`, qpa train)"
-        return DocumentError(str(path), expected, "one made from another", advice)
+        return StaleError(str(path), expected, "one made from another", advice)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -33,7 +33,7 @@ from qpa.documents import (
     WeightLayout,
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX
-from qpa.errors import CheckpointError, DivergedError, OptionError, SourceError
+from qpa.errors import DivergedError, OptionError, OtherDataError, SourceError
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_model, load_tokenizer, torch_device
 from qpa.models.causality import check_causal
@@ -346,7 +346,7 @@ def _checkpoint_to_resume(session: Session) -> Resumed | None:
         return None
     path, document = newest_checkpoint(session.checkpoints, session.saved_as)
     if document.data_digest != session.data_digest:
-        raise CheckpointError(str(path), "the data it was trained on", "other data in the same files")
+        raise OtherDataError(str(path), "the data it was trained on", "other data in the same files")
     return path, document
 
 
