@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from qpa.adapters.module_kind import ALL_LINEAR
+from qpa.adapters.targets import ALL_LINEAR, HELP
 from qpa.models.base_model import DEVICES
 from qpa.pipeline.options import option
 
@@ -17,7 +17,7 @@ class Setting:
 
     Args:    model: local directory or Hub id.
              data, eval_data: text files; eval_data None cuts the test text off `data`.
-             targets: "all-linear", module names, or both.
+             targets: words such as "all-linear", module names, or both.
              max_steps: optimizer steps of a run.
              batch_size, max_length: blocks per step, tokens per block.
              bf16: bfloat16 autocast, base weights in the checkpoint's own dtype.
@@ -34,7 +34,7 @@ class Setting:
     )
     targets: tuple[str, ...] = option(
         (ALL_LINEAR,),
-        help="all-linear (every linear layer but the head), or names, separated by commas.",
+        help=HELP,
         old_names=("target_modules",),
     )
     max_steps: int = option(200, help="Optimizer steps of a run.", at_least=1, old_names=("steps",))

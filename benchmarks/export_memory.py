@@ -103,6 +103,7 @@ def write_adapter(folder: Path, n_modules: int) -> None:
         rank=RANK,
         alpha=2.0 * RANK,
         target_modules=("o_proj",),
+        target_parameters=(),
         fan_in_fan_out=False,
         tensors=tensors,
         arrays=arrays,

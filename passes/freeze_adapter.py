@@ -94,6 +94,7 @@ class FreezeAdapter(TrainingData):
             rank=spec.rank,
             alpha=spec.alpha,
             target_modules=spec.target_modules,
+            target_parameters=spec.target_parameters,
             fan_in_fan_out=spec.fan_in_fan_out,
             tensors=tuple(tensor.ref for tensor in spec.tensors),
             arrays=adapter,

@@ -4,8 +4,9 @@ Rules:
 1. Only the config is read; the model is built on the meta device.
 2. The kind of adapter chooses its modules and their tensors (`qpa.adapters`). Of a model that also sees or
    hears, only the language model and the head are adapted.
-3. target_modules of the result is the shortest list of names that selects exactly these modules in PEFT:
-   module types where they are unambiguous, full paths where they are not.
+3. target_modules and target_parameters of the result are the shortest lists of names that select exactly
+   these modules in PEFT: module types where they are unambiguous, longer paths where they are not. What a
+   target means and the adapter cannot be on, the result says in left_out.
 4. The adapter is tried on a model without weights: PEFT refuses some modules, and where a model keeps its
    experts fused, PEFT takes some names to mean the experts, even where other modules have them.
 5. As far as a config tells, a model that is not causal is refused, and one whose quantised weights cannot be
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from qpa.adapters.kind import AdapterKind, Request
-from qpa.adapters.module_kind import ALL_LINEAR
 from qpa.adapters.registry import DEFAULT, KINDS
+from qpa.adapters.targets import ALL_LINEAR, HELP, WORDS
 from qpa.documents import AdapterSpec, BaseModelReference, Document
 from qpa.errors import OptionError
 from qpa.models.base_model import build_on_meta, config_file_digest, load_config
@@ -42,7 +43,8 @@ class InspectModel:
              rank: of LoRA and DoRA, width of a feed-forward adapter, tokens of a prefix; None means the
              kind's default, or the smallest side of a module that LoRA or DoRA adapts where that is less.
              alpha: of LoRA and DoRA; None means 2 * rank, as in arXiv 2410.09846.
-             targets: "all-linear", module names, or both; None means the kind's own.
+             targets: words such as "all-linear" (`qpa.adapters.targets`), module names, or both; None means
+             the kind's own.
              method: the kind of adapter, by its name in `qpa.adapters.registry`.
              trust_remote_code: the user allows the model's own Python code to run.
     Source:  ours.
@@ -70,7 +72,7 @@ class InspectModel:
     )
     targets: tuple[str, ...] | None = option(
         None,
-        help="all-linear (every linear layer but the head), or names, separated by commas.",
+        help=HELP,
         shown_default=lambda: _by_kind(_default_targets),
     )
     method: str = option(
@@ -85,8 +87,8 @@ class InspectModel:
     def run(self, source: None, context: PassContext) -> AdapterSpec:
         """Build the model on the meta device and describe its adapter.
 
-        Raises:  OptionError: method, rank or alpha out of range, a target that matches nothing, or
-                 all-linear on a model with fused experts, or a name that PEFT takes for these.
+        Raises:  OptionError: method, rank or alpha out of range, a target that matches nothing, or some of
+                 the layers of a mixture's experts.
                  ModelError: no config, an unknown architecture, a model that is not causal, weights
                  quantised in a way for which packages are missing, or nothing that can be adapted.
         """
@@ -105,6 +107,8 @@ class InspectModel:
             rank=planned.rank,
             alpha=planned.alpha,
             target_modules=planned.target_modules,
+            target_parameters=planned.target_parameters,
+            left_out=planned.left_out,
             fan_in_fan_out=planned.fan_in_fan_out,
             tensors=planned.tensors,
             seed=context.seed,
@@ -114,7 +118,7 @@ class InspectModel:
 
     def _check_kind(self, kind: AdapterKind) -> None:
         if self.targets is not None and not self.targets:
-            raise OptionError("targets", f"{ALL_LINEAR} or module names", "none")
+            raise OptionError("targets", f"{', '.join(WORDS)} or module names", "none")
         for name, value, is_known in (
             ("alpha", self.alpha, kind.has_alpha),
             ("rank", self.rank, kind.has_rank),

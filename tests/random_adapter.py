@@ -67,6 +67,7 @@ def random_adapter(
         rank=spec.rank,
         alpha=spec.alpha,
         target_modules=spec.target_modules,
+        target_parameters=spec.target_parameters,
         fan_in_fan_out=spec.fan_in_fan_out,
         tensors=tuple(tensor.ref for tensor in spec.tensors),
         arrays=context.files.put("{sha256}.safetensors", save(values)),

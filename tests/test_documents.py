@@ -22,6 +22,7 @@ from qpa.documents import (
     GateCount,
     HubDataset,
     Input,
+    LeftOut,
     LogicalCircuit,
     Manifest,
     Measurement,
@@ -158,6 +159,7 @@ BASE = st.builds(
     ties_lm_head=st.booleans(),
     trust_remote_code=st.booleans(),
 )
+LEFT_OUT = st.builds(LeftOut, layers=TEXT, n_layers=POSITIVE, reason=TEXT)
 RESULT = st.builds(
     TrainingResult,
     n_steps=COUNT,
@@ -197,6 +199,8 @@ def adapter_specs(draw, min_rank=1):
         rank=rank,
         alpha=draw(FLOAT),
         target_modules=tuple(modules),
+        target_parameters=tuple(draw(st.lists(NAME, max_size=2))),
+        left_out=tuple(draw(st.lists(LEFT_OUT, max_size=2))),
         fan_in_fan_out=draw(st.booleans()),
         tensors=tuple(t for name in modules for t in tensor_pair(name, rank, draw(side), draw(side))),
         seed=draw(st.integers()),
@@ -260,6 +264,7 @@ def frozen_adapters(draw):
         rank=spec.rank,
         alpha=spec.alpha,
         target_modules=spec.target_modules,
+        target_parameters=spec.target_parameters,
         fan_in_fan_out=spec.fan_in_fan_out,
         tensors=tensors,
         arrays=draw(ATTACHMENT),

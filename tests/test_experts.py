@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
 from qpa.adapters.experts import expert_layer, expert_layers
@@ -24,6 +24,7 @@ from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.training.generated_adapter import attach_generator
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.small_specs import NOWHERE
+from tests.tiny_architectures import tiny
 from tests.tiny_models import tiny_qwen3_moe
 
 # peft asks transformers by a name that transformers has renamed.
@@ -161,30 +162,65 @@ def test_formats_without_experts_say_so(made, tmp_path, format_):
     [("gate_proj",), ("gate_proj", "up_proj"), ("experts.0.down_proj",), ("gate_proj", "down_proj")],
 )
 def test_what_peft_reads_otherwise_is_refused(moe, targets):
-    with pytest.raises(
-        OptionError, match=r"fused experts; name all of .* outside the experts: `targets` q_proj,"
-    ):
+    with pytest.raises(OptionError, match=r"expected all layers of all experts, or none of them, found .*"):
         inspected(moe, *targets)
 
 
-def test_models_whose_experts_peft_calls_otherwise_are_refused(tmp_path):
-    MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2).save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match=r"outside the experts: `targets` q_proj,k_proj,v_proj,o_proj$"):
-        inspected(tmp_path)
-    assert len(inspected(tmp_path, "q_proj", "k_proj").tensors) == 8
+def test_another_kind_leaves_the_experts_out_and_says_so(moe):
+    spec = InspectModel(model=str(moe), method="dora").run(None, NOWHERE)
+    (left,) = spec.left_out
+    assert (left.layers, left.n_layers) == ("model.layers.*.mlp.experts", 2)
+    assert {tensor.module_type for tensor in spec.tensors} == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
-def test_all_linear_of_a_kind_without_experts_asks_for_names(moe):
-    words = r"experts\.gate_up_proj, .* outside the experts: `targets` q_proj,k_proj,v_proj,o_proj$"
-    with pytest.raises(OptionError, match=words):
-        InspectModel(model=str(moe), method="dora").run(None, NOWHERE)
+@pytest.mark.parametrize("name", ["mixtral", "deepseek-v3", "gpt-oss", "qwen3-next"])
+@torch.no_grad()
+def test_every_form_of_an_experts_layer_is_w_plus_s_b_a(name, tmp_path):
+    """Compare with a model whose weights, of experts, shared and dense layers, are changed by hand."""
+    model = tiny(name, tmp_path / "base")
+    made = random_adapter(model, tmp_path / "store", rank=3, alpha=6.0, targets=("experts", "all-linear"))
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    for module in made.frozen.modules:
+        layer = expert_layer(module)
+        a, b = (made.tensors[f"{module}.lora_{role}.weight"] for role in "AB")
+        weight = layer.weight(base) if layer else base.get_submodule(module).weight
+        weight += 2.0 * b @ a
+    difference = (base(input_ids=IDS).logits - made.live(input_ids=IDS).logits).abs().max()
+    assert difference < 5e-5
 
 
-def test_dense_layers_beside_experts_are_refused_and_not_left_out(tmp_path):
+def test_a_file_of_stacked_experts_is_pefts_own(tmp_path):
+    made = random_adapter(
+        tiny("gpt-oss", tmp_path / "base"), tmp_path / "store", rank=3, targets=("experts",)
+    )
+    exporter_for("lora", {"rank_pad": 4}).emit(made.frozen, tmp_path / "out", made.context)
+    assert check_lora_contract(tmp_path / "out") == ()
+    config = json.loads((tmp_path / "out" / CONFIG_FILE).read_text())
+    assert config["target_modules"] == []
+    assert config["target_parameters"] == ["experts.down_proj", "experts.gate_up_proj"]
+    with safe_open(tmp_path / "out" / WEIGHTS_FILE, "pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    assert shapes == {
+        f"base_model.model.{BLOCK.replace('1', layer)}.{inner}{role}.weight": shape
+        for layer in "01"
+        for inner, role, shape in (
+            ("base_layer.", "lora_A", [16, 64]),
+            ("base_layer.", "lora_B", [192, 16]),
+            ("", "lora_A", [16, 96]),
+            ("", "lora_B", [64, 16]),
+        )
+    }
+
+
+def test_dense_layers_beside_experts_are_adapted_too(tmp_path):
     config = Qwen3MoeConfig(**SMALL, num_key_value_heads=2, mlp_only_layers=[0], num_experts=2)
     config.save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match="fused experts"):
-        inspected(tmp_path)
+    spec = inspected(tmp_path)
+    assert spec.target_parameters == ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
+    assert {t.module for t in spec.tensors if ".0.mlp." in t.module} == {
+        f"model.layers.0.mlp.{layer}_proj" for layer in ("gate", "up", "down")
+    }
+    assert not spec.left_out
 
 
 def test_a_model_without_fused_experts_has_no_expert_layers(llama):

@@ -121,7 +121,7 @@ def test_a_finding_is_one_line():
         ("L10", {"bias": "lora_only"}),
         ("L10", {"lora_bias": True}),
         ("L11", {"modules_to_save": ["lm_head"]}),
-        ("L11", {"target_parameters": ["experts.gate_up_proj"]}),
+        ("L19", {"target_parameters": ["experts.gate_up_proj"]}),
         ("L11", {"trainable_token_indices": [0]}),
         ("L11", {"layer_replication": [[0, 1]]}),
         ("L11", {"megatron_config": {"tensor_model_parallel_size": 1}}),

@@ -38,7 +38,7 @@ END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_SIZE = 272
 N_CONTEXT = 512
 
-_SHAPE = {
+SHAPE = {
     "vocab_size": VOCABULARY_SIZE,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -49,15 +49,15 @@ _SHAPE = {
     "max_position_embeddings": N_CONTEXT,
     "initializer_range": 0.15,
 }
-_SHAPE_OF_EQUAL_HEADS = {
-    name: size for name, size in _SHAPE.items() if name not in ("num_key_value_heads", "head_dim")
+SHAPE_OF_EQUAL_HEADS = {
+    name: size for name, size in SHAPE.items() if name not in ("num_key_value_heads", "head_dim")
 }
 """For architectures without heads of their own for keys and values: 64 / 2 is the head size again."""
 
 
 def tiny_llama(path: Path, *, tied: bool = False, seed: int = 0) -> Path:
     """Write a 2-layer Llama, with its head tied to the embedding or not; return `path`."""
-    return _write(path, LlamaConfig(**_SHAPE, **_special_tokens(), tie_word_embeddings=tied), seed)
+    return write_model(path, LlamaConfig(**SHAPE, **special_tokens(), tie_word_embeddings=tied), seed)
 
 
 def tiny_qwen2(path: Path, *, seed: int = 0) -> Path:
@@ -66,45 +66,45 @@ def tiny_qwen2(path: Path, *, seed: int = 0) -> Path:
     Its rotary base is that of Qwen2's own models, which some engines take without asking the config.
     """
     rope = {"rope_type": "default", "rope_theta": 1e6}
-    shape = _SHAPE | {"tie_word_embeddings": False, "rope_parameters": rope}
-    return _write(path, Qwen2Config(**shape, **_special_tokens()), seed)
+    shape = SHAPE | {"tie_word_embeddings": False, "rope_parameters": rope}
+    return write_model(path, Qwen2Config(**shape, **special_tokens()), seed)
 
 
 def tiny_qwen3(path: Path, *, seed: int = 0) -> Path:
     """Write a 2-layer Qwen3 with an untied head; return `path`."""
-    return _write(path, Qwen3Config(**_SHAPE, **_special_tokens(), tie_word_embeddings=False), seed)
+    return write_model(path, Qwen3Config(**SHAPE, **special_tokens(), tie_word_embeddings=False), seed)
 
 
 def tiny_qwen3_moe(path: Path, *, seed: int = 0) -> Path:
     """Write a 2-layer Qwen3-MoE of 4 experts, 2 for each token, with an untied head; return `path`."""
     config = Qwen3MoeConfig(
-        **_SHAPE,
-        **_special_tokens(),
+        **SHAPE,
+        **special_tokens(),
         moe_intermediate_size=48,
         num_local_experts=4,
         num_experts_per_tok=2,
         norm_topk_prob=True,
         tie_word_embeddings=False,
     )
-    return _write(path, config, seed)
+    return write_model(path, config, seed)
 
 
 def tiny_mistral(path: Path, *, seed: int = 0) -> Path:
     """Write a 2-layer Mistral with an untied head; return `path`."""
-    config = MistralConfig(**_SHAPE, **_special_tokens(), sliding_window=None, tie_word_embeddings=False)
-    return _write(path, config, seed)
+    config = MistralConfig(**SHAPE, **special_tokens(), sliding_window=None, tie_word_embeddings=False)
+    return write_model(path, config, seed)
 
 
 def tiny_phi3(path: Path, *, seed: int = 0) -> Path:
     """Write a 2-layer Phi3, with fused qkv_proj and gate_up_proj, with an untied head; return `path`."""
     config = Phi3Config(
-        **_SHAPE,
-        **_special_tokens(),
+        **SHAPE,
+        **special_tokens(),
         original_max_position_embeddings=N_CONTEXT,
         sliding_window=None,
         tie_word_embeddings=False,
     )
-    return _write(path, config, seed)
+    return write_model(path, config, seed)
 
 
 def tiny_gemma2(path: Path, *, seed: int = 0) -> Path:
@@ -112,8 +112,8 @@ def tiny_gemma2(path: Path, *, seed: int = 0) -> Path:
 
     Gemma multiplies its embedding by sqrt(hidden_size); left as large, it would only repeat its input.
     """
-    config = Gemma2Config(**_SHAPE, **_special_tokens(), query_pre_attn_scalar=32, sliding_window=N_CONTEXT)
-    return _write(path, config, seed, embedding_scale=0.1)
+    config = Gemma2Config(**SHAPE, **special_tokens(), query_pre_attn_scalar=32, sliding_window=N_CONTEXT)
+    return write_model(path, config, seed, embedding_scale=0.1)
 
 
 def tiny_gemma3(path: Path, *, seed: int = 0) -> Path:
@@ -121,16 +121,14 @@ def tiny_gemma3(path: Path, *, seed: int = 0) -> Path:
 
     The sixth layer is the first without a sliding window, which some engines take for granted.
     """
-    shape = _SHAPE | {"num_hidden_layers": 6}
-    config = Gemma3TextConfig(
-        **shape, **_special_tokens(), query_pre_attn_scalar=32, sliding_window=N_CONTEXT
-    )
-    return _write(path, config, seed, embedding_scale=0.1)
+    shape = SHAPE | {"num_hidden_layers": 6}
+    config = Gemma3TextConfig(**shape, **special_tokens(), query_pre_attn_scalar=32, sliding_window=N_CONTEXT)
+    return write_model(path, config, seed, embedding_scale=0.1)
 
 
 def tiny_gemma3_vision(path: Path, *, seed: int = 0) -> Path:
     """Write a Gemma3 that also takes images: `tiny_gemma3` beside a 1-layer image encoder; return `path`."""
-    text = Gemma3TextConfig(**_SHAPE, **_special_tokens(), query_pre_attn_scalar=32, sliding_window=N_CONTEXT)
+    text = Gemma3TextConfig(**SHAPE, **special_tokens(), query_pre_attn_scalar=32, sliding_window=N_CONTEXT)
     image_size, patch_size = 28, 14
     vision = {
         "hidden_size": 32,
@@ -148,7 +146,7 @@ def tiny_gemma3_vision(path: Path, *, seed: int = 0) -> Path:
         eoi_token_index=269,
         image_token_index=270,
     )
-    return _write(path, config, seed, embedding_scale=0.1)
+    return write_model(path, config, seed, embedding_scale=0.1)
 
 
 def tiny_opt(path: Path, *, seed: int = 0) -> Path:
@@ -161,35 +159,40 @@ def tiny_opt(path: Path, *, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=N_CONTEXT,
-        init_std=_SHAPE["initializer_range"],
-        **_special_tokens(),
+        init_std=SHAPE["initializer_range"],
+        **special_tokens(),
     )
-    return _write(path, config, seed)
+    return write_model(path, config, seed)
 
 
 def tiny_gpt_neox(path: Path, *, seed: int = 0) -> Path:
     """Write a 2-layer GPT-NeoX, with fused query_key_value, with an untied head; return `path`."""
     config = GPTNeoXConfig(
-        **_SHAPE_OF_EQUAL_HEADS,
+        **SHAPE_OF_EQUAL_HEADS,
         tie_word_embeddings=False,
-        **_special_tokens(),
+        **special_tokens(),
     )
-    return _write(path, config, seed)
+    return write_model(path, config, seed)
 
 
 def tiny_bert(path: Path, *, is_decoder: bool = False, seed: int = 0) -> Path:
     """Write a 2-layer BERT, which sees in both directions unless it is a decoder; return `path`."""
     config = BertConfig(
-        **_SHAPE_OF_EQUAL_HEADS,
+        **SHAPE_OF_EQUAL_HEADS,
         is_decoder=is_decoder,
-        **_special_tokens(),
+        **special_tokens(),
     )
-    return _write(path, config, seed)
+    return write_model(path, config, seed)
 
 
 def tiny_gpt_neo(path: Path, *, seed: int = 0) -> Path:
     """Write a 4-layer GPT-Neo, with windows of 6 tokens in every second, with a tied head; return `path`."""
-    config = GPTNeoConfig(
+    return write_model(path, gpt_neo_config(), seed)
+
+
+def gpt_neo_config() -> PreTrainedConfig:
+    """Return the config of `tiny_gpt_neo`."""
+    return GPTNeoConfig(
         vocab_size=VOCABULARY_SIZE,
         hidden_size=64,
         intermediate_size=96,
@@ -198,18 +201,17 @@ def tiny_gpt_neo(path: Path, *, seed: int = 0) -> Path:
         attention_types=[[["global", "local"], 2]],
         window_size=6,
         max_position_embeddings=N_CONTEXT,
-        initializer_range=_SHAPE["initializer_range"],
-        **_special_tokens(),
+        initializer_range=SHAPE["initializer_range"],
+        **special_tokens(),
     )
-    return _write(path, config, seed)
 
 
 def tiny_mamba(path: Path, *, seed: int = 0) -> Path:
     """Write a 2-layer Mamba, which has no attention, with a tied head; return `path`."""
     config = MambaConfig(
-        vocab_size=VOCABULARY_SIZE, hidden_size=64, num_hidden_layers=2, state_size=4, **_special_tokens()
+        vocab_size=VOCABULARY_SIZE, hidden_size=64, num_hidden_layers=2, state_size=4, **special_tokens()
     )
-    return _write(path, config, seed)
+    return write_model(path, config, seed)
 
 
 def tiny_gpt2(path: Path, *, seed: int = 0) -> Path:
@@ -220,10 +222,10 @@ def tiny_gpt2(path: Path, *, seed: int = 0) -> Path:
         n_layer=2,
         n_head=2,
         n_positions=N_CONTEXT,
-        initializer_range=_SHAPE["initializer_range"],
-        **_special_tokens(),
+        initializer_range=SHAPE["initializer_range"],
+        **special_tokens(),
     )
-    return _write(path, config, seed)
+    return write_model(path, config, seed)
 
 
 ARCHITECTURES: dict[str, Callable[[Path], Path]] = {
@@ -258,11 +260,13 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _special_tokens() -> dict[str, int | None]:
+def special_tokens() -> dict[str, int | None]:
+    """Return the tokens of `byte_tokenizer` as a config names them."""
     return {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
 
 
-def _write(path: Path, config: PreTrainedConfig, seed: int, embedding_scale: float = 1.0) -> Path:
+def write_model(path: Path, config: PreTrainedConfig, seed: int, embedding_scale: float = 1.0) -> Path:
+    """Write a model of random weights and its tokenizer; return `path`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -75,7 +75,8 @@ def base_name(frozen: FrozenAdapter) -> str:
 
 def adapted_modules(frozen: FrozenAdapter) -> str:
     """Return the names of the adapted modules, in code font, or where an adapter is that names none."""
-    return KINDS[frozen.method].place or ", ".join(f"`{name}`" for name in sorted(frozen.target_modules))
+    names = sorted(frozen.target_modules + frozen.target_parameters)
+    return KINDS[frozen.method].place or ", ".join(f"`{name}`" for name in names)
 
 
 def adapter_words(frozen: FrozenAdapter) -> str:

@@ -9,7 +9,8 @@ L03  No pickle file, and no other safetensors file at the top level.
 L04  The config is a JSON object with peft_type LORA, task_type CAUSAL_LM, an integer r >= 1, the base's
      name as base_model_name_or_path, inference_mode true and fan_in_fan_out true or false. A
      lora_dropout, where there is one, is a number within 0 and 1.
-L05  target_modules is an explicit list of names (SGLang refuses a regular expression).
+L05  target_modules is an explicit list of names (SGLang refuses a regular expression), which may be empty
+     where target_parameters, a list too, names what PEFT selects by the name of a parameter.
 L06  lora_alpha == r, so that the scaling is 1 even where it is ignored.
 L07  No rsLoRA (the GGUF converter and SGLang ignore its scaling).
 L08  No DoRA (transformers computes something else, vLLM refuses).
@@ -26,8 +27,9 @@ L14  Keys are base_model.model.<module>.lora_A.weight or .lora_B.weight, of an e
 L15  Every lora_A has its lora_B, every lora_B its lora_A.
 L16  Every tensor is 2-D and of a floating-point type.
 L17  Every number is finite.
-L18  One rank: every lora_A is [r, in] and every lora_B is [out, r] with the config's r.
-L19  target_modules selects exactly the modules that have tensors, as PEFT matches names.
+L18  One rank: every lora_A is [r, in] and every lora_B is [out, r] with the config's r. Of experts that
+     target_parameters names, all are in one tensor, [n r, in] and [out, n r].
+L19  target_modules and target_parameters select exactly the modules that have tensors, as PEFT matches names.
 L20  With a qpa/manifest.json: it is valid, no file is missing or extra but qpa/verification.json, and every
      SHA-256 is right.
 
@@ -43,8 +45,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from qpa.adapters.peft_directory import are_targets, is_count
-from qpa.compat.peft_ import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
+from qpa.adapters.peft_directory import are_names, are_targets, is_count
+from qpa.compat.peft_ import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, parameter_inside
 from qpa.documents.base import JsonObject
 from qpa.documents.finding import Finding, several, short
 from qpa.errors import DocumentError
@@ -59,12 +61,12 @@ _ROLES = (".lora_A.weight", ".lora_B.weight")
 _EMBEDDING_ROLES = (".lora_embedding_A", ".lora_embedding_B")
 _A = (_ROLES[0], _EMBEDDING_ROLES[0])
 _ALL_ROLES = _ROLES + _EMBEDDING_ROLES
+_WEIGHT = ".weight"
 _HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _NO_MODULE_STARTS = ("base_model.", "layers.", "h.", "blocks.")
 _MORE_THAN_LORA = (
     "modules_to_save",
     "trainable_token_indices",
-    "target_parameters",
     "layer_replication",
     "alora_invocation_tokens",
     "use_qalora",
@@ -183,7 +185,10 @@ def _check_config(config: JsonObject) -> Iterator[Finding]:
     elif not _is_number(config.get("lora_alpha")) or config["lora_alpha"] != config["r"]:
         yield _field(config, "L06", "lora_alpha", f"r, {short(config['r'])}")
     yield from _check_field_types(config)
-    if not are_targets(config.get("target_modules")):
+    parameters = config.get("target_parameters") or []
+    if not are_names(parameters):
+        yield _field(config, "L05", "target_parameters", "a list of parameter names")
+    if not (are_names if parameters else are_targets)(config.get("target_modules")):
         yield _field(config, "L05", "target_modules", "an explicit list of module names")
     if config.get("bias", "none") != "none":
         yield _field(config, "L10", "bias", '"none"')
@@ -267,25 +272,50 @@ def _check_rank(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> Itera
         for name, tensor in tensors.items()
         if name.endswith(_ALL_ROLES) and len(tensor.shape) == 2
     }
-    wrong = [name for name in ranks if ranks[name] != rank]
+    n_stacked = _n_stacked(config, ranks, rank)
+    wrong = [name for name in ranks if ranks[name] != rank * n_stacked.get(module_of_key(name), 1)]
     if wrong:
         found = ", ".join(str(value) for value in sorted({ranks[name] for name in wrong})[:4])
         yield Finding("L18", several(wrong), f"rank {short(rank)}, as in {CONFIG_FILE}", f"rank {found}")
 
 
+def _n_stacked(config: JsonObject, ranks: Mapping[str, int], rank: int) -> dict[str, int]:
+    """Return how many experts the tensors of a module are of, for modules of fused parameters."""
+    names = [name for name in _parameters(config) if not name.endswith(_WEIGHT)]
+    modules = {module_of_key(name): n // rank for name, n in ranks.items() if name.endswith(_A)}
+    return {module: n for module, n in modules.items() if n and any(_holds(name, module) for name in names)}
+
+
+def _parameters(config: JsonObject) -> list[str]:
+    names = config.get("target_parameters")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _holds(parameter: str, module: str) -> bool:
+    """Return whether PEFT puts the adapter of a parameter on a module; of two, one is inside the other."""
+    return selects(parameter.rpartition(".")[0], module.removesuffix(parameter_inside("")))
+
+
 def _check_targets(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> Iterator[Finding]:
-    targets = config.get("target_modules")
-    if not isinstance(targets, list) or not are_targets(targets):
+    targets, parameters = config.get("target_modules"), _parameters(config)
+    if not isinstance(targets, list) or not (are_names if parameters else are_targets)(targets):
         return
     modules = {
         module_of_key(name) for name in tensors if name.endswith(_ALL_ROLES) and _has_right_prefix(name)
     }
-    untargeted = sorted(module for module in modules if not any(selects(t, module) for t in targets))
+    untargeted = sorted(
+        module
+        for module in modules
+        if not any(selects(t, module) for t in targets) and not any(_holds(p, module) for p in parameters)
+    )
     if untargeted:
         yield Finding("L19", several(untargeted), "a module that target_modules selects", "tensors only")
     unused = sorted({t for t in targets if not any(selects(t, module) for module in modules)})
     if unused:
         yield Finding("L19", f"target_modules {several(unused)}", "tensors of that module", "none")
+    without = sorted({p for p in parameters if not any(_holds(p, module) for module in modules)})
+    if without:
+        yield Finding("L19", f"target_parameters {several(without)}", "tensors of that module", "none")
 
 
 def module_of_key(key: str) -> str:

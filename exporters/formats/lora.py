@@ -4,7 +4,7 @@ Rules:
 1. lora_alpha == r: the scaling alpha / r is multiplied into lora_B (`qpa.adapters.frozen_arrays`).
 2. Tensors are named base_model.model.<module>.lora_A.weight [r, in] and .lora_B.weight [out, r], of an
    embedding .lora_embedding_A and .lora_embedding_B, of one type, contiguous; target_modules is an explicit
-   sorted list.
+   sorted list. One tensor is of all stacked experts: lora_A [n_experts * r, in], lora_B [out, r * n_experts].
 3. One tensor at a time is in memory.
 4. The result keeps `qpa.exporters.contracts.lora`.
 
@@ -13,14 +13,16 @@ Source: ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+from qpa.adapters.experts import stacks
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.adapters.low_rank import lora_config
 from qpa.compat.peft_ import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
-from qpa.documents import FrozenAdapter, Manifest
+from qpa.documents import FrozenAdapter, Manifest, TensorRef
 from qpa.documents.finding import Finding
 from qpa.errors import ExportError
 from qpa.exporters.cards.model_card import loading_in_vllm
@@ -29,7 +31,7 @@ from qpa.exporters.directory import ExportDirectory
 from qpa.exporters.format import Exporter, dtype_option
 from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
-from qpa.store.tensor_file import TensorPlan
+from qpa.store.tensor_file import Array, TensorPlan
 
 
 def tied_head_option() -> Any:
@@ -77,16 +79,39 @@ class ExportLora(Exporter):
         """Write config and weights."""
         arrays = FrozenArrays.open(frozen, context, dtype=self.dtype, rank_pad=self.rank_pad)
         kind = SAFETENSORS_TYPE[self.dtype]
-        plans = [TensorPlan(KEY_PREFIX + t.path, kind, arrays.shape(t)) for t in frozen.tensors]
-        directory.write_tensors(
-            WEIGHTS_FILE, plans, lambda name: arrays.read(name.removeprefix(KEY_PREFIX)), {"format": "pt"}
-        )
+        stacked = stacks(frozen.tensors)
+        shapes = {path: _stacked_shape(arrays, tensors) for path, tensors in stacked.items()}
+        alone = {*frozen.tensors}.difference(*stacked.values())
+        shapes |= {tensor.path: arrays.shape(tensor) for tensor in frozen.tensors if tensor in alone}
+
+        def read(name: str) -> Array:
+            path = name.removeprefix(KEY_PREFIX)
+            return _stack(arrays, stacked[path]) if path in stacked else arrays.read(path)
+
+        plans = [TensorPlan(KEY_PREFIX + path, kind, shape) for path, shape in shapes.items()]
+        directory.write_tensors(WEIGHTS_FILE, plans, read, {"format": "pt"})
         directory.write_json(CONFIG_FILE, lora_config(frozen, arrays.rank, use_dora=False))
         return arrays.rank
 
     def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
         """Return what only the card of this format says."""
         return {"vllm": loading_in_vllm(frozen, rank)}
+
+
+def _stacked_shape(arrays: FrozenArrays, tensors: Sequence[TensorRef]) -> tuple[int, int]:
+    n_rows, n_columns = arrays.shape(tensors[0])
+    n = len(tensors)
+    return (n * n_rows, n_columns) if tensors[0].axis == "row" else (n_rows, n_columns * n)
+
+
+def _stack(arrays: FrozenArrays, tensors: Sequence[TensorRef]) -> Array:
+    """Return the tensors of all experts as PEFT's one: rows expert by expert, columns rank by rank."""
+    import numpy as np
+
+    parts = [arrays.read(tensor.path) for tensor in tensors]
+    if tensors[0].axis == "row":
+        return np.concatenate(parts)
+    return np.stack(parts, axis=-1).reshape(len(parts[0]), -1)
 
 
 def refuse_tied(frozen: FrozenAdapter) -> None:

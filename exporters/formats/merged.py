@@ -6,7 +6,8 @@ Rules:
 2. The checkpoint keeps the base's file names, tensor names and tensors. Floating-point tensors all become one
    type, which config.json then names; the others stay as they are.
 3. Which tensor is which module's weight is asked of transformers, on a model without weights: it renames
-   tensors when it loads them. A weight that it also converts, or shares between modules, is refused.
+   tensors when it loads them. A weight that it also converts, or shares between modules, is refused. Experts
+   have a tensor each, or one for all of them.
 4. One tensor at a time is in memory, with its copy in the new type and the adapter's tensors for it.
 5. A number that was finite stays finite or is refused.
 
@@ -15,15 +16,16 @@ Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, ClassVar, cast, final
 
 import numpy as np
 
-from qpa.adapters.experts import expert_layer
+from qpa.adapters.experts import expert_layer, is_stacked
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.adapters.weight_change import WeightChange
 from qpa.adapters.weight_kind import WeightKind, weight_kind
@@ -114,13 +116,16 @@ class Merge:
     """What becomes of each tensor of a checkpoint.
 
     Args:    weights, biases: adapted modules by the key of their weight, and of a bias that changes.
-             transposed: those of them that store [in, out].
+             stacks: the same layer of all experts, in order, by the key of the tensor that holds them as
+             [n_experts, in, out].
+             transposed: those of the modules that store [in, out].
              dtype: of all floating-point tensors that are written.
     """
 
     arrays: FrozenArrays
     weights: Mapping[str, str]
     biases: Mapping[str, str]
+    stacks: Mapping[str, tuple[str, ...]]
     transposed: frozenset[str]
     dtype: str
 
@@ -132,7 +137,9 @@ class Merge:
         Raises:  ExportError: a weight is missing, there twice, shared with another module, converted when
                  the model is loaded, of another shape, or no floating-point tensor.
         """
-        modules = arrays.frozen.modules
+        adapted = {*arrays.frozen.modules}
+        stacks = _stacks(adapted, checkpoint, model)
+        modules = sorted(adapted.difference(*stacks.values()))
         for module in modules:
             if shares_weight(model, module):
                 raise _tied(module)
@@ -142,7 +149,7 @@ class Merge:
         scaled = [module for module in with_bias if kind.bias_scale(arrays, module) is not None]
         biases = _by_key([f"{module}.bias" for module in scaled], checkpoint, model)
         transposed = {module for module, layer in layers.items() if stores_transpose(layer)}
-        merge = cls(arrays, weights, biases, frozenset(transposed), dtype)
+        merge = cls(arrays, weights, biases, stacks, frozenset(transposed), dtype)
         for file in checkpoint.files.values():
             merge.check_file(file)
         return merge
@@ -166,23 +173,31 @@ class Merge:
         source = file.read(key)
         target = DTYPES[SAFETENSORS_TYPE[self.dtype]]
         kept = file.entries[key].dtype not in _FLOAT_TYPES or source.dtype == target
-        change = self._change(key, source)
-        if kept and change is None:
+        if kept and not self._is_changed(key):
             return source
         result = source if source.dtype == target else np.empty(source.shape, target)
+        for part in range(len(source)) if key in self.stacks else (...,):
+            self._write_part(key, source[part], result[part], part)
+        return result
+
+    def _is_changed(self, key: str) -> bool:
+        return key in self.weights or key in self.biases or key in self.stacks
+
+    def _write_part(self, key: str, source: Array, result: Array, part: int | EllipsisType) -> None:
+        """Write a tensor, or an expert's part of it, as it is to be."""
+        change = self._change(key, source, part)
         for rows, numbers in _blocks(source):
             changed = numbers if change is None else change.apply(key, rows, numbers)
             _matrix(result)[rows] = self._cast(key, changed)
-        return result
 
-    def _change(self, key: str, source: Array) -> WeightChange | None:
-        """Return what becomes of a tensor, None for one that no module adapts."""
+    def _change(self, key: str, source: Array, part: int | EllipsisType) -> WeightChange | None:
+        """Return what becomes of a tensor or an expert's part of it, None for one that no module adapts."""
         if key in self.biases:
             return WeightChange(column_scale=self.kind.bias_scale(self.arrays, self.biases[key]))
-        if key not in self.weights:
+        module = self.weights.get(key) if isinstance(part, EllipsisType) else self.stacks[key][part]
+        if module is None:
             return None
-        module = self.weights[key]
-        is_transposed = module in self.transposed
+        is_transposed = key in self.stacks or module in self.transposed
         blocks = partial(_blocks, source)
         return self.kind.weight_change(self.arrays, module, blocks, transposed=is_transposed)
 
@@ -204,7 +219,7 @@ class Merge:
         for key, entry in file.entries.items():
             if entry.dtype not in DTYPES:
                 raise ExportError(f"{key} in {file.path}", f"a type among {', '.join(DTYPES)}", entry.dtype)
-            if key not in self.weights and key not in self.biases:
+            if not self._is_changed(key):
                 continue
             expected = self._shape(key)
             fits = len(entry.shape) == len(expected) and all(
@@ -219,6 +234,9 @@ class Merge:
         """Return the shape a tensor must have; None is a side that the adapter leaves open."""
         if key in self.biases:
             return [self.kind.sides(self.arrays, self.biases[key])[0]]
+        if key in self.stacks:
+            modules = self.stacks[key]
+            return [len(modules), *self.kind.sides(self.arrays, modules[0])[::-1]]
         module = self.weights[key]
         sides = [*self.kind.sides(self.arrays, module)]
         return sides[::-1] if module in self.transposed else sides
@@ -257,6 +275,17 @@ def _by_key(names: Sequence[str], checkpoint: Checkpoint, model: Any) -> dict[st
     fused = {name for name in names if expert_layer(name.rpartition(".")[0]) is not None}
     keys = find_parameters(names, checkpoint.places(), model, fused=fused)
     return {key: name.rpartition(".")[0] for name, key in keys.items()}
+
+
+def _stacks(modules: Collection[str], checkpoint: Checkpoint, model: Any) -> dict[str, tuple[str, ...]]:
+    """Return the same layer of all experts, in order, by the key of the tensor that holds them."""
+    by_parameter: dict[str, list[tuple[int, str]]] = {}
+    for module in modules:
+        expert = expert_layer(module)
+        if expert is not None and is_stacked(expert, modules):
+            by_parameter.setdefault(expert.parameter, []).append((expert.index, module))
+    keys = find_parameters(by_parameter, checkpoint.places(), model)
+    return {keys[name]: tuple(module for _, module in sorted(pairs)) for name, pairs in by_parameter.items()}
 
 
 def _submodule(model: Any, module: str) -> Any:

@@ -1,34 +1,38 @@
 """Experts that transformers keeps fused: one parameter for the same layer of all experts of a block.
 
-The adapter's documents and files name every expert's layer, `mlp.experts.3.up_proj`, as checkpoints and
-serving engines do. In the model they are parts:
+The adapter's documents name every expert's layer by itself, as checkpoints do. In the model they are parts:
 
     experts.gate_up_proj  [n_experts, 2 * width, hidden]    gate_proj above up_proj
     experts.down_proj     [n_experts, hidden, width]
 
-PEFT adapts each such parameter with one lora_A and one lora_B for all experts, of twice the rank for
-gate_up_proj, and nests the wrapper of gate_up_proj in that of down_proj:
+PEFT adapts each such parameter with one lora_A and one lora_B for all experts, and nests the wrapper of
+gate_up_proj in that of down_proj:
 
     lora_A  [n_experts * rank, in]     expert by expert
     lora_B  [out, rank * n_experts]    rank by rank, and for each the experts
 
-The quarters of gate_up_proj's lora_B that would mix gate_proj and up_proj stay zero.
+There are two forms that PEFT and a serving engine both read:
+1. By expert: `mlp.experts.3.up_proj`, in Mixtral `block_sparse_moe.experts.3.w3`. PEFT knows by the type of
+   the model that these names mean experts. It gives gate_up_proj twice the rank; the quarters of its lora_B
+   that would mix gate_proj and up_proj stay zero.
+2. Stacked, as in gpt-oss, whose parameters are [n_experts, in, out] and mix the outputs of gate and up:
+   `mlp.experts.3.gate_up_proj` is one layer, and a file holds PEFT's own tensors of all experts.
 
-Source: ours; the layouts are those of PEFT 0.21 and transformers 5.
+Source: ours; the layouts are those of PEFT 0.21, transformers 5 and vLLM 0.32.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qpa.compat.peft_ import FUSED_GATE_UP_B, module_parameter, parameter_inside
-from qpa.documents import AdapterSpec, AdapterTensor
-from qpa.errors import ModelError, OptionError
-from qpa.models.linear_layers import Layer, head_path, last_component, linear_layers
+from qpa.compat.peft_ import FUSED_GATE_UP_B, module_parameter, names_of_experts, parameter_inside
+from qpa.compat.transformers_ import stores_experts_transposed
+from qpa.documents import AdapterSpec, AdapterTensor, TensorRef
+from qpa.models.linear_layers import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,160 +40,163 @@ if TYPE_CHECKING:
 
     from qpa.adapters.parameter_view import ParameterView
 
-EXPERT_LAYERS = ("gate_proj", "up_proj", "down_proj")
+GATE_UP, DOWN = "gate_up_proj", "down_proj"
 
+_HALVES = {"gate_proj": 0, "up_proj": 1, "w1": 0, "w3": 1}
+"""The layers that are one half of gate_up_proj, with the half."""
+
+_DOWN_LAYERS = (DOWN, "w2")
+_LAYERS = (*_HALVES, GATE_UP, *_DOWN_LAYERS)
 _EXPERT = re.compile(
-    r"(?P<block>.+\.experts)\.(?P<index>0|[1-9][0-9]{0,5})\.(?P<layer>gate_proj|up_proj|down_proj)"
+    rf"(?P<path>.+\.experts)\.(?P<index>0|[1-9][0-9]{{0,5}})\.(?P<layer>{'|'.join(_LAYERS)})"
 )
+
+_IN_MODEL, _IN_CHECKPOINT = ".mlp.experts", ".block_sparse_moe.experts"
+"""The end of the path of Mixtral's experts, in the model and in its checkpoints."""
 
 
 @dataclass(frozen=True)
 class ExpertLayer:
     """A linear layer of one expert.
 
-    Args:    block: path of the module that holds the fused parameters.
+    Args:    path: where checkpoints have the experts.
              index: the number of the expert.
-             layer: "gate_proj", "up_proj" or "down_proj".
+             layer: its name, such as "up_proj".
     """
 
-    block: str
+    path: str
     index: int
     layer: str
 
     @property
+    def block(self) -> str:
+        """Return the path of the module that holds the fused parameters."""
+        return self.path.removesuffix(_IN_CHECKPOINT) + _IN_MODEL if _is_mixtrals(self.path) else self.path
+
+    @property
     def is_down(self) -> bool:
         """Return whether it is the second layer of its feed-forward block."""
-        return self.layer == "down_proj"
+        return self.layer in _DOWN_LAYERS
+
+    @property
+    def parameter(self) -> str:
+        """Return the path of the fused parameter."""
+        return f"{self.block}.{DOWN if self.is_down else GATE_UP}"
+
+    @property
+    def half(self) -> int | None:
+        """Return 0 for the first half of the outputs of gate_up_proj, 1 for the second, None for all."""
+        return _HALVES.get(self.layer)
+
+    @property
+    def down(self) -> str:
+        """Return the path of the second layer of the same expert."""
+        return self.beside("w2" if self.layer in ("w1", "w2", "w3") else DOWN)
+
+    def beside(self, layer: str) -> str:
+        """Return the path of another layer of the same expert."""
+        return f"{self.path}.{self.index}.{layer}"
 
     def weight(self, model: Any) -> Tensor:
         """Return the base model's weight [out, in], a view of the fused parameter.
 
         Raises:  ModelError: the model has no such expert.
         """
+        from qpa.errors import ModelError
+
         try:
             block = model.get_submodule(self.block)
-            fused: Tensor = (block.down_proj if self.is_down else block.gate_up_proj)[self.index]
+            fused: Tensor = getattr(block, DOWN if self.is_down else GATE_UP)[self.index]
         except (AttributeError, IndexError) as error:
             path = f"{self.block}.{self.index}"
             raise ModelError(path, "an expert of the base model", "none") from error
-        if self.is_down:
+        if stores_experts_transposed(block):
+            fused = fused.T
+        if self.half is None:
             return fused
         width = fused.shape[0] // 2
-        return fused[width:] if self.layer == "up_proj" else fused[:width]
+        return fused[self.half * width : (self.half + 1) * width]
+
+
+def _is_mixtrals(path: str) -> bool:
+    return path.endswith(_IN_CHECKPOINT)
 
 
 def expert_layer(module: str) -> ExpertLayer | None:
     """Return the layer of an expert that a path names, None for any other path."""
     match = _EXPERT.fullmatch(module)
-    return ExpertLayer(match["block"], int(match["index"]), match["layer"]) if match else None
+    return ExpertLayer(match["path"], int(match["index"]), match["layer"]) if match else None
 
 
-def has_experts(modules: Collection[str]) -> bool:
+def has_experts(modules: Iterable[str]) -> bool:
     """Return whether one of some modules is a layer of an expert."""
     return any(expert_layer(module) is not None for module in modules)
 
 
-def needs_down(module: str) -> str | None:
-    """Return the down_proj without which PEFT does not read a gate_proj or up_proj; None for other layers."""
-    expert = expert_layer(module)
-    return None if expert is None or expert.is_down else f"{expert.block}.{expert.index}.down_proj"
+def is_stacked(expert: ExpertLayer, modules: Collection[str]) -> bool:
+    """Return whether an expert's layers are of the stacked form.
+
+    Args:    modules: all adapted modules.
+    """
+    return expert.layer == GATE_UP or expert.beside(GATE_UP) in modules
+
+
+def needs_beside(expert: ExpertLayer, known: Collection[str]) -> str | None:
+    """Return the layer of the same expert without which PEFT or an engine does not read one; None for none.
+
+    Args:    known: all layers of the model's experts.
+    """
+    if not expert.is_down:
+        return expert.down
+    return expert.beside(GATE_UP) if expert.beside(GATE_UP) in known else None
 
 
 def expert_layers(model: Any) -> dict[str, Layer]:
-    """Return every layer of every fused expert that PEFT can adapt, by path."""
+    """Return every layer of every fused expert of which there is a form that PEFT and an engine read."""
     layers: dict[str, Layer] = {}
     for path, block in model.named_modules():
-        if not path.endswith(".experts") or not _is_fused(block):
-            continue
-        n_experts, hidden, width = block.down_proj.shape
-        for index in range(n_experts):
-            layers |= {f"{path}.{index}.{layer}": Layer(hidden, width) for layer in EXPERT_LAYERS[:2]}
-            layers[f"{path}.{index}.down_proj"] = Layer(width, hidden)
+        if path.endswith(".experts") and (found := _layers_of_each(path, block, model)):
+            prefix = path.removesuffix(_IN_MODEL) + _IN_CHECKPOINT if "w1" in found else path
+            for index in range(len(getattr(block, DOWN))):
+                layers |= {f"{prefix}.{index}.{name}": layer for name, layer in found.items()}
     return layers
 
 
-def fused_parameters(model: Any) -> list[str]:
-    """Return the 3-D parameters [n_experts, out, in] that mixtures of experts hold instead of modules."""
-    return [path for path, value in model.named_parameters() if value.ndim == 3 and "expert" in path]
-
-
-def refuse_left_out(model: Any, candidates: Collection[str]) -> None:
-    """Refuse to adapt all linear layers where that would leave fused experts out in silence.
-
-    Args:    candidates: the modules that can be adapted.
-    Raises:  OptionError: the model has fused experts that are not among them.
-    """
-    fused = fused_parameters(model)
-    if not fused or has_experts(candidates):
-        return
-    raise OptionError(
-        "`targets` all-linear",
-        "a model whose layers are all linear modules",
-        f"fused experts such as {fused[0]}, which would stay as they are",
-        f"if that is meant, name the layers outside the experts: {_outside(model, 2)}",
-    )
-
-
-def check_beside_experts(model: Any, spec: AdapterSpec) -> None:
-    """Check that PEFT adapts the modules of a spec on a model whose experts are fused.
-
-    PEFT takes some names to mean the experts, even where other modules have them. It reads gate_proj and
-    up_proj of experts only where down_proj is adapted too.
-
-    Args:    model: on torch's meta device, and not used any more afterwards.
-    Raises:  OptionError: PEFT does not make exactly the tensors of the spec, of names that experts have.
-             ModelError: PEFT refuses another module.
-    """
-    from qpa.adapters.peft_check import check_in_peft
-
-    modules, refused = {tensor.module for tensor in spec.tensors}, _refused(model, spec)
-    if not {needs_down(module) for module in modules} <= {None, *modules}:
-        raise refused
-    try:
-        check_in_peft(model, spec)
-    except (ModelError, ValueError) as error:
-        if not _named(spec) & {*EXPERT_LAYERS}:
-            raise
-        raise refused from error
-
-
-def _refused(model: Any, spec: AdapterSpec) -> OptionError:
-    outside = f"only layers outside the experts: {_outside(model, spec.rank)}"
-    both = f"name all of {', '.join(EXPERT_LAYERS)}, or {outside}"
-    some = ", ".join(spec.target_modules[:4])
-    n_more = len(spec.target_modules[4:])
-    return OptionError(
-        "targets",
-        "layers that PEFT adapts one by one, or all layers of all experts where it can",
-        f"{some}{f' and {n_more} more' if n_more else ''}, of which some are of fused experts",
-        f"name {outside}" if _named(spec).issuperset(EXPERT_LAYERS) else both,
-    )
-
-
-def _named(spec: AdapterSpec) -> set[str]:
-    """Return the types of the modules that are targets."""
-    return {last_component(target) for target in spec.target_modules}
-
-
-def _outside(model: Any, rank: int) -> str:
-    """Return the option that names every type of layer outside the experts that has room for a rank."""
-    head = head_path(model)
-    names = (
-        last_component(path)
-        for path, layer in linear_layers(model).items()
-        if path != head and min(layer.n_in, layer.n_out) >= rank
-    )
-    return "`targets` " + ",".join(name for name in dict.fromkeys(names) if name not in EXPERT_LAYERS)
-
-
-def _is_fused(block: Any) -> bool:
+def _layers_of_each(path: str, block: Any, model: Any) -> dict[str, Layer]:
+    """Return the layers that each expert of a block has, by name; {} where there is no common form."""
     from torch.nn import Parameter
 
-    gate_up, down = (getattr(block, name, None) for name in ("gate_up_proj", "down_proj"))
+    gate_up, down = (getattr(block, name, None) for name in (GATE_UP, DOWN))
     if not isinstance(gate_up, Parameter) or not isinstance(down, Parameter) or down.ndim != 3:
-        return False
-    n_experts, hidden, width = down.shape
-    return tuple(gate_up.shape) == (n_experts, 2 * width, hidden)
+        return {}
+    names = names_of_experts(model.config.model_type)
+    n_experts, *sides = down.shape
+    if stores_experts_transposed(block):
+        width, hidden = sides
+        is_known = not names and tuple(gate_up.shape) == (n_experts, hidden, 2 * width)
+        return {GATE_UP: Layer(hidden, 2 * width), DOWN: Layer(width, hidden)} if is_known else {}
+    hidden, width = sides
+    if not path.endswith(_IN_MODEL) or tuple(gate_up.shape) != (n_experts, 2 * width, hidden):
+        return {}
+    by_parameter = {GATE_UP: Layer(hidden, width), DOWN: Layer(width, hidden)}
+    return {name: by_parameter[parameter] for name, parameter in names.items() if parameter in by_parameter}
+
+
+def fused_parameters(model: Any) -> list[str]:
+    """Return the parameters that hold the weights of all experts of a mixture at once."""
+    import torch
+
+    return [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name, value in module.named_parameters(recurse=False)
+        if value.ndim == 3 and min(value.shape) > 1 and not isinstance(module, torch.nn.Conv1d)
+    ]
+
+
+def names_of_other_layers(model: Any) -> frozenset[str]:
+    """Return names of layers outside the experts that in target_modules would mean the experts."""
+    return frozenset(names_of_experts(model.config.model_type)) if fused_parameters(model) else frozenset()
 
 
 def parameter_name(tensor: AdapterTensor, expert: ExpertLayer, adapted: Collection[str]) -> str:
@@ -197,7 +204,7 @@ def parameter_name(tensor: AdapterTensor, expert: ExpertLayer, adapted: Collecti
 
     Args:    adapted: all adapted modules; where both parameters of a block are adapted, one wraps the other.
     """
-    is_inner = needs_down(tensor.module) in adapted
+    is_inner = not expert.is_down and expert.down in adapted
     return module_parameter(parameter_inside(expert.block) if is_inner else expert.block, tensor.role)
 
 
@@ -205,8 +212,7 @@ def parameter_part(parameter: Parameter, role: str, expert: ExpertLayer, rank: i
     """Return an expert's lora_A or lora_B in PEFT's parameter for all experts."""
     from qpa.adapters.parameter_view import ParameterView
 
-    n_layers = 1 if expert.is_down else 2
-    place = 1 if expert.layer == "up_proj" else 0
+    n_layers, place = (1, 0) if expert.half is None else (2, expert.half)
     if role == "lora_A":
         return ParameterView(parameter, partial(_rows, expert.index * n_layers + place, rank))
     return ParameterView(parameter, partial(_columns, expert.index, n_layers, place, rank))
@@ -214,17 +220,38 @@ def parameter_part(parameter: Parameter, role: str, expert: ExpertLayer, rank: i
 
 def is_partly_trained(tensor: AdapterTensor) -> bool:
     """Return whether the parameter that holds a tensor has parts that are no tensors and stay zero."""
-    return tensor.role == "lora_B" and expert_layer(tensor.module) is not None
+    if tensor.role != "lora_B":
+        return False
+    expert = expert_layer(tensor.module)
+    return expert is not None and expert.half is not None
 
 
-def keep_unmixed(wrapped: Any, rank: int) -> None:
+def keep_unmixed(wrapped: Any, spec: AdapterSpec) -> None:
     """Keep the gradient of every gate_up_proj's lora_B to the parts that are trained.
 
     Otherwise the norm by which the whole gradient is clipped would count the quarters that mix two layers.
     """
+    if not any(is_partly_trained(tensor) for tensor in spec.tensors):
+        return
     for name, parameter in wrapped.named_parameters():
         if parameter.requires_grad and name.endswith(FUSED_GATE_UP_B):
-            parameter.register_hook(partial(_unmixed, rank))
+            parameter.register_hook(partial(_unmixed, spec.rank))
+
+
+def stacks(tensors: Sequence[TensorRef]) -> dict[str, list[TensorRef]]:
+    """Return the tensors of experts of the stacked form, expert by expert, by the path of PEFT's tensor."""
+    modules = {tensor.module for tensor in tensors}
+    found: dict[str, list[tuple[int, TensorRef]]] = {}
+    for tensor in tensors:
+        expert = expert_layer(tensor.module)
+        if expert is not None and is_stacked(expert, modules):
+            path = expert.block if expert.is_down else parameter_inside(expert.block)
+            found.setdefault(f"{path}.{tensor.role}.weight", []).append((expert.index, tensor))
+    return {path: [tensor for _, tensor in sorted(pairs, key=_index)] for path, pairs in found.items()}
+
+
+def _index(pair: tuple[int, TensorRef]) -> int:
+    return pair[0]
 
 
 def _unmixed(rank: int, gradient: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class FeedForward(ModuleKind):
     default_rank: ClassVar[int] = 16
     default_targets: ClassVar[tuple[str, ...]] = ("mlp", "feed_forward", "ffn", "fc2")
     has_one_default: ClassVar[bool] = True
-    takes_all: ClassVar[bool] = False
+    takes_words: ClassVar[bool] = False
     candidate_words: ClassVar[str] = "blocks with linear layers in the layers"
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     rate: ClassVar[float] = 3e-2

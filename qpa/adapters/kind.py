@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qpa.adapters.peft_directory import PeftDirectory
-from qpa.documents import AdapterSpec, AdapterTensor, TensorRules
+from qpa.documents import AdapterSpec, AdapterTensor, LeftOut, TensorRules
 from qpa.models.linear_layers import last_component
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class PlannedAdapter:
     alpha: float
     tensors: tuple[AdapterTensor, ...]
     target_modules: tuple[str, ...] = ()
+    target_parameters: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     fan_in_fan_out: bool = False
 
 

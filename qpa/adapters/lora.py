@@ -12,7 +12,7 @@ from qpa.adapters import embedding, experts
 from qpa.adapters.low_rank import LORA_A, LORA_B, LowRankKind, check_factors, product
 from qpa.compat.peft_ import module_parameter
 from qpa.documents import AdapterSpec, AdapterTensor, TensorRules
-from qpa.models.linear_layers import Layer, input_embedding, linear_layers
+from qpa.models.linear_layers import Layer, input_embedding, last_component, linear_layers
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -40,6 +40,17 @@ class Lora(LowRankKind):
         """Return the embedding of the tokens, the linear layers, and the layers of fused experts."""
         return {**input_embedding(model), **linear_layers(model), **experts.expert_layers(model)}
 
+    def weights_of(self, model: Any) -> dict[str, str]:
+        """Return stacked experts, and layers with a name that PEFT takes for experts."""
+        taken = experts.names_of_other_layers(model)
+        weights = {path: f"{path}.weight" for path in linear_layers(model) if last_component(path) in taken}
+        layers = experts.expert_layers(model)
+        for path in layers:
+            expert = experts.expert_layer(path)
+            if expert is not None and experts.is_stacked(expert, layers):
+                weights[path] = expert.parameter
+        return weights
+
     def shapes(self, path: str, layer: Layer, rank: int) -> Sequence[tuple[int, int]]:
         """Return the shapes of lora_A and lora_B, or of an embedding's two factors."""
         return (rank, layer.n_in), (layer.n_out, rank)
@@ -47,7 +58,7 @@ class Lora(LowRankKind):
     def wrap(self, model: Any, spec: AdapterSpec) -> Any:
         """Return a `peft.PeftModel`, in which fused experts do not mix their layers."""
         wrapped = super().wrap(model, spec)
-        experts.keep_unmixed(wrapped, spec.rank)
+        experts.keep_unmixed(wrapped, spec)
         return wrapped
 
     def parameter_name(self, tensor: AdapterTensor, modules: Collection[str]) -> str:

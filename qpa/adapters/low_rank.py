@@ -38,7 +38,9 @@ def check_factors(shapes: Sequence[tuple[int, int]], rank: int) -> None:
 
 def lora_config(frozen: FrozenAdapter, rank: int, *, use_dora: bool) -> JsonObject:
     """Return the content of adapter_config.json for factors of a rank, with alpha / rank in lora_B."""
+    by_parameter = {"target_parameters": sorted(frozen.target_parameters)} if frozen.target_parameters else {}
     return common_config(frozen) | {
+        **by_parameter,
         "bias": "none",
         "fan_in_fan_out": frozen.fan_in_fan_out,
         "lora_alpha": rank,
@@ -85,6 +87,7 @@ class LowRankKind(WeightKind):
             r=spec.rank,
             lora_alpha=spec.alpha,
             target_modules=list(spec.target_modules),
+            target_parameters=list(spec.target_parameters) or None,
             fan_in_fan_out=spec.fan_in_fan_out,
             lora_dropout=0.0,
             bias="none",

@@ -1,34 +1,30 @@
-"""Kinds of adapters that are on modules of the base model, and how a user's words select the modules.
+"""Kinds of adapters that are on modules of the base model.
 
 Rules:
-1. "all-linear" is every linear layer of the language model except the output head; names select by the last
-   components of a module's path, as PEFT does, and may select the head. Several targets add up.
-2. Where nothing is asked for, a kind has targets of its own.
-3. A name that selects nothing, and fused experts that would be left out in silence, are refused.
-4. target_modules of the result is the shortest list of names that selects exactly the chosen modules in PEFT.
+1. What a word or a name means is in `qpa.adapters.targets`. Where nothing is asked for, a kind has targets of
+   its own.
+2. target_modules and target_parameters of the result are the shortest lists of names that together select
+   exactly the chosen modules in PEFT.
 """
 
 from __future__ import annotations
 
-import difflib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
-from qpa.adapters.experts import expert_layers, refuse_left_out
+from qpa.adapters.experts import expert_layers
 from qpa.adapters.kind import AdapterKind, PlannedAdapter, Request
-from qpa.errors import ModelError, OptionError
-from qpa.models.linear_layers import (
-    Layer,
-    head_path,
-    is_selected,
-    last_component,
-    layer_of,
-    selects,
-    shortest_names,
+from qpa.adapters.targets import (
+    ALL_LINEAR,
+    WORDS,
+    check_name,
+    left_out,
+    selected,
+    shortest_parameter_names,
 )
-
-ALL_LINEAR = "all-linear"
+from qpa.errors import OptionError
+from qpa.models.linear_layers import Layer, is_selected, selects, shortest_names
 
 
 class ModuleKind(AdapterKind):
@@ -37,13 +33,13 @@ class ModuleKind(AdapterKind):
     Class attributes:
              default_targets: "all-linear", or names, some of which a model has.
              has_one_default: whether the default is the first of the names that a model has, and not all.
-             takes_all: whether "all-linear" may be asked for.
+             takes_words: whether targets may be words such as "all-linear".
              candidate_words: a name of the modules that may be selected, for error messages.
     """
 
     default_targets: ClassVar[tuple[str, ...]] = (ALL_LINEAR,)
     has_one_default: ClassVar[bool] = False
-    takes_all: ClassVar[bool] = True
+    takes_words: ClassVar[bool] = True
     candidate_words: ClassVar[str] = "linear layers"
 
     @abstractmethod
@@ -66,13 +62,23 @@ class ModuleKind(AdapterKind):
         """Return the shortest names that select some modules among all paths."""
         return shortest_names(chosen, paths)
 
+    def weights_of(self, model: Any) -> dict[str, str]:
+        """Return the layers that PEFT selects by the path of a parameter, with that path.
+
+        The names of other layers select none of these.
+        """
+        return {}
+
     @final
     def plan(self, model: Any, request: Request) -> PlannedAdapter:
         """Choose the modules and return their tensors, see `AdapterKind.plan`."""
-        layers = self._choose(model, request)
+        known = self.candidates(model)
+        targets = request.targets or self._default_targets(known)
+        layers = self._choose(model, known, targets)
         rank = self.check_rank(layers, request.rank)
         alpha = 2 * rank if request.alpha is None else request.alpha
-        paths = [path for path, _ in model.named_modules()] + list(expert_layers(model))
+        modules, parameters = self._names(model, list(layers))
+        words = [target for target in targets if target in WORDS] if self.takes_words else []
         return PlannedAdapter(
             rank=rank,
             alpha=float(alpha if self.has_alpha else rank),
@@ -83,27 +89,33 @@ class ModuleKind(AdapterKind):
                     path, self.shapes(path, layer, rank), is_embedding=layer.form == "embedding"
                 )
             ),
-            target_modules=self.names_of(list(layers), paths),
+            target_modules=modules,
+            target_parameters=parameters,
+            left_out=left_out(known, words, model, self.title),
             fan_in_fan_out=any(layer.form == "conv1d" for layer in layers.values()),
         )
 
-    def _choose(self, model: Any, request: Request) -> dict[str, Layer]:
+    def _names(self, model: Any, chosen: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names of modules, and of parameters, that select some layers in PEFT."""
+        weights = self.weights_of(model)
+        paths = [path for path, _ in model.named_modules()] + list(expert_layers(model))
+        parameters = shortest_parameter_names(
+            [weights[path] for path in chosen if path in weights],
+            [path for path, _ in model.named_parameters()] if weights else (),
+        )
+        by_module = [path for path in chosen if path not in weights]
+        return self.names_of(by_module, [path for path in paths if path not in weights]), parameters
+
+    def _choose(self, model: Any, known: Mapping[str, Layer], targets: Sequence[str]) -> dict[str, Layer]:
         """Return the modules to adapt, by path."""
-        known, head = self.candidates(model), head_path(model)
-        targets = request.targets or self._default_targets(known)
         for target in targets:
-            self._check_target(target, known, model)
-        takes_all = ALL_LINEAR in targets
-        if takes_all:
-            refuse_left_out(model, known)
-        chosen = {
-            path: layer
-            for path, layer in known.items()
-            if (takes_all and path != head and layer.form != "embedding") or is_selected(path, targets)
-        }
-        if not chosen:
-            raise ModelError(model.name_or_path, "at least one linear layer to adapt", "none")
-        return chosen
+            if target == ALL_LINEAR and not self.takes_words:
+                raise OptionError("targets", f"names of blocks with `method` {self.name}", ALL_LINEAR)
+            if not self.takes_words or target not in WORDS:
+                check_name(target, known, model, candidate_words=self.candidate_words)
+        if not self.takes_words:
+            return {path: layer for path, layer in known.items() if is_selected(path, targets)}
+        return selected(known, targets, model, self.title)
 
     def _default_targets(self, known: Mapping[str, Layer]) -> tuple[str, ...]:
         if ALL_LINEAR in self.default_targets:
@@ -113,30 +125,3 @@ class ModuleKind(AdapterKind):
             expected = f"a model with {', '.join(self.default_targets)}"
             raise OptionError("targets", expected, "none of them", "name what to adapt")
         return tuple(found[:1] if self.has_one_default else found)
-
-    def _check_target(self, target: str, known: Mapping[str, Layer], model: Any) -> None:
-        """Check that a target selects modules that the kind can adapt."""
-        if target == ALL_LINEAR:
-            if self.takes_all:
-                return
-            raise OptionError("targets", f"names of blocks with `method` {self.name}", ALL_LINEAR)
-        if any(selects(target, path) for path in known):
-            return
-        matched = [module for path, module in model.named_modules() if selects(target, path)]
-        expected = f"names of {self.candidate_words}" if matched else "names that match modules"
-        names = sorted({last_component(path) for path in known if known[path].form != "embedding"})
-        close = difflib.get_close_matches(target, names, n=3, cutoff=0.3)
-        advice = "the nearest names are " + ", ".join(close or names[:8])
-        raise OptionError("targets", expected, f"{target}, {_what_matched(matched)}", advice)
-
-
-def _what_matched(modules: Sequence[Any]) -> str:
-    """Return what a name selects instead of modules that can be adapted, as a clause."""
-    if not modules:
-        return "which matches no layer"
-    forms = {layer.form for layer in map(layer_of, modules) if layer is not None}
-    if "embedding" in forms:
-        return "which is an embedding; LoRA alone adapts an embedding, that of the tokens"
-    if forms:
-        return "which is a layer outside the language model"
-    return "which is no linear layer"

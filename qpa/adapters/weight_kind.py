@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from qpa.adapters.experts import check_beside_experts, fused_parameters
+from qpa.adapters.experts import fused_parameters
 from qpa.adapters.module_kind import ModuleKind
 from qpa.adapters.peft_check import check_in_peft
 from qpa.adapters.peft_model import wrap_in_peft
+from qpa.adapters.targets import check_beside_experts
 from qpa.documents import AdapterSpec, FrozenAdapter
 from qpa.errors import ExportError
 from qpa.models.linear_layers import has_convolutions
@@ -52,7 +53,7 @@ class WeightKind(ModuleKind):
         mixers, which have convolutions. For any other model PEFT is not imported, since that takes time.
         """
         if fused_parameters(model):
-            check_beside_experts(model, spec)
+            check_beside_experts(model, spec, self.candidates(model))
         elif has_convolutions(model):
             check_in_peft(model, spec)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,20 @@ def module_parameter(module: str, role: str, *, is_module: bool = True) -> str:
 def parameter_inside(module: str) -> str:
     """Return the path of the inner one of two wrappers of one module."""
     return f"{module}.base_layer"
+
+
+def names_of_experts(model_type: str) -> Mapping[str, str]:
+    """Return the names in target_modules that PEFT takes for a mixture's experts, whatever module has them.
+
+    Returns: for each name the parameter that PEFT adapts instead: for "gate_proj" and "up_proj", or "w1" and
+             "w3", it is "gate_up_proj", and for the router's "gate" it is "gate.weight". {} for a model of
+             which a name means the modules that have it.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    pattern = conversion._MODEL_TO_CONVERSION_PATTERN.get(model_type)
+    names: Mapping[str, str] = conversion._MOE_TARGET_MODULE_MAPPING.get(pattern, {})
+    return names
 
 
 def complete_prompt_config(config: Any, model_config: Any) -> None:

@@ -24,6 +24,11 @@ def cached_states(cache: Any) -> list[tuple[Any, Any]]:
     return [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
 
 
+def stores_experts_transposed(experts: Any) -> bool:
+    """Return whether fused experts say that their weights are [n_experts, in, out], which PEFT asks too."""
+    return bool(getattr(experts, "is_transposed", False))
+
+
 def use_batched_experts(model: Any) -> None:
     """Let the experts of a mixture be batched matrix products; a dense model is left as it is."""
     model.set_experts_implementation("batched_mm")

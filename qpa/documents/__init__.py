@@ -5,6 +5,7 @@ from qpa.documents.adapter_spec import (
     AdapterSpec,
     AdapterTensor,
     BaseModelReference,
+    LeftOut,
 )
 from qpa.documents.ansatz import MAX_QUBITS, Ansatz
 from qpa.documents.base import Attachment, Document, PassOption, Provenance, Record
@@ -52,6 +53,7 @@ __all__ = [
     "GateCount",
     "HubDataset",
     "Input",
+    "LeftOut",
     "LogicalCircuit",
     "Manifest",
     "Measurement",

@@ -43,6 +43,19 @@ class BaseModelReference(Record):
     trust_remote_code: bool
 
 
+class LeftOut(Record):
+    """Layers that a target means, and that the adapter is not on.
+
+    Args:    layers: their path, with a star for each number that differs.
+             n_layers: how many there are; a block of fused experts counts as one.
+             reason: why they are left out.
+    """
+
+    layers: str
+    n_layers: int
+    reason: str
+
+
 class AdapterTensor(TensorRef):
     """One tensor of the adapter.
 
@@ -74,6 +87,11 @@ def _upgrade_2(content: JsonObject) -> JsonObject:
     return with_parents(content) | {"seed": provenance["seed"]}
 
 
+def _upgrade_3(content: JsonObject) -> JsonObject:
+    """Version 3 knew modules as targets only, and left nothing out."""
+    return content | {"target_parameters": [], "left_out": []}
+
+
 class AdapterSpec(Document):
     """What an adapter consists of.
 
@@ -87,18 +105,27 @@ class AdapterSpec(Document):
              such product.
              target_modules: shortest list of names that selects exactly the adapted modules in PEFT; none
              for a prefix.
+             target_parameters: the same for modules that PEFT selects by a parameter's name: stacked experts,
+             and layers beside experts that have their names.
+             left_out: what the targets mean and the adapter is not on.
              fan_in_fan_out: whether the adapted modules are transformers' Conv1D (weight [in, out]).
              seed: the seed of everything that is drawn before training.
     """
 
     kind: ClassVar[str] = "adapter-spec"
-    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (unchanged, _upgrade_2)
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (
+        unchanged,
+        _upgrade_2,
+        _upgrade_3,
+    )
 
     base: BaseModelReference
     method: Method
     rank: int
     alpha: float
     target_modules: tuple[str, ...]
+    target_parameters: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
     fan_in_fan_out: bool
     tensors: tuple[AdapterTensor, ...]
     seed: int

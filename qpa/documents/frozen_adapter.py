@@ -32,6 +32,11 @@ def _upgrade_3(content: JsonObject) -> JsonObject:
     return content | {"weight_error": None, "frozen_loss": None}
 
 
+def _upgrade_4(content: JsonObject) -> JsonObject:
+    """Version 4 knew modules as targets only."""
+    return content | {"target_parameters": []}
+
+
 class FrozenAdapter(Document):
     """Everything an exporter needs, and nothing else of the run.
 
@@ -53,6 +58,7 @@ class FrozenAdapter(Document):
         unchanged,
         _upgrade_2,
         _upgrade_3,
+        _upgrade_4,
     )
 
     base: BaseModelReference
@@ -60,6 +66,7 @@ class FrozenAdapter(Document):
     rank: int
     alpha: float
     target_modules: tuple[str, ...]
+    target_parameters: tuple[str, ...]
     fan_in_fan_out: bool
     tensors: tuple[TensorRef, ...]
     arrays: Attachment

@@ -56,14 +56,26 @@ def stores_transpose(module: Any) -> bool:
 
 
 def linear_layers(model: Any) -> dict[str, Layer]:
-    """Return the linear layers of the language model and its output head, by path."""
+    """Return the linear layers of the language model and its output head, by path, without routers.
+
+    A router's answer is a choice among experts, also where its class is a linear layer's.
+    """
     inside, head = language_model_prefix(model), head_path(model)
     layers = {path: layer_of(module) for path, module in model.named_modules()}
     return {
         path: layer
         for path, layer in layers.items()
-        if layer is not None and layer.is_linear and (path == head or path.startswith(inside))
+        if layer is not None
+        and layer.is_linear
+        and (path == head or path.startswith(inside))
+        and not is_router(path, layers)
     }
+
+
+def is_router(path: str, paths: Collection[str]) -> bool:
+    """Return whether a path among all of a model's is that of a router, which stands beside experts."""
+    parent, _, name = path.rpartition(".")
+    return name in ("router", "gate") and f"{parent}.experts" in paths
 
 
 def input_embedding(model: Any) -> dict[str, Layer]:

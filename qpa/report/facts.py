@@ -10,6 +10,7 @@ from qpa.documents import (
     AdapterSpec,
     Document,
     FrozenAdapter,
+    LeftOut,
     Measurement,
     NativeCircuit,
     ParameterAccount,
@@ -110,14 +111,20 @@ def plan_title(documents: Sequence[Document]) -> str:
     """Return what a plan adapts, and how."""
     spec = newest(documents, AdapterSpec)
     alpha = f", alpha {spec.alpha:g}" if spec.pairs else ""
-    words = adapter_words(spec.method, spec.rank, spec.target_modules)
+    words = adapter_words(spec.method, spec.rank, spec.target_modules + spec.target_parameters)
     return f"{spec.base.name_or_path} ({spec.base.architecture}): {words}{alpha}"
 
 
 def plan_rows(documents: Sequence[Document]) -> Rows:
-    """Return the circuit and the account of a plan."""
-    layout = newest(documents, WeightLayout)
-    return circuit_rows(layout, newest(documents, NativeCircuit)) + account_rows(layout.account)
+    """Return what a plan leaves out, its circuit and its account."""
+    layout, spec = newest(documents, WeightLayout), newest(documents, AdapterSpec)
+    left_out: Rows = [("left out", left_out_words(left)) for left in spec.left_out]
+    return left_out + circuit_rows(layout, newest(documents, NativeCircuit)) + account_rows(layout.account)
+
+
+def left_out_words(left: LeftOut) -> str:
+    """Return in one line which layers an adapter is not on, and why."""
+    return f"{left.layers} ({left.n_layers}): {left.reason}"
 
 
 def plan_json(documents: Sequence[Document]) -> dict[str, Any]:
@@ -167,6 +174,8 @@ def _spec_json(spec: AdapterSpec) -> dict[str, Any]:
         "method": spec.method,
         "rank": spec.rank,
         "target_modules": list(spec.target_modules),
+        "target_parameters": list(spec.target_parameters),
+        "left_out": [left.model_dump() for left in spec.left_out],
     }
 
 

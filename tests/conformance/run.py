@@ -39,7 +39,10 @@ from qpa.exporters.registry import exporter_for, formats_for
 from qpa.models.probe import greedy_continuation
 from qpa.passes.verify_adapter import VerifyAdapter
 from tests.random_adapter import RandomAdapter, random_adapter
-from tests.tiny_models import ARCHITECTURES
+from tests.tiny_architectures import MORE_ARCHITECTURES
+from tests.tiny_models import ARCHITECTURES as FIRST_ARCHITECTURES
+
+ARCHITECTURES = FIRST_ARCHITECTURES | MORE_ARCHITECTURES
 
 UNTIED = ("llama", "qwen2", "qwen3", "phi3", "mistral")
 """Architectures whose embedding is not the head's weight too."""
