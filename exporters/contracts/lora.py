@@ -265,7 +265,7 @@ def _is_finite(file: TensorFile, name: str) -> bool:
 
 def _check_rank(config: JsonObject, tensors: Mapping[str, TensorEntry]) -> Iterator[Finding]:
     rank = config.get("r")
-    if not is_count(rank):
+    if not isinstance(rank, int) or not is_count(rank):
         return
     ranks = {
         name: tensor.shape[0 if name.endswith(_A) else 1]
