@@ -96,7 +96,7 @@ def test_a_message_is_written_in_the_chat_template(tmp_path: Path) -> None:
     adapter, spec = made(model, tmp_path / "store")
     documents, files = (spec, adapter.frozen), adapter.context.files
     chat = ContinuePrompts(max_new_tokens=8, device="cpu", chat=True)
-    with pytest.raises(ModelError, match="a chat template"):
+    with pytest.raises(ModelError, match="a chat template in the tokenizer"):
         chat(documents, files, ["Hi"])
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = TEMPLATE

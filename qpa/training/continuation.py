@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qpa.adapters.registry import KINDS
-from qpa.documents import AdapterSpec, BaseModelReference, Document, FrozenAdapter
-from qpa.errors import ModelError, OptionError, one_sentence
+from qpa.documents import AdapterSpec, BaseModelReference, Document, FrozenAdapter, TrainedGenerator
+from qpa.errors import ModelError, OptionError
 from qpa.models.base_model import DEVICES, load_model, load_tokenizer, moved_base, torch_device
 from qpa.pipeline.options import check_options, option
 from qpa.pipeline.pass_protocol import newest
 from qpa.progress import Progress, silent
 from qpa.seeds import split_seed
+from qpa.training.data.chat_template import ChatTemplate
+from qpa.training.data.examples import Conversation
+from qpa.training.data.records import Origin
 
 if TYPE_CHECKING:
     from qpa.pipeline.pass_protocol import FileStore
@@ -47,7 +50,8 @@ class Continuation:
 class ContinuePrompts:
     """How prompts are continued.
 
-    Args:    chat: a prompt is a user's message, written as the tokenizer's chat template says.
+    Args:    chat: a prompt is a user's message, written as a chat template says.
+             chat_template: a file with one, or "trl"; None is the tokenizer's.
              model: where the base model is now; None for where the adapter says.
              trust_remote_code: the user allows the model's own Python code to run, now.
     """
@@ -59,7 +63,14 @@ class ContinuePrompts:
         0.0, help="Temperature of the draw; 0 takes the most probable token.", at_least=0, at_most=100
     )
     seed: int = option(0, help="Draws the tokens where `temperature` is above 0.", at_least=0)
-    chat: bool = option(False, help="Take a prompt as a user's message, in the model's chat template.")
+    chat: bool = option(False, help="Take a prompt as a user's message, in a chat template.")
+    chat_template: str | None = option(
+        None,
+        help="File with the chat template of the training, or trl; see `qpa train`.",
+        is_path=True,
+        shown_default="the tokenizer's",
+        provenance=False,
+    )
     device: str = option("auto", help="Device to run on: {choices}.", choices=DEVICES)
     model: str | None = option(
         None, help="Base model to read.", shown_default="the one it was trained on", provenance=False
@@ -82,6 +93,7 @@ class ContinuePrompts:
                  prompts: texts, and tokens that are taken as they are.
         Raises:  OptionError: an option is out of range, or a prompt is empty or too long.
                  ModelError: the base model cannot be loaded, has no chat template, or does not generate.
+                 DataError: the chat template cannot be read, or refuses a prompt.
         """
         from qpa.adapters.attach import attach_frozen
 
@@ -89,7 +101,10 @@ class ContinuePrompts:
         spec, frozen = newest(documents, AdapterSpec), newest(documents, FrozenAdapter)
         base = moved_base(spec.base, self.model)
         tokenizer = load_tokenizer(base, trust_remote_code=self.trust_remote_code)
-        tokens = [self._tokens_of(prompt, tokenizer, base) for prompt in prompts]
+        template = ChatTemplate(tokenizer, self.chat_template) if self.chat else None
+        if template is not None:
+            _check_template(template, documents, base)
+        tokens = [_tokens_of(prompt, tokenizer, template) for prompt in prompts]
         model = load_model(base, keep_dtype=False, trust_remote_code=self.trust_remote_code)
         model = model.to(torch_device(self.device))
         self._check_length(tokens, spec, model.config)
@@ -102,20 +117,6 @@ class ContinuePrompts:
             for prompt in prompts
         ]
         return tuple(Continuation(*parts) for parts in zip(texts, before, after, strict=True))
-
-    def _tokens_of(self, prompt: Prompt, tokenizer: Any, base: BaseModelReference) -> list[int]:
-        if not isinstance(prompt, str):
-            return list(prompt)
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise OptionError("prompt", "text in UTF-8", "half of a surrogate pair") from error
-        tokens: list[int] = (
-            _chat_tokens(prompt, tokenizer, base) if self.chat else tokenizer(prompt).input_ids
-        )
-        if not tokens:
-            raise OptionError("prompt", "at least one token", f'none in "{prompt}"')
-        return tokens
 
     def _check_length(self, tokens: Sequence[Sequence[int]], spec: AdapterSpec, config: Any) -> None:
         """Check that prompts and what is added to them fit the context, behind a prefix if there is one."""
@@ -152,16 +153,40 @@ class ContinuePrompts:
         return continuations
 
 
-def _chat_tokens(prompt: str, tokenizer: Any, base: BaseModelReference) -> list[int]:
-    messages = [{"role": "user", "content": prompt}]
+def _tokens_of(prompt: Prompt, tokenizer: Any, template: ChatTemplate | None) -> list[int]:
+    if not isinstance(prompt, str):
+        return list(prompt)
     try:
-        tokens: list[int] = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
-        )["input_ids"]
-    except Exception as error:  # a template is a program, and may raise anything
-        name, advice = base.name_or_path, "leave out `chat`"
-        raise ModelError(name, "a chat template for a message", one_sentence(error), advice) from error
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise OptionError("prompt", "text in UTF-8", "half of a surrogate pair") from error
+    tokens: list[int] = _message_tokens(prompt, template) if template else tokenizer(prompt).input_ids
+    if not tokens:
+        raise OptionError("prompt", "at least one token", f'none in "{prompt}"')
     return tokens
+
+
+def _message_tokens(prompt: str, template: ChatTemplate) -> list[int]:
+    """Return the tokens of a user's message, up to where the assistant's answer begins."""
+    messages = [{"role": "user", "content": prompt}]
+    conversation = Conversation(messages, Origin("prompts", "prompt", 1))
+    text = template.render(conversation, messages, asks=True)
+    tokens: list[int] = template.tokenizer(text, add_special_tokens=False).input_ids
+    return tokens
+
+
+def _check_template(template: ChatTemplate, documents: Sequence[Document], base: BaseModelReference) -> None:
+    """Check that there is a chat template, and that a training on messages used the same.
+
+    Raises:  ModelError, OptionError: it is not so.
+    """
+    if not template.exists:
+        advice = "leave out `chat`, or give one by `chat_template`"
+        raise ModelError(base.name_or_path, "a chat template in the tokenizer", "none", advice)
+    for one in documents:
+        used = one.data.chat_template if isinstance(one, TrainedGenerator) and one.data else None
+        if used not in (None, template.digest):
+            raise OptionError("chat_template", "the chat template of the training", "another one")
 
 
 def _use_plain_settings(model: Any, tokenizer: Any, base: BaseModelReference) -> None:

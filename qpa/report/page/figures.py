@@ -27,7 +27,7 @@ MAX_ROWS = 40
 N_BINS = 41
 
 LEAST_PROBABILITY = 1e-12
-"""Smaller ones count as this one, so that they have a logarithm."""
+"""An axis begins here where there are smaller ones."""
 
 
 def loss_figure(log: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -128,8 +128,11 @@ def probability_figure(measurement: Measurement, files: FileStore) -> Figure | N
         return None
     found = TensorFile.open(files.get(measurement.probabilities)).read("probabilities")
     n_circuits, n_states = found.shape
-    logs = np.log10(np.maximum(found.astype(np.float64).ravel(), LEAST_PROBABILITY))
-    low, high = math.floor(logs.min()), math.ceil(logs.max()) if logs.max() > math.floor(logs.min()) else 0
+    exact = found.astype(np.float64).ravel()
+    least = max(exact[exact > 0].min(), LEAST_PROBABILITY)
+    low = math.floor(math.log10(least))
+    high = max(math.ceil(math.log10(exact.max())), low + 1)
+    logs = np.log10(np.maximum(exact, 10.0**low))
     ticks = tuple(float(power) for power in range(low, high + 1, max(1, (high - low) // 5)))
     x = Axis("probability", low, high, ticks, _power_of_ten)
     title = "Probabilities of the basis states"
@@ -137,7 +140,7 @@ def probability_figure(measurement: Measurement, files: FileStore) -> Figure | N
         f"The {number(n_states)} basis states of {_several(n_circuits, 'circuit')}, "
         f"from {found.min():.2g} to {found.max():.2g}. Were they alike, each would have {1 / n_states:.2g}."
     )
-    if found.min() < LEAST_PROBABILITY:
+    if found.min() < 10.0**low:
         caption += " The first bar holds all smaller ones too."
     return _histogram(title, x, logs, caption, lambda value: f"{10**value:.2g}")
 

@@ -270,7 +270,8 @@ def _selection(run: RunDirectory) -> Table | None:
     if not path.is_file():
         return None
     selection = Selection.from_json(path.read_bytes(), str(path))
-    return Table(selection_title(selection), SELECTION_HEADER, selection_rows(selection))
+    title = selection_title(selection)
+    return Table(f"{title[:1].upper()}{title[1:]}.", SELECTION_HEADER, selection_rows(selection))
 
 
 def _histograms(run: RunDirectory, documents: Sequence[Document]) -> list[Figure]:

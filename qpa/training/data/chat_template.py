@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -70,6 +71,11 @@ class ChatTemplate:
     def text(self) -> str:
         """Return the template, the default one of several."""
         return self._text_for(None)
+
+    @property
+    def digest(self) -> str:
+        """Return "sha256:" and the SHA-256 of the template, the default one of several."""
+        return f"sha256:{hashlib.sha256(self.text.encode()).hexdigest()}"
 
     def render(self, conversation: Conversation, messages: Sequence[Message], *, asks: bool = False) -> str:
         """Return the text of some messages of a conversation.

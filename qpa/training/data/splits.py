@@ -10,7 +10,6 @@ evaluation split is a share of `data`: the end of the stream, or rows drawn with
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -73,11 +72,10 @@ class ExampleSplits:
     def summary(self, training: SplitSummary, evaluation: SplitSummary) -> DataSummary:
         """Return the summary of the data from those of its splits."""
         chats = any(_is_chat(one) for split in (self.training, self.evaluation) for one in split.examples)
-        digest = hashlib.sha256(self.template.text.encode()).hexdigest() if chats else None
         return DataSummary(
             shape=self.shape,
             hub=self.hub,
-            chat_template=f"sha256:{digest}" if digest else None,
+            chat_template=self.template.digest if chats else None,
             training=training,
             evaluation=evaluation,
         )
