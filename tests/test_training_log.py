@@ -69,10 +69,12 @@ def test_a_line_is_about_all_steps_since_the_line_before(
     llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reported: list[dict[str, float]] = []
+    told: list[Any] = []
     on_log = GeneratorCallback.on_log
 
     def spy(self: Any, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
         reported.append(dict(logs))
+        self.progress = lambda *call: told.append(call)
         on_log(self, args, state, control, logs=logs, **rest)
 
     monkeypatch.setattr(GeneratorCallback, "on_log", spy)
@@ -88,6 +90,10 @@ def test_a_line_is_about_all_steps_since_the_line_before(
             assert line[name] == pytest.approx(sum(step[name] for step in steps) / LOG_STEPS, rel=1e-12)
         for name in ("grad_norm", "learning_rate", "epoch", "num_tokens"):
             assert line[name] == steps[-1][name]
+    assert told == [
+        ("training", step, N_STEPS, {"loss": logs["loss"], "tokens": logs["num_tokens"]})
+        for step, logs in enumerate(reported[:N_STEPS], 1)
+    ]
 
 
 # Kills

@@ -7,7 +7,7 @@ that a gate acts on. Angles are named as in the circuit; a device's fixed angles
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +49,11 @@ def draw_circuit(circuit: QuantumCircuit, title: str, wire_names: Sequence[str] 
              wire_names: by the circuit's qubits; None numbers those that it uses.
     """
     gates = [_gate(circuit, instruction) for instruction in circuit.data]
-    used = sorted({wire for gate in gates for wire in gate.wires})
+    used = sorted({wire for gate in gates if gate.name != "barrier" for wire in gate.wires})
     place = {wire: index for index, wire in enumerate(used)}
     names = [wire_names[wire] if wire_names else f"q{wire}" for wire in used]
-    moved = [_Gate(gate.name, gate.text, tuple(place[wire] for wire in gate.wires)) for gate in gates]
+    moved = [replace(gate, wires=tuple(place[w] for w in gate.wires if w in place)) for gate in gates]
+    moved = [gate for gate in moved if gate.wires]
     columns = _columns(moved, len(used))
     drawn = columns[:MAX_COLUMNS]
     return Drawing(_svg(drawn, names, title, is_cut=len(columns) > len(drawn)), len(columns), len(drawn))

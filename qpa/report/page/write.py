@@ -33,6 +33,7 @@ from qpa.pipeline.pass_protocol import newest
 from qpa.pipeline.stages import STAGES
 from qpa.progress import Progress, silent
 from qpa.report.circuits import circuit_rows, measurement_rows
+from qpa.report.data import DATA_HEADER, data_rows
 from qpa.report.exports import VERIFICATION_HEADER, verification_rows, verification_title
 from qpa.report.facts import account_rows, adapter_words, result_rows, run_title
 from qpa.report.page import figures
@@ -104,6 +105,7 @@ def render_report(
         "sampling": _sampling(options),
         "losses": figures.loss_figure(read_log(run.path / METRICS)),
         "training": _training(documents),
+        "data": _data(documents),
         "account": _account(documents),
         "circuit": _circuit(run, documents),
         "histograms": _histograms(run, documents),
@@ -232,6 +234,13 @@ def _sampling(options: ContinuePrompts) -> str:
 def _training(documents: Sequence[Document]) -> Rows:
     result = _training_result(documents)
     return result_rows(result)[:3] if result else []
+
+
+def _data(documents: Sequence[Document]) -> Table | None:
+    trained = _find(documents, TrainedGenerator)
+    if trained is None or trained.data is None:
+        return None
+    return Table(f"Data of shape {trained.data.shape}", DATA_HEADER, data_rows(trained.data))
 
 
 def _account(documents: Sequence[Document]) -> dict[str, Any]:
