@@ -26,6 +26,7 @@ from qpa.cli import (
     inspect,
     noise,
     plan,
+    preview,
     report,
     run,
     targets,
@@ -39,8 +40,8 @@ from qpa.termination import Terminated, ending_on_sigterm
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
     for module in (
-        *(init, run, plan, targets, transpile, train, freeze, export, generate, inspect, verify, report),
-        *(noise, bench),
+        *(init, preview, run, plan, targets, transpile, train, freeze, export, generate, inspect, verify),
+        *(report, noise, bench),
     )
 }
 

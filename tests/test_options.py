@@ -34,11 +34,13 @@ from qpa.pipeline.pass_protocol import PassContext
 from qpa.registry import Registry
 from qpa.store.run_directory import DirectoryStore
 from qpa.training.continuation import ContinuePrompts
+from qpa.training.data.data_options import DataOptions
 
 EXPORTERS = tuple(FORMATS[name] for name in FORMATS)
 TAKEN_BY: dict[str, tuple[type[Any], ...]] = {
     "plan": (InspectModel, PlanLayout, TranspileCircuit),
     "transpile": (TranspileCircuit,),
+    "preview": (DataOptions,),
     "train": (TrainGenerator, MeasureCircuit, FreezeAdapter, TranspileCircuit),
     "freeze": (MeasureCircuit, FreezeAdapter, TranspileCircuit),
     "export": (FormatChoice, *EXPORTERS),
@@ -180,6 +182,7 @@ def test_every_option_of_every_pass_is_on_the_command_and_nothing_is_twice(comma
     }
     own = {flag_of(name) for name in ("out", "seed", "force", "select", "json", "static", "report", "beside")}
     own |= {flag_of(name) for name in ("prompt", "prompts", "export")}
+    own |= {"--rows", "--set", "--objective"} if command == "preview" else set()
     own -= {"--seed"} if TAKEN_BY[command] == (ContinuePrompts,) else set()  # there it is a field
     assert expected <= flags
     assert flags - expected <= own

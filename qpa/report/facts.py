@@ -14,6 +14,7 @@ from qpa.documents import (
     Measurement,
     NativeCircuit,
     ParameterAccount,
+    TrainedGenerator,
     TrainingResult,
     WeightLayout,
 )
@@ -25,6 +26,7 @@ from qpa.report.circuits import (
     measurement_rows,
     transpiled_json,
 )
+from qpa.report.data import data_text
 from qpa.report.rows import Rows, number
 
 
@@ -52,7 +54,18 @@ def account_json(account: ParameterAccount) -> dict[str, Any]:
 def frozen_rows(documents: Sequence[Document]) -> Rows:
     """Return what a frozen adapter gained, how it was measured, and its account."""
     frozen = newest(documents, FrozenAdapter)
-    return result_rows(frozen.result) + measurement_rows(documents) + account_rows(frozen.account)
+    rows = result_rows(frozen.result) + measurement_rows(documents) + account_rows(frozen.account)
+    return [*_data_rows(documents), *rows]
+
+
+def _data_rows(documents: Sequence[Document]) -> Rows:
+    data = newest(documents, TrainedGenerator).data
+    return [("data", data_text(data))] if data else []
+
+
+def _data_json(documents: Sequence[Document]) -> dict[str, Any] | None:
+    data = newest(documents, TrainedGenerator).data
+    return data.model_dump() if data else None
 
 
 def frozen_json(documents: Sequence[Document]) -> dict[str, Any]:
@@ -60,6 +73,7 @@ def frozen_json(documents: Sequence[Document]) -> dict[str, Any]:
     frozen = newest(documents, FrozenAdapter)
     return {
         "account": account_json(frozen.account),
+        "data": _data_json(documents),
         "measurement": measurement_json(documents),
         "result": result_json(frozen.result),
     }
@@ -148,7 +162,7 @@ def run_rows(documents: Sequence[Document], stages: Iterable[type[Document]]) ->
     if NativeCircuit in made:
         rows += plan_rows(documents)
     if FrozenAdapter in made:
-        rows += result_rows(newest(documents, FrozenAdapter).result)
+        rows += _data_rows(documents) + result_rows(newest(documents, FrozenAdapter).result)
         if Measurement in made:
             rows += measurement_rows(documents)
     return rows
@@ -163,6 +177,7 @@ def run_json(documents: Sequence[Document]) -> dict[str, Any]:
         content |= _layout_json(documents)
     if FrozenAdapter in kinds:
         content["result"] = result_json(newest(documents, FrozenAdapter).result)
+        content["data"] = _data_json(documents)
         if Measurement in kinds:
             content["measurement"] = measurement_json(documents)
     return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from qpa.pipeline.options import option
 
@@ -27,6 +28,8 @@ class DataOptions:
              max_length: tokens per row.
              packing: put several short rows into one of `max_length` tokens.
     """
+
+    section: ClassVar[str] = "train"
 
     # What the files hold is pinned by a digest; where they are changes nothing.
     data: tuple[str, ...] = option(
