@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Conv1D, DynamicCache, Trainer, Tr
 
 from qpa.compat import peft_, torch_, transformers_
 from qpa.compat.logging_ import without_logs
-from tests.tiny_models import tiny_qwen3_moe
+from tests.tiny_models import byte_tokenizer, tiny_qwen3_moe
 
 
 @pytest.fixture
@@ -144,3 +144,15 @@ def test_logs_come_back_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
 
 def _load(path: Path):
     return AutoModelForCausalLM.from_pretrained(path)
+
+
+def test_transformers_says_where_a_template_generates() -> None:
+    tokenizer = byte_tokenizer()
+    template = (
+        "{% for message in messages %}{{ message.role }}: "
+        "{% generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}{{ end }}{% endfor %}"
+    )
+    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    text, marks = transformers_.render_with_marks(template, messages, tokenizer, end=";", tools=None)
+    assert text == "user: Why?<|endoftext|>;assistant: So.<|endoftext|>;"
+    assert [text[start:end] for start, end in marks] == ["Why?<|endoftext|>", "So.<|endoftext|>"]
