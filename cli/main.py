@@ -113,7 +113,12 @@ def _common(
     ] = False,
 ) -> None:
     context.obj.debug = debug
-    if not debug:
+    _quieten(context.obj)
+
+
+def _quieten(session: Session) -> None:
+    """Keep back what libraries say, unless it is asked for."""
+    if not session.debug:
         for name, value in _LIBRARY_SETTINGS.items():
             os.environ.setdefault(name, value)
         warnings.simplefilter("ignore")
@@ -121,12 +126,21 @@ def _common(
 
 def main() -> None:
     """Run the command line; print expected errors as one line and exit with 1."""
-    from qpa.errors import QpaError
+    from qpa.training.processes import leave
 
-    session = Session()
+    try:
+        _run(Session())
+    finally:
+        leave()
+
+
+def _run(session: Session) -> None:
+    from qpa.errors import QpaError
+    from qpa.training.processes import is_follower
+
     try:
         with ending_on_sigterm():
-            app(obj=session)
+            _follow(session) if is_follower() else app(obj=session)
     except QpaError as error:
         _fail(session, error, _line(error))
     except OSError as error:
@@ -135,11 +149,20 @@ def main() -> None:
         where = f"{error.filename or unnamed}: " if error.filename or unnamed else ""
         _fail(session, error, f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _end("interrupted")
         sys.exit(130)
     except Terminated as end:
-        print(_with_flags(f"terminated{end.saved and ': '}{end.saved}"), file=sys.stderr)
+        _end(_with_flags(f"terminated{end.saved and ': '}{end.saved}"))
         raise
+
+
+def _follow(session: Session) -> None:
+    """Take part in what the first process of a launcher trains; it is the one that reads the command."""
+    from qpa.passes.train_generator import follow
+
+    session.debug = "--debug" in sys.argv
+    _quieten(session)
+    follow()
 
 
 def _line(error: Any) -> str:
@@ -165,5 +188,13 @@ def _flags() -> dict[str, str]:
 def _fail(session: Session, error: Exception, line: str) -> None:
     if session.debug:
         raise error
-    print(f"error: {line}", file=sys.stderr)
+    _end(f"error: {line}")
     sys.exit(1)
+
+
+def _end(words: str) -> None:
+    """Say why the program ends, unless another process of the launcher has."""
+    from qpa.training.processes import is_first_to_end
+
+    if is_first_to_end():
+        print(words, file=sys.stderr)

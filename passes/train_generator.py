@@ -12,18 +12,22 @@ Rules:
    training continues with the same bits.
 4. What an earlier training of the run gave is forgotten before the first step, and not before the data, the
    model and the options are known to be right.
+5. Several processes train together (`qpa.training.processes`): the provenance counts the micro-batches of
+   all of them in `grad_accum`, so the options are those of one process that takes the same steps.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from typing import ClassVar, final
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, final
 
 from qpa.documents import AdapterSpec, Document, LogicalCircuit, TrainedGenerator, WeightLayout
-from qpa.errors import OptionError
 from qpa.pipeline.options import check_options
 from qpa.pipeline.pass_protocol import PassContext
+from qpa.pipeline.stages import STAGES
+from qpa.store.run_directory import RunDirectory
+from qpa.training.processes import call_followers, join, n_started, tasks
 from qpa.training.training_options import TrainingOptions
 
 
@@ -47,16 +51,42 @@ class TrainGenerator(TrainingOptions):
         Raises:  OptionError, ModelError, DataError: something that the training needs is wrong.
                  DivergedError: a gradient is not finite; the last checkpoint stays.
                  CheckpointError: there is none to resume, it is cut short, or other options wrote it.
+                 ProcessError: one of several processes has ended, or they do not agree.
         """
+        check_options(self)
+        newest = type(context.documents[-1]).kind
+        call_followers(
+            {"options": asdict(self), "run": str(context.files.path), "seed": context.seed, "newest": newest}
+        )
+        trained = self.take_part(source, context)
+        assert trained is not None
+        return trained
+
+    def take_part(self, source: LogicalCircuit, context: PassContext) -> TrainedGenerator | None:
+        """Train as one of the processes that were started; see `qpa.training.session.train`."""
+        from qpa.models.base_model import torch_device
         from qpa.training.session import train
 
-        _check_alone()
-        check_options(self)
-        return train(self, context.provenance(self, source), context)
+        processes = join(torch_device(self.device))
+        as_one = replace(self, grad_accum=self.grad_accum * n_started())
+        return train(as_one, context.provenance(as_one, source), context, processes)
 
 
-def _check_alone() -> None:
-    n_processes = os.environ.get("WORLD_SIZE", "1")
-    if n_processes != "1":
-        advice = "for several, use qpa.training.optimizer.GeneratedAdapterOptimizer in a script of your own"
-        raise OptionError("qpa train", "one process", f"WORLD_SIZE={n_processes}", advice)
+def follow() -> None:
+    """Take part in every training of the first process, until it is done.
+
+    Raises:  QpaError: see `TrainGenerator.run`.
+    """
+    for task in tasks():
+        last = next(stage.document for stage in STAGES if stage.document.kind == task["newest"])
+        run = RunDirectory(Path(task["run"]))
+        context = PassContext(task["seed"], run.files, run.read_through(last))
+        _step_of(task["options"]).take_part(context.document(LogicalCircuit), context)
+
+
+def _step_of(options: dict[str, Any]) -> TrainGenerator:
+    """Return the pass whose options went through JSON, which knows no tuples."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    return TrainGenerator(**values)

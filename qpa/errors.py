@@ -195,5 +195,9 @@ class VerificationError(QpaError):
     """An exported adapter is not the function that was trained."""
 
 
+class ProcessError(QpaError):
+    """Processes that train together cannot go on: one has ended, or they do not agree."""
+
+
 class SourceError(QpaError):
     """What runs the circuits fails: a device is not reached, a job is cancelled, shots are missing."""

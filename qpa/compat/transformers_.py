@@ -85,3 +85,22 @@ def render_with_marks(
         **{**tokenizer.special_tokens_map, **arguments},
     )
     return texts[0], [(int(start), int(end)) for start, end in marks[0]]
+
+
+def use_row_order(trainer: Any, order: Any) -> None:
+    """Let a trainer take its rows in an order of ours.
+
+    Args:    trainer: `transformers.Trainer`.
+             order: a sampler of torch.
+    """
+    trainer._get_train_sampler = lambda *_: order
+
+
+def sharded_over(n_processes: int) -> Any:
+    """Return what lets `from_pretrained` load a share of every layer into each of several processes (FSDP2).
+
+    An adapter that is put on such a model is whole in every process, and a trainer averages its gradients.
+    """
+    from transformers.distributed import DistributedConfig
+
+    return DistributedConfig(fsdp_size=n_processes)

@@ -10,6 +10,7 @@ import codecs
 from pathlib import Path
 from typing import Any
 
+from qpa.compat.transformers_ import sharded_over
 from qpa.documents import BaseModelReference
 from qpa.documents.base import digest_of
 from qpa.errors import ModelError, OptionError, one_of, one_sentence
@@ -78,11 +79,14 @@ def moved_base(base: BaseModelReference, model: str | None) -> BaseModelReferenc
     return base.model_copy(update=moved)
 
 
-def load_model(base: BaseModelReference, *, keep_dtype: bool, trust_remote_code: bool = False) -> Any:
+def load_model(
+    base: BaseModelReference, *, keep_dtype: bool, trust_remote_code: bool = False, n_shards: int = 1
+) -> Any:
     """Return the base model with its weights, on the CPU, in eval mode.
 
     Args:    keep_dtype: keep the checkpoint's own dtype; otherwise float32.
              trust_remote_code: the user allows the model's own Python code to run, now.
+             n_shards: processes that load it together, each of them its share, on its own device.
     Raises:  ModelError: `check_base` refuses the base, there are no weights, they are damaged, or they
              are for another config.
     """
@@ -98,6 +102,7 @@ def load_model(base: BaseModelReference, *, keep_dtype: bool, trust_remote_code:
             trust_remote_code=base.trust_remote_code,
             dtype="auto" if keep_dtype else torch.float32,
             output_loading_info=True,
+            **({"distributed_config": sharded_over(n_shards)} if n_shards > 1 else {}),
         )
     except Exception as error:  # the readers below transformers raise types of their own
         raise _model_error(name, "a model with its weights", error) from error

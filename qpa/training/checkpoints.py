@@ -21,6 +21,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from qpa.compat.peft_ import ADAPTER_NAME
 from qpa.documents import Checkpoint, Provenance
@@ -50,7 +51,7 @@ def save_checkpoint(
              trainer_state: `transformers.TrainerState`.
     Raises:  OSError: the disk is full or read-only; older checkpoints are untouched.
     """
-    path = root / f"step-{trainer_state.global_step:08d}"
+    path = checkpoint_path(root, trainer_state.global_step)
     with new_directory(path) as work:
         store = DirectoryStore(work)
         if isinstance(peft_model, PeftModel):
@@ -69,6 +70,11 @@ def save_checkpoint(
     for old in list_checkpoints(root)[:-_KEPT]:
         shutil.rmtree(old)
     return path
+
+
+def checkpoint_path(root: Path, step: int) -> Path:
+    """Return where the checkpoint of a step is."""
+    return root / f"step-{step:08d}"
 
 
 def newest_checkpoint(root: Path, provenance: Provenance) -> tuple[Path, Checkpoint]:
@@ -117,6 +123,7 @@ def restore_optimizer(path: Path, optimizer: GeneratedAdapterOptimizer, document
     }
     state["n_steps"] = document.step
     optimizer.load_state_dict(state)
+    optimizer.share_all()
 
 
 def optimizer_tensors(optimizer: GeneratedAdapterOptimizer) -> dict[str, Tensor]:
@@ -143,8 +150,12 @@ def remove_checkpoints(root: Path) -> None:
 def _adapter_tensors(peft_model: Any) -> dict[str, Tensor]:
     if not isinstance(peft_model, PeftModel):
         return {name: p.detach().cpu() for name, p in peft_model.named_parameters() if p.requires_grad}
-    state = get_peft_model_state_dict(peft_model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
-    return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    # PEFT would have all processes send their shares of a sharded base model, of which nothing is written.
+    named = {name: p for name, p in peft_model.named_parameters() if not isinstance(p.data, DTensor)}
+    state = get_peft_model_state_dict(
+        peft_model, named, adapter_name=ADAPTER_NAME, save_embedding_layers=False
+    )
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from qpa.generators.chunks import kept_rows
 from qpa.generators.generator import Generator
 from qpa.training.calibration import gradient_bases
 from qpa.training.optimizer import GeneratedAdapterOptimizer
+from qpa.training.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,23 @@ class GeneratedAdapter:
         layout = self.generator.layout
         self.generator.set_bases(gradient_bases(self.parameters, spec, layout, loss, batches))
         self.optimizer.push_forward()
+        self.optimizer.share_all()
 
 
 def attach_generator(
-    model: Any, spec: AdapterSpec, generator: Generator, *, lr: float, angle_lr: float
+    model: Any,
+    spec: AdapterSpec,
+    generator: Generator,
+    *,
+    lr: float,
+    angle_lr: float,
+    processes: Processes = ALONE,
 ) -> GeneratedAdapter:
     """Put an adapter on a model, and a generator of it into an optimizer.
 
     Args:    model: of transformers, on the device to train on; changed in place.
              generator: of a layout of this adapter.
-             lr, angle_lr: see `GeneratedAdapterOptimizer`.
+             lr, angle_lr, processes: see `GeneratedAdapterOptimizer`.
     Raises:  ModelError: the adapter does not fit the model.
     """
     layout = generator.layout
@@ -69,5 +77,5 @@ def attach_generator(
     for tensor in layout.kept:
         leaf_of(parameters[tensor.path]).requires_grad_(False)  # clipping must not see it
     adapter = [parameters[tensor.path] for tensor in layout.tensors]
-    optimizer = GeneratedAdapterOptimizer(adapter, generator, lr=lr, angle_lr=angle_lr)
+    optimizer = GeneratedAdapterOptimizer(adapter, generator, lr=lr, angle_lr=angle_lr, processes=processes)
     return GeneratedAdapter(wrapped, parameters, from_base, optimizer)

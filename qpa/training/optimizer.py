@@ -6,6 +6,9 @@
       3. inner AdamW on the generator's own parameters
       4. push forward:  adapter <- initial + generator()
 
+Of several processes the first one takes steps 2 and 3 and runs the circuits; the others get its numbers, and
+all decode them.
+
 Source: ours.
 """
 
@@ -21,6 +24,7 @@ from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.compat.torch_ import add_each, copy_each, norm_of_each
 from qpa.errors import CheckpointError, DivergedError, OptionError, ShapeError, one_sentence
 from qpa.generators.generator import Generator, ParameterGroup
+from qpa.training.processes import ALONE, Processes
 
 
 class GeneratedAdapterOptimizer(torch.optim.Optimizer):
@@ -38,6 +42,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
              angle_lr: learning rate of those that follow "angle_lr", angles or what a control has in their
              place; it keeps its ratio to lr under a schedule.
              betas, eps, weight_decay: of AdamW; weight decay applies to the groups that decay, the decoders.
+             processes: that train the adapter together, and step together.
     Raises:  ShapeError: the adapter is not the one the layout was made for.
              OptionError: lr is not above 0.
     """
@@ -52,6 +57,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        processes: Processes = ALONE,
     ) -> None:
         _check_shapes(adapter, generator)
         if not lr > 0:
@@ -75,19 +81,49 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         self._measured: Tensor | None = None
         self._features = torch.empty(0)
         self.n_steps = 0
+        self._processes = processes
         leaves = list(dict.fromkeys(leaf_of(parameter) for parameter in adapter))
         super().__init__(leaves, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._measure()
 
     def _measure(self) -> None:
         """Run the generator's circuits, and set the adapter to what they give."""
-        with self._float32(), torch.enable_grad():
-            self._push(self.generator.run())
+        with self._float32(), torch.set_grad_enabled(self._processes.is_first):
+            if self._processes.is_first:
+                probabilities = self.generator.run()
+                self._share(probabilities)
+            else:
+                probabilities = self.generator.connect(self._share(None))
+            self._push(probabilities)
 
     def push_forward(self) -> None:
         """Set adapter <- initial + generator() by what the circuits gave last; no device runs again."""
-        with self._float32(), torch.enable_grad():
+        with self._float32(), torch.set_grad_enabled(self._processes.is_first):
             self._push(self.generator.connect(self._measured))
+
+    def _share(self, probabilities: Tensor | None) -> Tensor | None:
+        """Give all processes the first one's trained numbers and probabilities."""
+        with torch.no_grad():
+            self._processes.share([parameter.detach() for parameter in self.generator.parameters()])
+            return self._processes.share_matrix(probabilities, self._adapter[0].device)
+
+    def share_all(self) -> None:
+        """Give all processes the generator of the first, with its bases, and what its circuits gave last."""
+        if self._processes.n == 1:
+            return
+        state = self.generator.state_dict()
+        self._processes.share([tensor.detach() for tensor in state.values()])
+        self.generator.load_state_dict(state)
+        self._measured = self._processes.share_matrix(self._measured, self._adapter[0].device)
+        self.push_forward()
+
+    def check_same(self, when: str) -> None:
+        """Check that all processes hold the same adapter, bit for bit.
+
+        Args:    when: says in the error when they were compared.
+        Raises:  ProcessError: they do not.
+        """
+        self._processes.check_same(_numbers(self._adapter), when)
 
     def _push(self, probabilities: Tensor | None) -> None:
         """Set the adapter, keeping the features' graph for the next pull back."""
@@ -109,13 +145,17 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._processes.is_first:
+            self._move_generator()
+        self.n_steps += 1
+        self._measure()
+        return loss
+
+    def _move_generator(self) -> None:
         self._pull_back()
         self._copy_settings()
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
-        self.n_steps += 1
-        self._measure()
-        return loss
 
     def _pull_back(self) -> None:
         found = [parameter.grad for parameter in self._adapter]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
+from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
 from qpa.adapters.registry import KINDS
 from qpa.circuits.circuit import files_as_run, load_circuit
 from qpa.circuits.execution import Execution
@@ -34,6 +35,7 @@ from qpa.documents import (
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import DivergedError, OptionError, OtherDataError, SourceError
+from qpa.generators.chunks import kept_rows
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_model, load_tokenizer, torch_device
 from qpa.models.causality import check_causal
@@ -50,6 +52,8 @@ from qpa.training.evaluation import count_row_tokens, digest_of_rows
 from qpa.training.generated_adapter import GeneratedAdapter, attach_generator
 from qpa.training.generator_callback import GeneratorCallback
 from qpa.training.objectives.objective import LOSS, OBJECTIVES, Objective
+from qpa.training.processes import ALONE, Processes, naming_lost_processes
+from qpa.training.row_order import even_out
 from qpa.training.training_log import TrainingLog
 from qpa.training.training_options import TrainingOptions
 
@@ -68,6 +72,7 @@ class Session:
              n_steps: the number of optimizer steps of the whole training.
              step_cost: what one of these steps costs on the circuits' source.
              is_paid: whether that may cost money; every step is saved then.
+             processes: that train together.
     """
 
     options: TrainingOptions
@@ -81,6 +86,7 @@ class Session:
     n_steps: int
     step_cost: Cost
     is_paid: bool
+    processes: Processes
 
     @property
     def saved_as(self) -> Provenance:
@@ -96,29 +102,43 @@ class Session:
         return self.context.files.path / CHECKPOINTS
 
 
-def train(options: TrainingOptions, provenance: Provenance, context: PassContext) -> TrainedGenerator:
+def train(
+    options: TrainingOptions, provenance: Provenance, context: PassContext, processes: Processes = ALONE
+) -> TrainedGenerator | None:
     """Train a generator and describe what came of it.
 
-    Args:    provenance: of the document that is returned, and of all checkpoints.
+    Args:    options: `grad_accum` counts the micro-batches of all processes.
+             provenance: of the document that is returned, and of all checkpoints.
              context: holds the plan; arrays, metrics and checkpoints are left in its files.
+             processes: that train together; the first one alone writes files.
+    Returns: nothing in the other processes.
     Raises:  OptionError, ModelError, DataError, CheckpointError: something that the training needs is wrong;
              what an earlier training left is untouched.
              DivergedError: a loss or gradient is not finite; the last checkpoint stays.
     """
-    session = prepare(options, provenance, context)
+    with naming_lost_processes():
+        return _train(prepare(options, provenance, context, processes))
+
+
+def _train(session: Session) -> TrainedGenerator | None:
     resumed = _checkpoint_to_resume(session)
     with session.adapted.model.disable_adapter():
         before = score(session, "evaluating the base model", step=0)
-    log = _start_log(session, resumed, before)
+    log = _start_log(session, resumed, before) if session.processes.is_first else None
     if resumed is None:
         calibrate(session)
     fit(session, resumed, log)
     after = score(session, "evaluating the adapted model", step=session.n_steps)
+    session.adapted.optimizer.check_same("at the end")
+    if log is None:
+        return None
     log.write(session.n_steps, _as_metrics(after))
     return record(session, before, after)
 
 
-def prepare(options: TrainingOptions, provenance: Provenance, context: PassContext) -> Session:
+def prepare(
+    options: TrainingOptions, provenance: Provenance, context: PassContext, processes: Processes = ALONE
+) -> Session:
     """Read the data, load the model, and put adapter, generator and trainer around it.
 
     Raises:  OptionError, ModelError, DataError: see `train`.
@@ -130,12 +150,14 @@ def prepare(options: TrainingOptions, provenance: Provenance, context: PassConte
     tokenizer = load_tokenizer(spec.base, trust_remote_code=trust)
     objective = OBJECTIVES[options.objective](options, tokenizer)
     splits = objective.rows(context.seed_for("split"))
-    model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust).to(device)
+    n_shards = processes.n if processes.is_sharded else 1
+    model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust, n_shards=n_shards)
+    model = model if processes.is_sharded else model.to(device)
     check_causal(model, spec.base.name_or_path, bf16=options.bf16)
     _check_length(options.max_length, spec, model.config)
     generator = make_generator(layout, layout.seed, execution=execution)
     lr, angle_lr = learning_rates(options, spec, layout)
-    adapted = attach_generator(model, spec, generator, lr=lr, angle_lr=angle_lr)
+    adapted = attach_generator(model, spec, generator, lr=lr, angle_lr=angle_lr, processes=processes)
     n_steps = _count_steps(options, len(splits.training))
     step_cost = cost_of_step(execution, layout)
     options.check_consent(execution.source, step_cost.times(n_steps + 1))  # once at the start
@@ -149,12 +171,13 @@ def prepare(options: TrainingOptions, provenance: Provenance, context: PassConte
         max_steps=options.max_steps or -1,
         num_train_epochs=options.epochs,
         per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.grad_accum,
+        gradient_accumulation_steps=options.grad_accum // processes.n,
         learning_rate=lr,
         warmup_steps=_count_warmup(options, n_steps),
         logging_steps=1,
         logging_nan_inf_filter=False,
     )
+    even_out(trainer, processes.n)
     return Session(
         options=options,
         provenance=provenance,
@@ -167,6 +190,7 @@ def prepare(options: TrainingOptions, provenance: Provenance, context: PassConte
         n_steps=n_steps,
         step_cost=step_cost,
         is_paid=execution.source.is_paid,
+        processes=processes,
     )
 
 
@@ -182,7 +206,7 @@ def calibrate(session: Session) -> None:
     )
 
 
-def fit(session: Session, resumed: Resumed | None, log: TrainingLog) -> None:
+def fit(session: Session, resumed: Resumed | None, log: TrainingLog | None) -> None:
     """Take all optimizer steps, or those that are left after a checkpoint.
 
     Raises:  DivergedError: a gradient is not finite; the error names the last good checkpoint.
@@ -197,7 +221,7 @@ def fit(session: Session, resumed: Resumed | None, log: TrainingLog) -> None:
 
 
 def _take_steps(
-    session: Session, resumed: Resumed | None, log: TrainingLog, asks_to_end: Callable[[], bool]
+    session: Session, resumed: Resumed | None, log: TrainingLog | None, asks_to_end: Callable[[], bool]
 ) -> None:
     callback = GeneratorCallback(
         peft_model=session.adapted.model,
@@ -210,6 +234,7 @@ def _take_steps(
         provenance=session.saved_as,
         data_digest=session.data_digest,
         asks_to_end=asks_to_end,
+        processes=session.processes,
         resume_from=resumed,
     )
     trainer = session.trainer
@@ -245,7 +270,7 @@ def record(session: Session, before: Mapping[str, float], after: Mapping[str, fl
     The model is on the CPU and in float32 afterwards.
     """
     adapted, splits, options = session.adapted, session.splits, session.options
-    model = adapted.model.cpu().float()
+    model = _whole_model(session).cpu().float()
     arrays = {name: tensor.cpu().contiguous() for name, tensor in adapted.generator.state_dict().items()}
     arrays |= {f"{INITIAL_PREFIX}{path}": tensor for path, tensor in adapted.from_base.items()}
     adapter = {path: parameter.detach().cpu().contiguous() for path, parameter in adapted.parameters.items()}
@@ -271,6 +296,20 @@ def record(session: Session, before: Mapping[str, float], after: Mapping[str, fl
         ),
         data=splits.summary,
     )
+
+
+def _whole_model(session: Session) -> Any:
+    """Return the adapted model; of one whose processes hold a share each, another copy."""
+    if not session.processes.is_sharded:
+        return session.adapted.model
+    options, context = session.options, session.context
+    spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
+    trust = options.trust_remote_code
+    base = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust)
+    model = attach_adapter(base, spec, kept_rows(layout))
+    values = {path: parameter.detach() for path, parameter in session.adapted.parameters.items()}
+    set_adapter(adapter_parameters(model, spec), values)
+    return model
 
 
 def learning_rates(options: TrainingOptions, spec: AdapterSpec, layout: WeightLayout) -> tuple[float, float]:

@@ -103,6 +103,7 @@ def make_arguments(kind: type[A], model: Any, *, output: Path, seed: int, bf16: 
         report_to="none",
         disable_tqdm=True,
         lr_scheduler_type="cosine",
+        ddp_find_unused_parameters=False,
         **{"activation_checkpointing": False, **options},
     )
     use_one_device(arguments)

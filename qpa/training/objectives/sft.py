@@ -122,4 +122,6 @@ class _WholeModelTrainer(Trainer):  # type: ignore[misc]
         )
         n_items = count_tokens(labels) if num_items_in_batch is None else num_items_in_batch
         loss = summed_token_loss(outputs.logits, labels) / n_items
+        if num_items_in_batch is not None:  # it counts all processes' tokens, and gradients are averaged
+            loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
