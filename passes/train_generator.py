@@ -67,9 +67,12 @@ class TrainGenerator(TrainingOptions):
         from qpa.models.base_model import torch_device
         from qpa.training.session import train
 
-        processes = join(torch_device(self.device))
-        as_one = replace(self, grad_accum=self.grad_accum * n_started())
+        processes, as_one = join(torch_device(self.device)), self.as_one()
         return train(as_one, context.provenance(as_one, source), context, processes)
+
+    def as_one(self) -> TrainGenerator:
+        """Return the options of one process that takes the same steps as all of those that were started."""
+        return replace(self, grad_accum=self.grad_accum * n_started())
 
 
 def follow() -> None:

@@ -50,7 +50,7 @@ class Train:
             document = run.read(TrainedGenerator)
         except StaleError as error:
             return f"{error.subject} is stale"
-        step = work.configuration.make(TrainGenerator)
+        step = work.configuration.make(TrainGenerator).as_one()
         words = changed_options(document.provenance, step, work.configuration.seed)
         if work.trained is None or work.trained.document != run.written_digest(TrainedGenerator):
             words.append("another command trained it")
@@ -66,7 +66,7 @@ class Train:
         step = work.configuration.make(TrainGenerator)
         for line in cost_lines(step, work.configuration.make(MeasureCircuit), context):
             work.say(line)
-        resumed, words = _resumed(step, context, work)
+        resumed, words = _resumed(step.as_one(), context, work)
         if words:
             work.say(f"{self.name}: {words}")
         with _going_on_by_itself():
