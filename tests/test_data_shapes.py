@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from qpa.errors import DataError, OptionError
 from qpa.training.data.data_options import DataOptions
 from qpa.training.data.examples import Answer, Conversation, Preference, Text
 from qpa.training.data.records import Origin, Record
-from qpa.training.data.shapes import INSTRUCTION, PREFERENCE, ShapeReader
+from qpa.training.data.shapes import INSTRUCTION, PREFERENCE, SHAPES, ShapeReader
 from qpa.training.data.splits import preference_splits
 from tests.tiny_models import byte_tokenizer
 
@@ -247,3 +251,15 @@ def test_preferences_become_the_columns_of_a_dpo_trainer(tmp_path):
     for options in ({"packing": True}, {"loss_on": "all"}):
         with pytest.raises(OptionError, match=next(iter(options))):
             preference_splits(DataOptions((str(file),), **options), tokenizer, 0)
+
+
+# The page
+
+
+def test_the_rows_on_the_page_have_the_shapes_it_says():
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    rows = [json.loads(row) for row in re.findall(r"^\| [^|]+ \| `(\{.*\})` \|$", page, flags=re.M)]
+    found = [read(row, wanted=(*INSTRUCTION, *PREFERENCE), has_template=True) for row in rows]
+    kinds = [type(example).__name__ for example in found]
+    assert kinds == ["Answer", "Conversation", "Text", *["Conversation"] * 4, "Preference"]
+    assert len(rows) == len(SHAPES) + 1  # prompts with completions are there as texts and as messages
