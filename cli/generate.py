@@ -48,7 +48,7 @@ def generate(
     json_: JsonOption = False,
 ) -> None:
     """Continue prompts with the base model and with the adapted model, side by side."""
-    from qpa.report.samples import probe_prompt, samples_json
+    from qpa.report.samples import probe_prompt, read_prompts, samples_json
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)
@@ -78,22 +78,6 @@ def frozen_documents(run: RunDirectory) -> Sequence[Document]:
         found = f"one without a {FrozenAdapter.file_name()}"
         raise DirectoryError(str(run.path), "a trained run", found, f"run qpa {command} {run.path} first")
     return run.read_through(FrozenAdapter)
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Return the lines of a file that are not empty.
-
-    Raises:  DataError: it is no text in UTF-8, or has no such line.
-    """
-    from qpa.errors import DataError
-
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(str(path), "text in UTF-8", f"other bytes at {error.start}") from error
-    if not lines:
-        raise DataError(str(path), "a prompt a line", "no line with text")
-    return lines
 
 
 COMMAND = Command(generate, EXAMPLES, makers)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qpa.cli.command import Command, Makers
-from qpa.cli.generate import read_prompts
 from qpa.cli.output import print_line, progress_bar
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page that shows a run: results, circuit, weights, how to load it."""
     from qpa.report.page.write import write_report
+    from qpa.report.samples import read_prompts
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)

@@ -261,7 +261,7 @@ def test_what_a_pass_refuses_is_named_with_its_line(bard):
 def test_the_template_has_every_option_and_is_read_back_as_the_defaults(bard):
     text = template({})
     assert [line for line in text.splitlines() if line and not line.lstrip().startswith("#")] == [
-        *("model:", "data:", "plan:", "train:", "freeze:", "export:", "verify:")
+        *("model:", "data:", "plan:", "train:", "freeze:", "export:", "verify:", "report:", "generate:")
     ]
     found = bard(text.replace("model:\n", "model: m\n", 1).replace("data:\n", "data: d\n", 1))
     assert (found.make(InspectModel), found.make(TrainGenerator)) == (InspectModel("m"), DEFAULTS)

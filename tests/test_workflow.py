@@ -80,6 +80,7 @@ def names(lines):
 
 
 UNCHANGED = ["plan: unchanged", "train: unchanged", "freeze: unchanged", "export lora: unchanged"]
+ALL_UNCHANGED = [*UNCHANGED, "verify lora: unchanged", "report: unchanged"]
 
 
 # What is done
@@ -88,7 +89,7 @@ UNCHANGED = ["plan: unchanged", "train: unchanged", "freeze: unchanged", "export
 def test_a_run_is_made_verified_and_then_left_as_it_is(made):
     before = files_of("runs")
     assert {"runs/bard/exports/lora/qpa/verification.json"} <= {f"runs/{name}" for name in before}
-    assert run() == [*UNCHANGED, "verify lora: unchanged"]
+    assert run() == ALL_UNCHANGED
     assert files_of("runs") == before
     assert not list(Path("runs/bard").glob(".qpa*"))
 
@@ -99,7 +100,7 @@ def test_the_resolved_configuration_gives_the_same_bytes(made):
     shutil.rmtree("runs")
     run(file="kept.json")
     assert files_of("runs/bard") == before
-    assert run(file="runs/bard/configuration.json") == [*UNCHANGED, "verify lora: unchanged"]
+    assert run(file="runs/bard/configuration.json") == ALL_UNCHANGED
     document = ResolvedConfiguration.from_json(Path("kept.json").read_bytes(), "kept.json")
     trained = RunDirectory.open(Path("runs/bard")).read(TrainedGenerator)
     assert document.trained.document == trained.digest
@@ -131,7 +132,7 @@ def test_the_steps_by_hand_give_the_same_adapter(made, cli):
 )
 def test_what_changed_is_said_and_done_again_with_what_follows(made, option, done, reason):
     lines = run(option, dry_run=True)
-    stages = ["plan", "train", "freeze", "export lora", "verify lora"]
+    stages = ["plan", "train", "freeze", "export lora", "verify lora", "report"]
     first = stages.index(done)
     assert lines[:first] == [f"{name}: unchanged" for name in stages[:first]]
     assert lines[first] == f"{done}: would be done again ({reason})"
@@ -143,14 +144,14 @@ def test_a_changed_training_is_done_again_to_the_bits_of_a_new_one(made):
     lines = run("train.max_steps=3")
     assert lines[1] == "train: again (train.max_steps 4 -> 3); the trained generator is replaced"
     assert names(lines) == [
-        *("plan", "train", "train", "freeze", "export lora", "export lora", "verify lora"),
+        *("plan", "train", "train", "freeze", "export lora", "export lora", "verify lora", "report"),
     ]
     assert "export lora: again (another adapter is in it)" in lines
     fresh = run("train.max_steps=3", "out=runs/fresh")
-    assert fresh[-1].startswith("verify lora: the trained model's answers in peft, transformers")
+    assert fresh[-2].startswith("verify lora: the trained model's answers in peft, transformers")
     one, other = files_of("runs/bard"), files_of("runs/fresh")
     for files in (one, other):
-        del files["configuration.json"]  # which names the directory
+        del files["configuration.json"], files["report.html"]  # which name the directory
     assert one == other
     assert run("train.max_steps=3")[1] == "train: unchanged"
 
@@ -158,7 +159,8 @@ def test_a_changed_training_is_done_again_to_the_bits_of_a_new_one(made):
 def test_another_device_leaves_what_was_trained_exactly(made):
     lines = run("plan.device_target=generic:9")
     assert lines[0] == "plan: again (plan.device_target none -> generic:9)"
-    assert lines[2:] == [*UNCHANGED[1:], "verify lora: unchanged"]
+    assert lines[2:-1] == [*UNCHANGED[1:], "verify lora: unchanged"]
+    assert lines[-1] == "report: runs/bard/report.html"
 
 
 def test_a_device_that_ran_the_circuits_does_not_leave_it(place):
@@ -198,26 +200,34 @@ def test_several_formats_are_exported_and_verified_each(made):
     lines = run(*formats)
     assert names(lines)[3:] == [
         *("export lora", "export lora", "verify lora", "export merged", "verify merged"),
-        *("export gguf", "verify gguf"),
+        *("export gguf", "verify gguf", "report"),
     ]
-    assert lines[-1] == (
+    assert lines[-2] == (
         "verify gguf: the files keep the contract; llama.cpp is not installed, so nothing was asked "
         "for its answers"
     )
     assert Path("merged/model.safetensors").is_file() and Path("as-gguf/adapter.gguf").is_file()
-    assert run(*formats)[3:-1] == [
+    assert run(*formats)[3:-2] == [
         *("export lora: unchanged", "verify lora: unchanged", "export merged: unchanged"),
         *("verify merged: unchanged", "export gguf: unchanged"),
     ]
 
 
+def test_the_page_is_written_anew_when_what_it_shows_is_asked_for_otherwise(made):
+    Path("prompts.txt").write_text("line 7\n\nline 8\n")
+    lines = run("report.prompts=prompts.txt", "generate.max_new_tokens=3")
+    assert lines == [*ALL_UNCHANGED[:-1], "report: runs/bard/report.html"]
+    assert "line 8" in Path("runs/bard/report.html").read_text()
+    assert run("report.prompts=prompts.txt", "generate.max_new_tokens=3") == ALL_UNCHANGED
+
+
 def test_the_default_format_is_the_plainest_of_the_kind(place, in_process):
     lines = run("plan.method=ia3", "plan.rank=null", "plan.circuits=null", "train.max_steps=1", dry_run=True)
-    assert names(lines)[-2:] == ["export peft", "verify peft"]
+    assert names(lines)[-3:] == ["export peft", "verify peft", "report"]
 
 
 def test_nothing_is_exported_where_none_is_asked_for(place):
-    assert names(run("export=[]", dry_run=True)) == ["plan", "train", "freeze"]
+    assert names(run("export=[]", dry_run=True)) == ["plan", "train", "freeze", "report"]
     assert not Path("runs").exists()
 
 
@@ -286,7 +296,7 @@ def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(made, monkeypatc
         patch.setattr("qpa.workflow.resolved.write_file", full)
         with pytest.raises(DiskFullError, match="free some space and run the same command again"):
             run("train.max_steps=3")
-    assert files_of("runs/bard") == kept
+    assert files_of("runs/bard").items() == kept.items() - {("report.html", kept["report.html"])}
     with monkeypatch.context() as patch:
         patch.setattr("qpa.store.run_directory.write_file", full)
         with pytest.raises(DiskFullError):
@@ -321,7 +331,7 @@ def test_what_vanished_is_made_again(made, gone):
         assert expected[gone] in lines
     assert f"{stage}: unchanged" not in lines
     assert file.is_file()
-    assert run() == [*UNCHANGED, "verify lora: unchanged"]
+    assert run() == ALL_UNCHANGED
 
 
 def test_data_that_vanished_is_named_and_the_training_kept(made):
@@ -391,7 +401,7 @@ def test_a_run_of_another_command_is_replaced_only_on_request(place, cli):
     ):
         run("export=[]")
     lines = run("export=[]", force=True)
-    assert names(lines) == ["plan", "train", "freeze"]
+    assert names(lines) == ["plan", "train", "freeze", "report"]
 
 
 def test_a_generator_that_another_command_trained_is_not_taken_for_the_runs_own(made, cli):
@@ -409,7 +419,14 @@ def test_a_damaged_document_is_named_and_nothing_is_replaced(made, name):
     with pytest.raises(DocumentError, match=rf"{name}: expected digest .*`force` makes the whole run anew"):
         run()
     assert files_of("runs/bard") == kept
-    assert names(run(force=True, dry_run=True)) == ["plan", "train", "freeze", "export lora", "verify lora"]
+    assert names(run(force=True, dry_run=True)) == [
+        "plan",
+        "train",
+        "freeze",
+        "export lora",
+        "verify lora",
+        "report",
+    ]
 
 
 def test_a_directory_that_is_no_run_is_left_alone(place):
@@ -424,7 +441,7 @@ def test_a_directory_that_is_no_run_is_left_alone(place):
 def test_force_does_everything_anew_to_the_same_bytes(made):
     before = files_of("runs/bard")
     lines = run(force=True)
-    assert names(lines) == ["plan", "train", "freeze", "export lora", "verify lora"]
+    assert names(lines) == ["plan", "train", "freeze", "export lora", "verify lora", "report"]
     assert files_of("runs/bard") == before
 
 
@@ -469,7 +486,14 @@ def test_the_command_prints_a_line_a_stage_or_json(made, cli):
     assert (code, out.splitlines()[:4]) == (0, UNCHANGED)
     code, out, _ = cli("run", "bard.yaml", "--json", "--set", "freeze.source=shots", "--dry-run")
     stages = json.loads(out)["stages"]
-    assert [stage["name"] for stage in stages] == ["plan", "train", "freeze", "export lora", "verify lora"]
+    assert [stage["name"] for stage in stages] == [
+        "plan",
+        "train",
+        "freeze",
+        "export lora",
+        "verify lora",
+        "report",
+    ]
     assert stages[1]["why"] is None and stages[2]["why"] == "freeze.source default -> shots"
 
 

@@ -41,9 +41,7 @@ M = TypeVar("M")
 
 EXPORT = "export"
 _PERMISSION = "trust_remote_code"
-_LAST = "verify-adapter"
-"""The pass that comes after the exporters."""
-
+_AFTER_EXPORT = "verify-adapter"
 MAKERS: Registry[type[Any]] = Registry(
     "pass",
     {
@@ -55,9 +53,11 @@ MAKERS: Registry[type[Any]] = Registry(
         "measure-circuit": "qpa.passes.measure_circuit:MeasureCircuit",
         "freeze-adapter": "qpa.passes.freeze_adapter:FreezeAdapter",
         "verify-adapter": "qpa.passes.verify_adapter:VerifyAdapter",
+        "report": "qpa.workflow.reporting:ReportOptions",
+        "continue-prompts": "qpa.training.continuation:ContinuePrompts",
     },
 )
-"""What a configuration has options for, in the order of the file; the exporters come before the last."""
+"""What a configuration has options for, in the order of the file; exporters come before verify-adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _known_options() -> dict[str, Option]:
     """Return all options that a file may give, by key, in the order of the file."""
     found: dict[str, Option] = {}
     for name in MAKERS:
-        if name == _LAST:
+        if name == _AFTER_EXPORT:
             found |= _options_of_formats()
         for one in options_of(MAKERS[name]):
             if one.in_file and not one.positional:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpa.documents import Document, FrozenAdapter
+from qpa.errors import DataError
 from qpa.pipeline.pass_protocol import FileStore, newest
 
 if TYPE_CHECKING:
@@ -31,3 +33,17 @@ def samples_json(samples: Iterable[Continuation]) -> list[dict[str, Any]]:
 def printable(text: str) -> str:
     """Return a text with a mark in the place of what steers a terminal; line breaks and tabs stay."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the lines of a file that are not empty.
+
+    Raises:  DataError: it is no text in UTF-8, or has no such line.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(str(path), "text in UTF-8", f"other bytes at {error.start}") from error
+    if not lines:
+        raise DataError(str(path), "a prompt a line", "no line with text")
+    return lines

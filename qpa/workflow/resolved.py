@@ -12,6 +12,7 @@ from qpa.exporters.registry import formats_for
 from qpa.passes.inspect_model import InspectModel
 from qpa.pipeline.configuration import Configuration
 from qpa.store.atomic_files import write_file
+from qpa.store.run_directory import REPORT
 from qpa.workflow.stage import Work
 
 PACKAGES = (
@@ -56,7 +57,13 @@ def keep_configuration(work: Work) -> None:
     path = work.run.path / ResolvedConfiguration.file_name()
     content = document.to_json()
     if not path.is_file() or path.read_bytes() != content:
+        drop_report(work)
         write_file(path, content)
+
+
+def drop_report(work: Work) -> None:
+    """Remove the page that shows the run: what it shows is about to change."""
+    (work.run.path / REPORT).unlink(missing_ok=True)
 
 
 def _packages() -> Iterator[Package]:

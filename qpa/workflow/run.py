@@ -37,14 +37,19 @@ from qpa.pipeline.configuration import Configuration
 from qpa.pipeline.options import check_options
 from qpa.progress import Progress, silent
 from qpa.store.run_directory import CHECKPOINTS, RunDirectory, list_checkpoints
+from qpa.training.continuation import ContinuePrompts
 from qpa.workflow.exporting import Export, Verify
 from qpa.workflow.inputs import check_inputs, read_inputs
 from qpa.workflow.planning import Plan
-from qpa.workflow.resolved import formats_of, keep_configuration
+from qpa.workflow.reporting import Report, ReportOptions
+from qpa.workflow.resolved import drop_report, formats_of, keep_configuration
 from qpa.workflow.stage import NOT_MADE, Stage, Work
 from qpa.workflow.training import Freeze, Train
 
-_ALL = (InspectModel, PlanLayout, TranspileCircuit, TrainGenerator, MeasureCircuit, FreezeAdapter)
+_ALL = (
+    *(InspectModel, PlanLayout, TranspileCircuit, TrainGenerator, MeasureCircuit, FreezeAdapter),
+    *(ContinuePrompts, ReportOptions),
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def _check(configuration: Configuration) -> None:
 def _stages(configuration: Configuration) -> list[Stage]:
     formats = formats_of(configuration)
     exports: list[Stage] = [one for name in formats for one in (Export(name), Verify(name))]
-    return [Plan(), Train(), Freeze(), *exports]
+    return [Plan(), Train(), Freeze(), *exports, Report()]
 
 
 def _begin(
@@ -140,8 +145,10 @@ def _begin(
 
 def _do_all(work: Work, *, force: bool, dry_run: bool) -> Iterator[Done]:
     carried = NOT_MADE if force else None
+    is_changed = False
     for one in _stages(work.configuration):
-        why = carried or _change(one, work)
+        why = carried or (NOT_MADE if is_changed and isinstance(one, Report) else _change(one, work))
+        is_changed = is_changed or why is not None
         if why is None:
             work.say(f"{one.name}: unchanged")
             yield Done(one.name, None, "")
@@ -151,6 +158,8 @@ def _do_all(work: Work, *, force: bool, dry_run: bool) -> Iterator[Done]:
         else:
             if why != NOT_MADE:
                 work.say(f"{one.name}: again ({why}){_what_is_lost(one, work)}")
+            if not one.carries:
+                drop_report(work)  # what carries drops it with the documents that it replaces
             result = one.make(work)
             work.say(f"{one.name}: {result}")
             yield Done(one.name, why, result)
