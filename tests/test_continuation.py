@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +11,13 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
-from qpa.documents import AdapterSpec
+from qpa.documents import AdapterSpec, DataSummary, TrainedGenerator
 from qpa.errors import ModelError, OptionError
 from qpa.models.probe import N_NEW, greedy_continuation
 from qpa.passes.inspect_model import InspectModel
 from qpa.training.continuation import ContinuePrompts
 from tests.random_adapter import RandomAdapter, random_adapter
+from tests.test_documents import GOLDEN
 from tests.tiny_models import tiny_gpt2, tiny_llama
 
 # peft asks transformers by a name that transformers has renamed.
@@ -98,12 +101,32 @@ def test_a_message_is_written_in_the_chat_template(tmp_path: Path) -> None:
     chat = ContinuePrompts(max_new_tokens=8, device="cpu", chat=True)
     with pytest.raises(ModelError, match="a chat template in the tokenizer"):
         chat(documents, files, ["Hi"])
+    template = tmp_path / "chat.jinja"
+    template.write_text(TEMPLATE)
+    (given,) = replace(chat, chat_template=str(template))(documents, files, ["Hi"])
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(model)
     (found,) = chat(documents, files, ["Hi"])
+    assert found == given
     (plain,) = replace(chat, chat=False)(documents, files, ["<user>Hi<assistant>"])
     assert (found.prompt, found.base, found.adapted) == ("Hi", plain.base, plain.adapted)
+
+
+def test_a_training_on_messages_asks_for_its_own_template(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "model")
+    adapter, spec = made(model, tmp_path / "store")
+    template = tmp_path / "chat.jinja"
+    template.write_text(TEMPLATE)
+    text = (GOLDEN / "trained-generator-3" / "noisy.json").read_bytes()
+    trained = TrainedGenerator.from_json(text, "golden")
+    digest = "sha256:" + hashlib.sha256(TEMPLATE.encode()).hexdigest()
+    chat = ContinuePrompts(max_new_tokens=2, device="cpu", chat=True, chat_template=str(template))
+    for used, is_same in ((digest, True), ("sha256:0", False)):
+        data = DataSummary.model_construct(chat_template=used)
+        documents = (spec, trained.model_copy(update={"data": data}), adapter.frozen)
+        with nullcontext() if is_same else pytest.raises(OptionError, match="the chat template of the tr"):
+            assert chat(documents, adapter.context.files, ["Hi"])
 
 
 @pytest.mark.parametrize(

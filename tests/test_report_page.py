@@ -13,6 +13,7 @@ import pytest
 
 from qpa.cli.main import main
 from qpa.documents import FrozenAdapter, TrainedGenerator, WeightLayout
+from qpa.report.samples import printable
 from qpa.store.run_directory import REPORT, RunDirectory
 from tests.command_line import Cli
 from tests.tiny_models import tiny_llama
@@ -254,3 +255,9 @@ def test_answers_stand_beside_each_other_where_there_is_room(
     lines = [line for line in out.splitlines() if "base model" in line]
     assert len(lines) == 3 and all(("with the adapter" in line) == (columns > 100) for line in lines)
     assert re.findall(r"^line \d", out, re.MULTILINE) == ["line 1", "line 2"]
+
+
+def test_what_steers_a_terminal_is_marked_and_what_is_text_stays() -> None:
+    text = "a\u00a0b\u3000c\t\u200dd\r\ne"
+    assert printable(text) == text.replace("\r", "")
+    assert printable("\x1b[31m\x00\x9b\udc80\r") == "\ufffd[31m" + 4 * "\ufffd"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 from qpa.documents import Document, FrozenAdapter
 from qpa.errors import DataError
@@ -31,8 +32,16 @@ def samples_json(samples: Iterable[Continuation]) -> list[dict[str, Any]]:
 
 
 def printable(text: str) -> str:
-    """Return a text with a mark in the place of what steers a terminal; line breaks and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Return a text with a mark in the place of what steers a terminal, or is no character of HTML.
+
+    Line breaks and tabs stay, and a carriage return before a line break goes.
+    """
+    lines = text.replace("\r\n", "\n")
+    return "".join("\N{REPLACEMENT CHARACTER}" if _steers(c) else c for c in lines)
+
+
+def _steers(character: str) -> bool:
+    return category(character) in ("Cc", "Cs") and character not in "\n\t"
 
 
 def read_prompts(path: Path) -> list[str]:

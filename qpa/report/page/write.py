@@ -126,6 +126,7 @@ def _render(content: dict[str, Any]) -> str:
         autoescape=True,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
     )
     template = environment.get_template("page.html.j2")
     return template.render(content | {"style": Markup(content["style"])})
@@ -221,8 +222,7 @@ def _samples(
         found = options(documents, run.files, asked, progress)
     except ModelError as error:
         return [], f"Left out, since the base model does not load here. {error}."
-    shown = [[printable(text) for text in (one.prompt, one.base, one.adapted)] for one in found]
-    return [Continuation(*texts) for texts in shown], ""
+    return [*found], ""
 
 
 def _sampling(options: ContinuePrompts) -> str:
