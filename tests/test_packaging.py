@@ -24,7 +24,6 @@ SHIPPED = ("qpa", "passes", "exporters", "bench", "cli")
 NOT_SHIPPED = ("tests", "benchmarks", "demo", "docs")
 
 NOT_IMPORTED = {
-    "accelerate": "transformers' Trainer, which trl's is, does not start without it",
     "mypy": "make lint",
     "ruff": "make lint",
     "pytest-xdist": "make test",
