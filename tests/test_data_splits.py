@@ -456,6 +456,11 @@ def test_messages_without_an_answer_are_left_out_and_counted(write):
     found = instruction_splits(DataOptions((data,), (data,)), tokenizer, 0)
     assert len(found.training) == 5 and found.summary.training.n_silent_rows == 2
     assert found.summary.chat_template.startswith("sha256:")
+    asks = str(write("asks.jsonl", jsonl(rows[5:])))
+    with pytest.raises(
+        DataError, match="the evaluation split: expected an answer that carries the loss, found none"
+    ):
+        instruction_splits(DataOptions((data,), (asks,)), tokenizer, 0)
     everything = instruction_splits(DataOptions((data,), (data,), loss_on="all"), tokenizer, 0)
     assert len(everything.training) == 7
 

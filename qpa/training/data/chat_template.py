@@ -214,19 +214,23 @@ class ChatTemplate:
 
     def _stop(self, text: str, start: int, end: int) -> int:
         """Return the end of a piece without what follows the first of the special tokens at its end."""
-        special = self._special.pattern
-        closing = re.search(rf"\s*(?:{special})(?:\s|{special})*$", text[start:end])
-        if not closing:
-            return end
-        first = self._special.search(text, start + closing.start(), end)
-        return first.end() if first else end
+        stop, left = end, text[start:end].rstrip()
+        while token := next((one for one in self._special_tokens if left.endswith(one)), ""):
+            stop = start + len(left)
+            left = left.removesuffix(token).rstrip()
+        return stop
+
+    @cached_property
+    def _special_tokens(self) -> tuple[str, ...]:
+        """Return the tokenizer's special tokens, longer ones first."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        return tuple(sorted(special, key=lambda token: (-len(token), token)))
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
         """Return a pattern of the tokenizer's special tokens."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        special = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-        return re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
+        return re.compile("|".join(map(re.escape, self._special_tokens)) or r"(?!)")
 
 
 def _trl_template(tokenizer: Any) -> str | None:

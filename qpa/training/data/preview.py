@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 from qpa.documents import BaseModelReference, DataSummary
 from qpa.seeds import split_seed
 from qpa.training.data.packing import LENGTHS
+from qpa.training.data.splits import ANSWERS
 from qpa.training.data.token_rows import IGNORED, Row
 
 if TYPE_CHECKING:
     from qpa.training.training_options import TrainingOptions
-
-PAIR = ("chosen", "rejected")
-"""The two answers of a row of preferences, whose columns end with "_ids"."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,10 @@ def preview_data(
 
 def _parts(row: Row) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
     """Yield the token ids and labels of what the model sees as one text."""
-    if all(f"{name}_ids" in row for name in PAIR):
+    if all(name in row for name in ANSWERS):
         prompt = row["prompt_ids"]
-        for name in PAIR:
-            answer = row[f"{name}_ids"]
+        for name in ANSWERS:
+            answer = row[name]
             yield [*prompt, *answer], [*[IGNORED] * len(prompt), *answer]
         return
     start = 0

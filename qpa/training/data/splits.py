@@ -11,7 +11,7 @@ evaluation split is a share of `data`: the end of the stream, or rows drawn with
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,6 +27,10 @@ from qpa.training.data.token_rows import IGNORED, Row, Tokeniser, cut, has_loss
 
 STREAM = "stream"
 """The shape of text files, in place of one of `qpa.training.data.shapes.SHAPES`."""
+
+
+ANSWERS = ("chosen_ids", "rejected_ids")
+"""The columns of the two answers of a preference."""
 
 
 class Splits(NamedTuple):
@@ -199,33 +203,34 @@ def _held_out(subject: str, found: Examples, share: float, seed: int) -> tuple[E
 
 def _rows(found: Examples, tokeniser: Tokeniser, max_length: int) -> tuple[list[Row], SplitSummary]:
     """Return the cut rows that carry a loss, and count the others."""
-    whole = [tokeniser.row(example) for example in found.examples]
-    loud = [row for row in whole if has_loss(row)]
-    rows = [row for row in (cut(row, max_length) for row in loud) if has_loss(row)]
-    n_lost = len(loud) - len(rows)
-    return rows, _summary(rows, whole, max_length, n_lost, len(whole) - len(loud), found.n_empty)
+    rows: list[Row] = []
+    lengths: list[int] = []
+    n_lost, n_silent = 0, 0
+    for example in found.examples:
+        whole = tokeniser.row(example)
+        lengths.append(len(whole["input_ids"]))
+        row = cut(whole, max_length)
+        if has_loss(row):
+            rows.append(row)
+        elif has_loss(whole):
+            n_lost += 1
+        else:
+            n_silent += 1
+    return rows, _summary(rows, lengths, max_length, n_lost, n_silent, found.n_empty)
 
 
 def _pairs(found: Examples, tokeniser: Tokeniser, max_length: int) -> tuple[list[Row], SplitSummary]:
     pairs = [tokeniser.pair(example) for example in found.examples if isinstance(example, Preference)]
     rows = [_with_labels(pair) for pair in pairs]
     kept = [row for row in rows if len(row["prompt_ids"]) < max_length]
-    return kept, _summary(kept, _answers_of(rows), max_length, len(rows) - len(kept), 0, found.n_empty)
+    lengths = [len(row["prompt_ids"]) + len(row[answer]) for row in rows for answer in ANSWERS]
+    return kept, _summary(kept, lengths, max_length, len(rows) - len(kept), 0, found.n_empty)
 
 
 def _with_labels(pair: Row) -> Row:
     answers = pair["chosen_ids"] + pair["rejected_ids"]
     prompt = pair["prompt_ids"]
     return {**pair, "input_ids": prompt + answers, "labels": [IGNORED] * len(prompt) + answers}
-
-
-def _answers_of(rows: Iterable[Row]) -> list[Row]:
-    """Return what the model sees of preferences: the prompt with each of the answers."""
-    return [
-        {"input_ids": row["prompt_ids"] + row[answer]}
-        for row in rows
-        for answer in ("chosen_ids", "rejected_ids")
-    ]
 
 
 def _is_chat(example: Example) -> bool:
@@ -256,8 +261,8 @@ def _stream_splits(options: DataOptions, tokenizer: Any, data: Sources, evaluati
         shape=STREAM,
         hub=(),
         chat_template=None,
-        training=_summary(training, training, options.max_length, 0, 0, 0),
-        evaluation=_summary(evaluated, evaluated, options.max_length, 0, 0, 0),
+        training=_summary(training, (), options.max_length, 0, 0, 0),
+        evaluation=_summary(evaluated, (), options.max_length, 0, 0, 0),
     )
     return _packed(options, Splits(training, evaluated, summary))
 
@@ -279,9 +284,9 @@ def _stream(sources: Sources, tokenizer: Any) -> list[int]:
 
 
 def _summary(
-    rows: Sequence[Row], whole: Sequence[Row], max_length: int, n_lost: int, n_silent: int, n_empty: int
+    rows: Sequence[Row], lengths: Sequence[int], max_length: int, n_lost: int, n_silent: int, n_empty: int
 ) -> SplitSummary:
-    lengths = [len(row["input_ids"]) for row in whole]
+    """Count the rows that are left of those that had so many tokens before they were cut."""
     return SplitSummary(
         n_rows=len(rows),
         n_unpacked=len(rows),
@@ -307,6 +312,9 @@ def _packed(options: DataOptions, splits: Splits) -> Splits:
 
 def _checked(splits: Splits) -> Splits:
     for name, rows in (("training", splits.training), ("evaluation", splits.evaluation)):
+        counts = getattr(splits.summary, name)
+        if not rows and counts.n_silent_rows and not counts.n_lost_rows:
+            raise DataError(f"the {name} split", "an answer that carries the loss", "none", "see `loss_on`")
         if not rows:
             expected, advice = "a completion within `max_length`", "raise `max_length`"
             raise DataError(f"the {name} split", expected, "none", advice)

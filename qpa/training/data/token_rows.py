@@ -116,7 +116,7 @@ class Tokeniser:
             expected = "a tokenizer of the tokenizers library, which says where in a text its tokens stand"
             raise DataError(str(example.origin), expected, type(self.tokenizer).__name__) from error
         ids, places = found["input_ids"], found["offset_mapping"]
-        return {"input_ids": ids, "labels": _labels(ids, places, spans)}
+        return {"input_ids": ids, "labels": _labels(text, ids, places, spans)}
 
     def _spans(self, example: Conversation) -> tuple[str, Sequence[Span]]:
         """Return a conversation's text and the pieces of it that carry the loss."""
@@ -142,13 +142,16 @@ def has_loss(row: Row) -> bool:
     return any(label != IGNORED for label in row["labels"])
 
 
-def _labels(ids: Sequence[int], places: Iterable[tuple[int, int]], spans: Sequence[Span]) -> list[int]:
+def _labels(
+    text: str, ids: Sequence[int], places: Iterable[tuple[int, int]], spans: Sequence[Span]
+) -> list[int]:
     """Return the ids of tokens that have a character in one of the pieces, -100 for the others."""
-    labels = []
-    for token, (start, end) in zip(ids, places, strict=True):
-        counts = any(start < span.end and end > span.start for span in spans)
-        labels.append(token if counts and end > start else IGNORED)
-    return labels
+    counts = bytearray(len(text))
+    for start, end in spans:
+        counts[start:end] = b"\1" * (end - start)
+    return [
+        token if 1 in counts[start:end] else IGNORED for token, (start, end) in zip(ids, places, strict=True)
+    ]
 
 
 def _both(example: Preference) -> tuple[Answer | Conversation, Answer | Conversation]:
