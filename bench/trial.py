@@ -95,7 +95,7 @@ def losses(task: Task, model: Any) -> tuple[float | None, float | None]:
             [{"input_ids": row} for row in rows],
             _collate,
             batch_size=task.setting.batch_size,
-            bf16=task.setting.bf16,
+            autocast_to=torch.bfloat16 if task.setting.bf16 else None,
             progress=silent,
             description="",
         ).loss

@@ -117,6 +117,10 @@ def write_adapter(folder: Path, n_modules: int) -> None:
         ),
         result=TrainingResult(
             n_steps=1,
+            frozen_step=1,
+            objective="sft",
+            scores=(),
+            quantization=None,
             n_train_tokens=1,
             n_eval_tokens=1,
             base_loss=1.0,

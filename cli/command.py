@@ -155,7 +155,8 @@ def _facts(option: Option, flags: Mapping[str, str], is_needed: bool) -> Any:
         return typer.Argument(help=help_, show_default=shows)
     if option.default is True:
         help_ = f"Leave out: {help_[0].lower()}{help_[1:]}"
-    return typer.Option(_flag(option), help=help_, show_default=shows)
+    panel = option.panel or None
+    return typer.Option(_flag(option), help=help_, show_default=shows, rich_help_panel=panel)
 
 
 def _flag(option: Option) -> str:

@@ -112,6 +112,7 @@ class InspectModel:
             fan_in_fan_out=planned.fan_in_fan_out,
             tensors=planned.tensors,
             seed=context.seed,
+            parent=None,
         )
         kind.check(model, spec)
         return spec

@@ -81,6 +81,10 @@ def random_adapter(
         account=ParameterAccount(n_angles=24, n_control=0, n_decoder=1200, n_adapter=spec.n_numbers),
         result=TrainingResult(
             n_steps=10,
+            frozen_step=10,
+            objective="sft",
+            scores=(),
+            quantization=None,
             n_train_tokens=1000,
             n_eval_tokens=100,
             base_loss=5.5,

@@ -33,6 +33,7 @@ def spec_of(modules: list[tuple[str, int, int]], rank: int, seed: int = 0) -> Ad
     """Return the spec of modules given as (path, in_features, out_features)."""
     return AdapterSpec(
         provenance=Provenance(pass_name="test", options=(), seed=seed, qpa_version="0", parents=()),
+        parent=None,
         base=BaseModelReference(
             name_or_path="model",
             revision=None,

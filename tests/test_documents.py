@@ -31,6 +31,7 @@ from qpa.documents import (
     PassOption,
     Provenance,
     ResolvedConfiguration,
+    Score,
     Selection,
     SplitSummary,
     Strategy,
@@ -163,6 +164,10 @@ LEFT_OUT = st.builds(LeftOut, layers=TEXT, n_layers=POSITIVE, reason=TEXT)
 RESULT = st.builds(
     TrainingResult,
     n_steps=COUNT,
+    frozen_step=COUNT,
+    objective=NAME,
+    scores=st.lists(st.builds(Score, name=NAME, base=FLOAT, adapted=FLOAT), max_size=2).map(tuple),
+    quantization=st.none() | NAME,
     n_train_tokens=POSITIVE,
     n_eval_tokens=POSITIVE,
     base_loss=FLOAT,
@@ -204,6 +209,7 @@ def adapter_specs(draw, min_rank=1):
         fan_in_fan_out=draw(st.booleans()),
         tensors=tuple(t for name in modules for t in tensor_pair(name, rank, draw(side), draw(side))),
         seed=draw(st.integers()),
+        parent=None,
     )
 
 

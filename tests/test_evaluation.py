@@ -57,9 +57,15 @@ def loss_by_hand(model, rows):
     return total / n_tokens, n_tokens
 
 
-def run(model, rows, collate, *, batch_size=2, bf16=False, progress=lambda *_: None):
+def run(model, rows, collate, *, batch_size=2, autocast_to=None, progress=lambda *_: None):
     return evaluate(
-        model, rows, collate, batch_size=batch_size, bf16=bf16, progress=progress, description="evaluating"
+        model,
+        rows,
+        collate,
+        batch_size=batch_size,
+        autocast_to=autocast_to,
+        progress=progress,
+        description="evaluating",
     )
 
 
@@ -121,7 +127,7 @@ def test_evaluation_keeps_the_mode_and_makes_no_gradient(model, training):
 
 def test_bfloat16_changes_the_loss_by_rounding_only(model):
     rows = make_rows()
-    single, half = run(model, rows, pad_to(12)), run(model, rows, pad_to(12), bf16=True)
+    single, half = run(model, rows, pad_to(12)), run(model, rows, pad_to(12), autocast_to=torch.bfloat16)
     assert half.loss != single.loss
     assert half.loss == pytest.approx(single.loss, rel=0.02)
 

@@ -220,7 +220,6 @@ def test_trl_sft_trainer_gives_the_same_adapter(adapt, tmp_path, n_micro_batches
         Splits(rows, rows),
         output=tmp_path,
         seed=0,
-        bf16=False,
         activation_checkpointing=checkpointing,
         **trainer_options(n_micro_batches),
     ).train()
@@ -239,6 +238,35 @@ def test_clipping_the_adapters_gradient_reaches_the_generator(adapt):
     adapted.optimizer.step()
     moved = max(float((p.detach() - b).abs().max()) for p, b in zip(adapter, before, strict=True))
     assert 0 < moved < 1e-5
+
+
+@pytest.mark.parametrize("max_grad_norm", [1e-2, 1e6])
+def test_the_generators_own_gradient_is_clipped_after_it_is_pulled_back(adapt, max_grad_norm, monkeypatch):
+    """All its numbers together; a gradient that is short enough stays as it is, and so does the adapter's."""
+
+    def gradients(**options):
+        adapted = adapt(**options)
+        accumulate(adapted)
+        adapted.optimizer.step()  # the gradient of the first step is the last layers' alone
+        accumulate(adapted)
+        kept = [p.grad.clone() for p in adapted.parameters.values() if p.grad is not None]
+        found = []
+        own = adapted.optimizer.generator.parameters
+        monkeypatch.setattr(
+            adapted.optimizer.inner, "step", lambda: found.extend(p.grad.clone() for p in own())
+        )
+        adapted.optimizer.step()
+        left = [p.grad for p in adapted.parameters.values() if p.grad is not None]
+        assert all(torch.equal(a, b) for a, b in zip(kept, left, strict=True))
+        return adapted.optimizer, found
+
+    _, whole = gradients(lr=1e-9)
+    optimizer, clipped = gradients(lr=1e-9, max_grad_norm=max_grad_norm)
+    norm = torch.stack([g.norm() for g in whole]).norm()
+    assert optimizer.grad_norm == pytest.approx(float(norm), rel=1e-5)
+    scale = min(1.0, max_grad_norm / float(norm))
+    for found, expected in zip(clipped, whole, strict=True):
+        torch.testing.assert_close(found, expected * scale, rtol=1e-4, atol=1e-9)
 
 
 def test_a_gradient_scaler_gives_the_same_adapter(adapt):

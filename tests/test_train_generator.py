@@ -238,7 +238,7 @@ def test_before_the_first_step_the_bases_are_there_and_the_function_is_the_base_
     seen: list[Any] = []
     original = module.fit
 
-    def spy(session: module.Session, *rest: Any) -> None:
+    def spy(session: module.Session, *rest: Any) -> module.Fitted:
         ids, model = torch.arange(1, 33)[None], session.adapted.model.eval()
         with torch.no_grad():
             live = model(input_ids=ids).logits
@@ -247,7 +247,7 @@ def test_before_the_first_step_the_bases_are_there_and_the_function_is_the_base_
         for path, parameter in session.adapted.parameters.items():
             filled = [bool(row.any()) for row in parameter]
             assert all(filled) if "lora_A" in path else not any(filled)
-        original(session, *rest)
+        return original(session, *rest)
 
     monkeypatch.setattr(module, "fit", spy)
     run = plan(llama, tmp_path / "run", **options)

@@ -14,10 +14,11 @@ import pytest
 from qpa.store.atomic_files import TEMPORARY_PREFIX
 from qpa.store.run_directory import METRICS, RunDirectory
 from qpa.training.generator_callback import GeneratorCallback
-from qpa.training.training_log import LOG_STEPS, TrainingLog, line_of_steps
+from qpa.training.training_log import TrainingLog, line_of_steps
 from tests.test_train_generator import plan, same_bits, tensors, train
 
 N_STEPS = 23
+LOG_STEPS = 10
 
 
 def lines_of(run: RunDirectory) -> list[str]:
@@ -51,6 +52,8 @@ def test_a_resumed_log_drops_what_will_be_written_again_and_a_torn_line(tmp_path
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"step": 30, "lo')
     TrainingLog(path, 20)
+    assert path.read_bytes() == whole  # an evaluation on the way came before its checkpoint
+    TrainingLog(path, 20, is_over=True)
     assert path.read_bytes() == whole[: whole.rindex(b'{"step": 20')]
     TrainingLog(path, 19)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 10]

@@ -6,6 +6,7 @@ from qpa.documents.adapter_spec import (
     AdapterTensor,
     BaseModelReference,
     LeftOut,
+    ParentAdapter,
 )
 from qpa.documents.ansatz import MAX_QUBITS, Ansatz
 from qpa.documents.base import Attachment, Document, PassOption, Provenance, Record
@@ -19,7 +20,7 @@ from qpa.documents.native_circuit import GateCount, NativeCircuit
 from qpa.documents.resolved_configuration import Input, Package, ResolvedConfiguration, TrainedFrom
 from qpa.documents.selection import Selection, Strategy, TriedCircuit
 from qpa.documents.tensors import TENSOR_RULES, Method, Role, TensorRef, TensorRules, TensorShape
-from qpa.documents.trained_generator import TrainedGenerator, TrainingResult
+from qpa.documents.trained_generator import Score, TrainedGenerator, TrainingResult
 from qpa.documents.verification import EngineCheck, Verification
 from qpa.documents.weight_layout import (
     ChunkedTensor,
@@ -61,12 +62,14 @@ __all__ = [
     "NativeCircuit",
     "Package",
     "ParameterAccount",
+    "ParentAdapter",
     "PassOption",
     "PlannedSize",
     "Provenance",
     "Record",
     "ResolvedConfiguration",
     "Role",
+    "Score",
     "Selection",
     "SplitSummary",
     "Strategy",

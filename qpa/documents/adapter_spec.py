@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
-from qpa.documents.base import Document, JsonObject, Record, unchanged, with_parents
+from qpa.documents.base import Attachment, Document, JsonObject, Record, unchanged, with_parents
 from qpa.documents.tensors import (
     TENSOR_RULES,
     InitialValue,
@@ -56,12 +56,23 @@ class LeftOut(Record):
     reason: str
 
 
+class ParentAdapter(Record):
+    """The frozen adapter with whose weights another one starts.
+
+    Args:    digest: of its FrozenAdapter.
+             arrays: a copy of its tensors, safetensors, in the run that goes on from it.
+    """
+
+    digest: str
+    arrays: Attachment
+
+
 class AdapterTensor(TensorRef):
     """One tensor of the adapter.
 
     Args:    module_type: the last component of the module's path, such as "q_proj"; "layers" for a prefix.
              initial: the rule for the tensor's value before training; "base" means that the value is read
-             from the base model, see `qpa.adapters.attach`.
+             from the base model, see `qpa.adapters.attach`, and "parent" that it is the parent's.
     """
 
     module_type: str
@@ -92,6 +103,11 @@ def _upgrade_3(content: JsonObject) -> JsonObject:
     return content | {"target_parameters": [], "left_out": []}
 
 
+def _upgrade_4(content: JsonObject) -> JsonObject:
+    """Version 4 knew no adapter that starts from another one."""
+    return content | {"parent": None}
+
+
 class AdapterSpec(Document):
     """What an adapter consists of.
 
@@ -110,6 +126,8 @@ class AdapterSpec(Document):
              left_out: what the targets mean and the adapter is not on.
              fan_in_fan_out: whether the adapted modules are transformers' Conv1D (weight [in, out]).
              seed: the seed of everything that is drawn before training.
+             parent: the adapter with whose weights this one starts; None where each tensor starts by the rule
+             of its role.
     """
 
     kind: ClassVar[str] = "adapter-spec"
@@ -117,6 +135,7 @@ class AdapterSpec(Document):
         unchanged,
         _upgrade_2,
         _upgrade_3,
+        _upgrade_4,
     )
 
     base: BaseModelReference
@@ -129,6 +148,7 @@ class AdapterSpec(Document):
     fan_in_fan_out: bool
     tensors: tuple[AdapterTensor, ...]
     seed: int
+    parent: ParentAdapter | None
 
     @property
     def n_numbers(self) -> int:
@@ -155,4 +175,6 @@ class AdapterSpec(Document):
     @model_validator(mode="after")
     def _verify(self) -> Self:
         check_tensors(self.method, self.rank, self.tensors)
+        if {tensor.initial == "parent" for tensor in self.tensors} != {self.parent is not None}:
+            raise ValueError("all tensors start with a parent's values, and there is one, or none does")
         return self

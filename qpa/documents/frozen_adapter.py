@@ -11,7 +11,7 @@ from qpa.documents.account import ParameterAccount, with_control_account
 from qpa.documents.adapter_spec import BaseModelReference
 from qpa.documents.base import Attachment, Document, JsonObject, unchanged, with_parents
 from qpa.documents.tensors import TENSOR_RULES, Method, TensorRef, check_tensors
-from qpa.documents.trained_generator import TrainingResult
+from qpa.documents.trained_generator import TrainingResult, with_whole_result
 
 
 def _upgrade_2(content: JsonObject) -> JsonObject:
@@ -43,7 +43,8 @@ class FrozenAdapter(Document):
     Args:    tensors: the tensors of the AdapterSpec.
              arrays: a safetensors file with exactly these tensors in float32; after an exact measurement
              they are the live model's, bit for bit.
-             probe: what the live model answered to a fixed prompt, see `qpa.models.probe`.
+             probe: what the live model answered to a fixed prompt, see `qpa.models.probe`. Where the base was
+             quantised in training, it is what the adapter on the base as it is answers.
              source: what measured the circuits, see `Measurement`; "exact" is the noiseless simulator.
              shots: the number of shots of each circuit; None where the probabilities are exact.
              weight_error: ||frozen - exact|| / ||exact - initial|| over all numbers of the adapter, where
@@ -59,6 +60,7 @@ class FrozenAdapter(Document):
         _upgrade_2,
         _upgrade_3,
         _upgrade_4,
+        with_whole_result,
     )
 
     base: BaseModelReference

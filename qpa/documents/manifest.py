@@ -12,7 +12,7 @@ from qpa.documents.adapter_spec import AdapterSpec, BaseModelReference
 from qpa.documents.base import Attachment, Document, JsonObject, with_parents
 from qpa.documents.finding import Finding
 from qpa.documents.tensors import Method
-from qpa.documents.trained_generator import TrainingResult
+from qpa.documents.trained_generator import TrainingResult, with_whole_result
 from qpa.errors import DocumentError, one_of
 from qpa.registry import Registry
 
@@ -55,7 +55,7 @@ class Manifest(Document):
     """
 
     kind: ClassVar[str] = "manifest"
-    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1, _upgrade_2, _upgrade_3)
+    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1, _upgrade_2, _upgrade_3, with_whole_result)
 
     format: str
     method: Method

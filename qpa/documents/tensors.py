@@ -17,7 +17,7 @@ from qpa.errors import OptionError, one_of
 from qpa.registry import Registry
 
 Axis = Literal["row", "column"]
-InitialValue = Literal["kaiming_uniform", "uniform", "zeros", "ones", "base"]
+InitialValue = Literal["kaiming_uniform", "uniform", "zeros", "ones", "base", "parent"]
 Shape = tuple[int, int]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
@@ -21,15 +21,34 @@ ANGLES_ARRAY = "chunk_features.angles"
 """The name of the array of angles."""
 
 
+class Score(Record):
+    """A number by which an objective judges a model, besides its loss.
+
+    Args:    name: the name of the score, such as "accuracy".
+             base, adapted: its value on the evaluation split before and after training.
+    """
+
+    name: str
+    base: float
+    adapted: float
+
+
 class TrainingResult(Record):
     """What training did, in numbers that the same seed reproduces on the same machine.
 
-    Losses are nats per token, weighted by real tokens: padding and masked prompts do not count.
-
     Args:    n_steps: the number of optimizer steps.
              n_train_tokens, n_eval_tokens: the numbers of tokens with a label in the two splits.
-             base_loss, eval_loss: the losses on the evaluation split before and after training.
+             base_loss, eval_loss: the objective's loss on the evaluation split before and after training.
+             That of "sft" is in nats per token, weighted by real tokens: padding and masked prompts do not
+             count.
              data_digest: digest of the tokenised training and evaluation splits.
+             frozen_step: the number of optimizer steps after which the generator was as it is kept; less than
+             `n_steps` where the best evaluation was an earlier one.
+             objective: what was trained for, a name in `qpa.training.objectives.objective.OBJECTIVES`.
+             scores: what the objective says besides its loss.
+             quantization: what the base model's weights were rounded to in training, a name in
+             `qpa.models.quantization.QUANTIZATIONS`; None where they were used as they are. The losses are
+             those of this model.
     """
 
     n_steps: int
@@ -38,6 +57,25 @@ class TrainingResult(Record):
     base_loss: float
     eval_loss: float
     data_digest: str
+    frozen_step: int
+    objective: str
+    scores: tuple[Score, ...]
+    quantization: str | None
+
+    @property
+    def has_perplexity(self) -> bool:
+        """Return whether the losses are nats per token, so that their exponentials are perplexities."""
+        return self.objective == "sft"
+
+
+def with_whole_result(content: JsonObject) -> JsonObject:
+    """Return a document's content whose result also says what older versions took for granted.
+
+    They kept the last step of a supervised fine-tuning on a base model as it is.
+    """
+    result: Any = content["result"]
+    more = {"frozen_step": result["n_steps"], "objective": "sft", "scores": [], "quantization": None}
+    return content | {"result": result | more}
 
 
 def perplexity(loss: float) -> float:
@@ -86,7 +124,12 @@ class TrainedGenerator(Document):
     """
 
     kind: ClassVar[str] = "trained-generator"
-    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1, _upgrade_2, _upgrade_3)
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (
+        _upgrade_1,
+        _upgrade_2,
+        _upgrade_3,
+        with_whole_result,
+    )
 
     arrays: Attachment
     adapter: Attachment

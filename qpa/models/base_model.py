@@ -7,6 +7,7 @@ runs only when the user says so in the same call; what a document says is no per
 from __future__ import annotations
 
 import codecs
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,20 @@ def moved_base(base: BaseModelReference, model: str | None) -> BaseModelReferenc
 
 
 def load_model(
-    base: BaseModelReference, *, keep_dtype: bool, trust_remote_code: bool = False, n_shards: int = 1
+    base: BaseModelReference,
+    *,
+    keep_dtype: bool,
+    trust_remote_code: bool = False,
+    n_shards: int = 1,
+    arguments: Mapping[str, Any] = {},
 ) -> Any:
     """Return the base model with its weights, on the CPU, in eval mode.
 
     Args:    keep_dtype: keep the checkpoint's own dtype; otherwise float32.
              trust_remote_code: the user allows the model's own Python code to run, now.
              n_shards: processes that load it together, each of them its share, on its own device.
+             arguments: further arguments of transformers' `from_pretrained`, such as those of
+             `qpa.models.quantization.loading_quantised`.
     Raises:  ModelError: `check_base` refuses the base, there are no weights, they are damaged, or they
              are for another config.
     """
@@ -103,6 +111,7 @@ def load_model(
             dtype="auto" if keep_dtype else torch.float32,
             output_loading_info=True,
             **({"distributed_config": sharded_over(n_shards)} if n_shards > 1 else {}),
+            **arguments,
         )
     except Exception as error:  # the readers below transformers raise types of their own
         raise _model_error(name, "a model with its weights", error) from error

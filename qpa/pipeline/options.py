@@ -42,6 +42,7 @@ class Option:
              choice_words: a function that says in words what a choice is, for help.
              old_names: older names that are still understood.
              is_path: whether the value is a text with the path of a file or directory.
+             panel: the heading below which help lists the option; "" for the common one.
              positional: whether the command line takes it by its place and not by its name.
              provenance: whether it can change the result, so that documents record it.
              in_file: whether a configuration file may give it.
@@ -63,6 +64,7 @@ class Option:
     choice_words: Callable[[str], str] | None = None
     old_names: tuple[str, ...] = ()
     is_path: bool = False
+    panel: str = ""
     positional: bool = False
     provenance: bool = True
     in_file: bool = True

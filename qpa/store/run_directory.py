@@ -5,6 +5,7 @@ runs/bard/
   trained-generator.json  measurement.json  frozen-adapter.json
   logical-circuit.qasm  native-circuit.qpy  <sha256>.safetensors
   configuration.json  metrics.jsonl  report.html  checkpoints/step-00000100/
+  tensorboard/
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ D = TypeVar("D", bound=Document)
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
+TENSORBOARD = "tensorboard"
 
 _ARRAYS = r"[0-9a-f]{64}\.(?:safetensors|qpy|device)"
 _TEMPORARY = rf"{re.escape(TEMPORARY_PREFIX)}.*"
@@ -157,7 +159,7 @@ def _is_own(entry: Path) -> bool:
     if entry.is_symlink():
         return False
     if entry.is_dir():
-        return entry.name == CHECKPOINTS or entry.name.startswith(TEMPORARY_PREFIX)
+        return entry.name in (CHECKPOINTS, TENSORBOARD) or entry.name.startswith(TEMPORARY_PREFIX)
     stages = {stage.document.file_name() for stage in STAGES}
     return entry.name in stages or re.fullmatch(_OWN_FILES, entry.name) is not None
 

@@ -2,9 +2,10 @@
 
     checkpoints/step-00000100/
       adapter_model.safetensors  adapter_config.json   a valid PEFT adapter, where PEFT has the kind
-      optimizer.safetensors                            generator, AdamW moments
-      trainer_state.json                               transformers' own counters, and the steps that
-                                                       metrics.jsonl has no line for yet
+      optimizer.safetensors                            generator, AdamW moments; in float16 also the scale of
+                                                       the loss and the step of the schedule
+      trainer_state.json                               transformers' own counters, the best evaluation, and
+                                                       the steps that metrics.jsonl has no line for yet
       checkpoint.json                                  the Checkpoint document, written last
 
 Nothing random is stored: the trainer draws its data order and dropout from the seed and the step.
@@ -13,6 +14,7 @@ Nothing random is stored: the trainer draws its data order and dropout from the 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import TrainerState
 
 from qpa.compat.peft_ import ADAPTER_NAME
 from qpa.documents import Checkpoint, Provenance
@@ -33,7 +36,7 @@ from qpa.training.optimizer import GeneratedAdapterOptimizer
 from qpa.training.training_options import TrainingOptions
 
 OPTIMIZER_FILE = "optimizer.safetensors"
-_KEPT = 2
+TRAINER_STATE = "trainer_state.json"
 
 
 def save_checkpoint(
@@ -44,11 +47,17 @@ def save_checkpoint(
     *,
     provenance: Provenance,
     data_digest: str,
+    n_kept: int = 2,
+    best_step: int | None = None,
+    more: Mapping[str, Tensor] = {},
 ) -> Path:
-    """Write a checkpoint whole or not at all, and drop all but the newest two.
+    """Write a checkpoint whole or not at all, and drop all but the newest ones and the best.
 
     Args:    root: the run's checkpoints directory.
              trainer_state: `transformers.TrainerState`.
+             n_kept: how many of the newest are kept.
+             best_step: the step of the best one; None where there is none.
+             more: further tensors for the optimizer's file.
     Raises:  OSError: the disk is full or read-only; older checkpoints are untouched.
     """
     path = checkpoint_path(root, trainer_state.global_step)
@@ -57,8 +66,8 @@ def save_checkpoint(
         if isinstance(peft_model, PeftModel):
             peft_model.peft_config[ADAPTER_NAME].save_pretrained(work)
         store.put("adapter_model.safetensors", save(_adapter_tensors(peft_model), {"format": "pt"}))
-        store.put(OPTIMIZER_FILE, save(optimizer_tensors(optimizer)))
-        trainer_state.save_to_json(str(work / "trainer_state.json"))
+        store.put(OPTIMIZER_FILE, save({**optimizer_tensors(optimizer), **more}))
+        trainer_state.save_to_json(str(work / TRAINER_STATE))
         document = Checkpoint(
             provenance=provenance,
             step=trainer_state.global_step,
@@ -67,8 +76,10 @@ def save_checkpoint(
             files=tuple(store.describe(file) for file in sorted(work.iterdir())),
         )
         store.put(Checkpoint.file_name(), document.to_json())
-    for old in list_checkpoints(root)[:-_KEPT]:
-        shutil.rmtree(old)
+    best = None if best_step is None else checkpoint_path(root, best_step)
+    for old in list_checkpoints(root)[:-n_kept]:
+        if old != best:
+            shutil.rmtree(old)
     return path
 
 
@@ -88,6 +99,16 @@ def newest_checkpoint(root: Path, provenance: Provenance) -> tuple[Path, Checkpo
         raise CheckpointError(str(root), "a checkpoint to resume from", "none", "train without `resume`")
     path = found[-1]
     advice = f"remove {path} to resume from the one before" if len(found) > 1 else "train without `resume`"
+    return path, read_checkpoint(path, provenance, advice)
+
+
+def read_checkpoint(path: Path, provenance: Provenance, advice: str) -> Checkpoint:
+    """Return a checkpoint's document after checking every byte of the checkpoint.
+
+    Args:    provenance: of the training that wants it.
+             advice: what to do where it is missing or damaged.
+    Raises:  CheckpointError: it is, or another training wrote it.
+    """
     file = path / Checkpoint.file_name()
     try:
         document = Checkpoint.from_json(file.read_bytes(), str(file))
@@ -98,7 +119,20 @@ def newest_checkpoint(root: Path, provenance: Provenance) -> tuple[Path, Checkpo
     except FileNotFoundError as error:
         raise CheckpointError(str(path), "a complete checkpoint", f"no {file.name} in it", advice) from error
     _check_same_training(path, document.provenance, provenance)
-    return path, document
+    return document
+
+
+def best_evaluation(path: Path) -> tuple[int, float] | None:
+    """Return the step and the loss of the best evaluation up to a checkpoint; None where there was none."""
+    state = TrainerState.load_from_json(str(path / TRAINER_STATE))
+    return None if state.best_metric is None else (int(state.best_global_step), float(state.best_metric))
+
+
+def more_tensors(path: Path) -> dict[str, Tensor]:
+    """Return what the optimizer's file holds besides its tensors, such as the loss's scale."""
+    tensors = load_file(path / OPTIMIZER_FILE)
+    own = ("generator.", "inner.", "measured")
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(own)}
 
 
 def restore_optimizer(path: Path, optimizer: GeneratedAdapterOptimizer, document: Checkpoint) -> None:

@@ -28,7 +28,7 @@ def evaluate(
     collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
     *,
     batch_size: int,
-    bf16: bool,
+    autocast_to: torch.dtype | None,
     progress: Progress,
     description: str,
 ) -> TokenLoss:
@@ -36,7 +36,7 @@ def evaluate(
 
     Args:    rows: with "input_ids" and "labels" (-100: no loss).
              collate: pads a list of rows to a batch of input_ids, attention_mask and labels.
-             bf16: run the model under bfloat16 autocast; the loss itself is float32.
+             autocast_to: run the model under autocast to this type; the loss itself is float32.
     Returns: sum over tokens of -log p, divided by their number.
     Source:  ours. The paper's own evaluation counts padding (arXiv 2410.09846, public code).
     """
@@ -50,7 +50,7 @@ def evaluate(
             for k, v in collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))]).items()
         }
         labels = batch.pop("labels")
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, autocast_to, enabled=autocast_to is not None):
             logits = model(**batch, use_cache=False).logits
         total += summed_token_loss(logits, labels).cpu().double()
         n_tokens += count_tokens(labels)

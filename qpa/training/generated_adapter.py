@@ -15,7 +15,6 @@ from qpa.generators.chunks import kept_rows
 from qpa.generators.generator import Generator
 from qpa.training.calibration import gradient_bases
 from qpa.training.optimizer import GeneratedAdapterOptimizer
-from qpa.training.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -51,19 +50,13 @@ class GeneratedAdapter:
 
 
 def attach_generator(
-    model: Any,
-    spec: AdapterSpec,
-    generator: Generator,
-    *,
-    lr: float,
-    angle_lr: float,
-    processes: Processes = ALONE,
+    model: Any, spec: AdapterSpec, generator: Generator, **settings: Any
 ) -> GeneratedAdapter:
     """Put an adapter on a model, and a generator of it into an optimizer.
 
     Args:    model: of transformers, on the device to train on; changed in place.
              generator: of a layout of this adapter.
-             lr, angle_lr, processes: see `GeneratedAdapterOptimizer`.
+             settings: `lr`, `angle_lr` and others of `GeneratedAdapterOptimizer`.
     Raises:  ModelError: the adapter does not fit the model.
     """
     layout = generator.layout
@@ -77,5 +70,5 @@ def attach_generator(
     for tensor in layout.kept:
         leaf_of(parameters[tensor.path]).requires_grad_(False)  # clipping must not see it
     adapter = [parameters[tensor.path] for tensor in layout.tensors]
-    optimizer = GeneratedAdapterOptimizer(adapter, generator, lr=lr, angle_lr=angle_lr, processes=processes)
+    optimizer = GeneratedAdapterOptimizer(adapter, generator, **settings)
     return GeneratedAdapter(wrapped, parameters, from_base, optimizer)

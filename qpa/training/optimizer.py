@@ -43,6 +43,8 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
              place; it keeps its ratio to lr under a schedule.
              betas, eps, weight_decay: of AdamW; weight decay applies to the groups that decay, the decoders.
              processes: that train the adapter together, and step together.
+             max_grad_norm: the norm to which the gradient of all numbers of the generator is clipped, after
+             it was pulled back; None or 0 for not. A trainer that clips, clips the adapter's gradient.
     Raises:  ShapeError: the adapter is not the one the layout was made for.
              OptionError: lr is not above 0.
     """
@@ -58,6 +60,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         processes: Processes = ALONE,
+        max_grad_norm: float | None = None,
     ) -> None:
         _check_shapes(adapter, generator)
         if not lr > 0:
@@ -74,6 +77,8 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
             eps=eps,
         )
         self.angle_ratio = angle_lr / lr
+        self.max_grad_norm = max_grad_norm
+        self.grad_norm = 0.0
         self._adapter = list(adapter)
         # lora_B starts at zero: only what is not zero has to be kept.
         self._shifted = [p for p in adapter if bool(p.detach().any())]
@@ -170,12 +175,18 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
             pairs = [(g, c) for g, c in zip(generated, gradients, strict=True) if g.requires_grad]
             torch.autograd.backward([g for g, _ in pairs], [c for _, c in pairs])
         # Every number that is generated reaches a decoder's gradient: these norms see all that is not finite.
-        norms = norm_of_each([p.grad for p in self.generator.parameters() if p.grad is not None])
-        if not bool(torch.isfinite(torch.stack(norms)).all()):
+        pulled_back = [p.grad for p in self.generator.parameters() if p.grad is not None]
+        norms = torch.stack(norm_of_each(pulled_back))
+        if not bool(torch.isfinite(norms).all()):
             self.inner.zero_grad(set_to_none=True)
             self.push_forward()
             raise DivergedError(
                 f"step {self.n_steps + 1}", "a finite gradient", "NaN or infinity", "lower `lr` or `angle_lr`"
+            )
+        if self.max_grad_norm:
+            self.grad_norm = float(norms.norm())
+            torch.nn.utils.clip_grads_with_norm_(
+                self.generator.parameters(), self.max_grad_norm, norms.norm()
             )
 
     def _float32(self) -> torch.autocast:

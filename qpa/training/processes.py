@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -94,6 +94,16 @@ class Processes:
         shared = torch.empty(n, m, device=device) if matrix is None else matrix.detach().contiguous()
         self.share([shared])
         return shared
+
+    def share_numbers(self, numbers: Mapping[str, float], device: torch.device) -> Mapping[str, float]:
+        """Return the first process's numbers by the same names."""
+        import torch
+
+        if self.n == 1:
+            return numbers
+        values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=device)
+        self.share([values])
+        return dict(zip(numbers, values.tolist(), strict=True))
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Return whether a flag is set in one of the processes."""

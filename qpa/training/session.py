@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PrinterCallback
@@ -38,22 +38,31 @@ from qpa.errors import DivergedError, OptionError, OtherDataError, SourceError
 from qpa.generators.chunks import kept_rows
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_model, load_tokenizer, torch_device
-from qpa.models.causality import check_causal
 from qpa.models.probe import record_probe
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.seeds import split_seed
 from qpa.store.atomic_files import remove_leftovers
 from qpa.store.run_directory import CHECKPOINTS, METRICS
 from qpa.termination import deferring_sigterm
+from qpa.training.base import check_machine, load_base
 from qpa.training.calibration import choose_rows
-from qpa.training.checkpoints import newest_checkpoint, remove_checkpoints, restore_optimizer
+from qpa.training.checkpoints import (
+    best_evaluation,
+    checkpoint_path,
+    newest_checkpoint,
+    read_checkpoint,
+    remove_checkpoints,
+    restore_optimizer,
+)
 from qpa.training.data.splits import Splits
 from qpa.training.evaluation import count_row_tokens, digest_of_rows
 from qpa.training.generated_adapter import GeneratedAdapter, attach_generator
-from qpa.training.generator_callback import GeneratorCallback
-from qpa.training.objectives.objective import LOSS, OBJECTIVES, Objective
+from qpa.training.generator_callback import GeneratorCallback, is_patience_over
+from qpa.training.objectives.objective import LOSS, OBJECTIVES, Objective, as_metrics
 from qpa.training.processes import ALONE, Processes, naming_lost_processes
 from qpa.training.row_order import even_out
+from qpa.training.schedules import SCHEDULES
+from qpa.training.trackers import Trackers
 from qpa.training.training_log import TrainingLog
 from qpa.training.training_options import TrainingOptions
 
@@ -69,7 +78,8 @@ class Session:
              splits: the tokenised splits; data_digest: the digest of both.
              adapted: the model with its adapter, and the optimizer with the generator.
              trainer: of transformers, which has all of these.
-             n_steps: the number of optimizer steps of the whole training.
+             trackers: what draws the lines of metrics.jsonl.
+             n_steps: the number of optimizer steps of the whole training, unless it stops early.
              step_cost: what one of these steps costs on the circuits' source.
              is_paid: whether that may cost money; every step is saved then.
              processes: that train together.
@@ -83,6 +93,7 @@ class Session:
     data_digest: str
     adapted: GeneratedAdapter
     trainer: Any
+    trackers: Trackers
     n_steps: int
     step_cost: Cost
     is_paid: bool
@@ -127,13 +138,15 @@ def _train(session: Session) -> TrainedGenerator | None:
     log = _start_log(session, resumed, before) if session.processes.is_first else None
     if resumed is None:
         calibrate(session)
-    fit(session, resumed, log)
-    after = score(session, "evaluating the adapted model", step=session.n_steps)
+    fitted = fit(session, resumed, log)
+    frozen_step, after = choose(session, fitted)
     session.adapted.optimizer.check_same("at the end")
     if log is None:
         return None
-    log.write(session.n_steps, _as_metrics(after))
-    return record(session, before, after)
+    frozen = {"frozen_step": frozen_step} if session.options.freezes_best else {}
+    log.write(fitted.n_steps, {**as_metrics(after), **frozen})
+    session.trackers.close()
+    return record(session, before, after, fitted.n_steps, frozen_step)
 
 
 def prepare(
@@ -144,20 +157,28 @@ def prepare(
     Raises:  OptionError, ModelError, DataError: see `train`.
     """
     spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
+    options.check()
     device, trust = torch_device(options.device), options.trust_remote_code
+    check_machine(options, device)
     execution = execution_of(options, context)
     context.progress("loading the base model and the data", 0, 1)
     tokenizer = load_tokenizer(spec.base, trust_remote_code=trust)
     objective = OBJECTIVES[options.objective](options, tokenizer)
     splits = objective.rows(context.seed_for("split"))
-    n_shards = processes.n if processes.is_sharded else 1
-    model = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust, n_shards=n_shards)
-    model = model if processes.is_sharded else model.to(device)
-    check_causal(model, spec.base.name_or_path, bf16=options.bf16)
+    model = load_base(options, spec, device, processes)
     _check_length(options.max_length, spec, model.config)
     generator = make_generator(layout, layout.seed, execution=execution)
     lr, angle_lr = learning_rates(options, spec, layout)
-    adapted = attach_generator(model, spec, generator, lr=lr, angle_lr=angle_lr, processes=processes)
+    adapted = attach_generator(
+        model,
+        spec,
+        generator,
+        lr=lr,
+        angle_lr=angle_lr,
+        weight_decay=options.weight_decay,
+        processes=processes,
+        max_grad_norm=options.max_grad_norm,
+    )
     n_steps = _count_steps(options, len(splits.training))
     step_cost = cost_of_step(execution, layout)
     options.check_consent(execution.source, step_cost.times(n_steps + 1))  # once at the start
@@ -168,11 +189,17 @@ def prepare(
         output=context.files.path / CHECKPOINTS,
         seed=context.seed_for("data order"),
         bf16=options.bf16,
+        fp16=options.fp16,
+        activation_checkpointing=options.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         max_steps=options.max_steps or -1,
         num_train_epochs=options.epochs,
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.grad_accum // processes.n,
         learning_rate=lr,
+        # The optimizer clips the generator's gradient instead, where that is asked for.
+        max_grad_norm=1.0 if options.max_grad_norm is None else 0.0,
+        lr_scheduler_type=SCHEDULES[options.schedule].scheduler,
         warmup_steps=_count_warmup(options, n_steps),
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -187,6 +214,9 @@ def prepare(
         data_digest=digest_of_rows(splits.training, splits.evaluation),
         adapted=adapted,
         trainer=trainer,
+        trackers=Trackers(
+            (options.report_to or ()) if processes.is_first else (), context.files.path, trainer
+        ),
         n_steps=n_steps,
         step_cost=step_cost,
         is_paid=execution.source.is_paid,
@@ -206,24 +236,36 @@ def calibrate(session: Session) -> None:
     )
 
 
-def fit(session: Session, resumed: Resumed | None, log: TrainingLog | None) -> None:
+class Fitted(NamedTuple):
+    """What came of the steps.
+
+    Args:    n_steps: how many there were.
+             best: the step of the best evaluation before the last step, and its loss; None for none.
+    """
+
+    n_steps: int
+    best: tuple[int, float] | None
+
+
+def fit(session: Session, resumed: Resumed | None, log: TrainingLog | None) -> Fitted:
     """Take all optimizer steps, or those that are left after a checkpoint.
 
     Raises:  DivergedError: a gradient is not finite; the error names the last good checkpoint.
              SourceError: what runs the circuits fails; likewise.
              Terminated: SIGTERM came, and the step under way is saved.
     """
-    if resumed is not None and resumed[1].step >= session.n_steps:
+    if resumed is not None and is_over(session, resumed):
         restore_optimizer(resumed[0], session.adapted.optimizer, resumed[1])
-        return
+        return Fitted(resumed[1].step, best_evaluation(resumed[0]))
     with deferring_sigterm() as asks_to_end:
-        _take_steps(session, resumed, log, asks_to_end)
+        return _take_steps(session, resumed, log, asks_to_end)
 
 
 def _take_steps(
     session: Session, resumed: Resumed | None, log: TrainingLog | None, asks_to_end: Callable[[], bool]
-) -> None:
+) -> Fitted:
     callback = GeneratorCallback(
+        options=session.options,
         peft_model=session.adapted.model,
         optimizer=session.adapted.optimizer,
         log=log,
@@ -235,6 +277,8 @@ def _take_steps(
         data_digest=session.data_digest,
         asks_to_end=asks_to_end,
         processes=session.processes,
+        evaluate=lambda step: score(session, "evaluating", step=step),
+        scaler=session.trainer.accelerator.scaler,
         resume_from=resumed,
     )
     trainer = session.trainer
@@ -248,6 +292,33 @@ def _take_steps(
         kept = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
         goes_on = "go on with `resume`" if isinstance(error, SourceError) and saved else ""
         raise error.with_advice(kept, goes_on) from error
+    state = trainer.state
+    best = None if state.best_metric is None else (int(state.best_global_step), float(state.best_metric))
+    return Fitted(state.global_step, best)
+
+
+def is_over(session: Session, resumed: Resumed) -> bool:
+    """Return whether no step is left after a checkpoint."""
+    path, document = resumed
+    best = best_evaluation(path)
+    stops = best is not None and is_patience_over(session.options, document.step, best[0])
+    return stops or document.step >= session.n_steps
+
+
+def choose(session: Session, fitted: Fitted) -> tuple[int, Mapping[str, float]]:
+    """Score the model after the last step, or, where the best is to be frozen, set it back to that.
+
+    Returns: the number of steps after which the generator was as it is now, and its scores.
+    Raises:  CheckpointError: the best checkpoint is missing or damaged.
+             DivergedError: the loss is not finite.
+    """
+    last = score(session, "evaluating the adapted model", step=fitted.n_steps)
+    if not session.options.freezes_best or fitted.best is None or last[LOSS] < fitted.best[1]:
+        return fitted.n_steps, last
+    step, _ = fitted.best
+    path = checkpoint_path(session.checkpoints, step)
+    restore_optimizer(path, session.adapted.optimizer, read_checkpoint(path, session.saved_as, "train again"))
+    return step, score(session, "evaluating the best model", step=step)
 
 
 def score(session: Session, description: str, *, step: int) -> Mapping[str, float]:
@@ -255,22 +326,29 @@ def score(session: Session, description: str, *, step: int) -> Mapping[str, floa
 
     Raises:  DivergedError: the loss is not finite.
     """
-    scores = session.objective.scores(
+    own = session.objective.scores(
         session.adapted.model, session.splits.evaluation, session.context.progress, description
     )
+    scores = session.processes.share_numbers(own, session.trainer.args.device)
     if not math.isfinite(scores[LOSS]):
         advice = "lower `lr` or `angle_lr`" if step else "the base model itself gives it"
         raise DivergedError(f"step {step}", "a finite evaluation loss", str(scores[LOSS]), advice)
     return scores
 
 
-def record(session: Session, before: Mapping[str, float], after: Mapping[str, float]) -> TrainedGenerator:
+def record(
+    session: Session, before: Mapping[str, float], after: Mapping[str, float], n_steps: int, frozen_step: int
+) -> TrainedGenerator:
     """Leave generator, adapter and a probe of the adapted model in the files, and return their document.
 
-    The model is on the CPU and in float32 afterwards.
+    The model is on the CPU and in float32 afterwards, unless its weights were quantised.
+
+    Args:    before, after: the scores of the base model and of what is frozen.
+             n_steps: the steps that were taken.
+             frozen_step: the step after which the generator was as it is now.
     """
     adapted, splits, options = session.adapted, session.splits, session.options
-    model = _whole_model(session).cpu().float()
+    model = adapted.model if options.quantize else _whole_model(session).cpu().float()
     arrays = {name: tensor.cpu().contiguous() for name, tensor in adapted.generator.state_dict().items()}
     arrays |= {f"{INITIAL_PREFIX}{path}": tensor for path, tensor in adapted.from_base.items()}
     adapter = {path: parameter.detach().cpu().contiguous() for path, parameter in adapted.parameters.items()}
@@ -287,12 +365,16 @@ def record(session: Session, before: Mapping[str, float], after: Mapping[str, fl
         **_files_as_run(options, session.context),
         gradient=gradient_name(options),
         result=TrainingResult(
-            n_steps=session.n_steps,
+            n_steps=n_steps,
             n_train_tokens=count_row_tokens(splits.training),
             n_eval_tokens=count_row_tokens(splits.evaluation),
             base_loss=before[LOSS],
             eval_loss=after[LOSS],
             data_digest=session.data_digest,
+            frozen_step=frozen_step,
+            objective=options.objective,
+            scores=session.objective.other_scores(before, after),
+            quantization=options.quantize,
         ),
         data=splits.summary,
     )
@@ -305,7 +387,7 @@ def _whole_model(session: Session) -> Any:
     options, context = session.options, session.context
     spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
     trust = options.trust_remote_code
-    base = load_model(spec.base, keep_dtype=options.bf16, trust_remote_code=trust)
+    base = load_model(spec.base, keep_dtype=options.autocast_to is not None, trust_remote_code=trust)
     model = attach_adapter(base, spec, kept_rows(layout))
     values = {path: parameter.detach() for path, parameter in session.adapted.parameters.items()}
     set_adapter(adapter_parameters(model, spec), values)
@@ -394,15 +476,16 @@ def _start_log(session: Session, resumed: Resumed | None, before: Mapping[str, f
     files = session.context.files
     if resumed is not None:
         remove_leftovers(session.checkpoints)
-        return TrainingLog(files.path / METRICS, resumed[1].step)
+        return TrainingLog(
+            files.path / METRICS,
+            resumed[1].step,
+            is_over=is_over(session, resumed),
+            listen=session.trackers.log,
+        )
     files.drop_from(TrainedGenerator)
     remove_checkpoints(session.checkpoints)
-    log = TrainingLog(files.path / METRICS)
+    log = TrainingLog(files.path / METRICS, listen=session.trackers.log)
     cost = session.step_cost
     costs = {"step_circuits": cost.n_circuits, "step_executions": cost.n_executions, "step_jobs": cost.n_jobs}
-    log.write(0, {**_as_metrics(before), **costs})
+    log.write(0, {**as_metrics(before), **costs})
     return log
-
-
-def _as_metrics(scores: Mapping[str, float]) -> dict[str, float]:
-    return {f"eval_{name}": value for name, value in scores.items()}

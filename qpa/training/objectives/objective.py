@@ -9,7 +9,7 @@ To add an objective, write a file of its own and add a line to `OBJECTIVES`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Trainer, TrainingArguments
 
+    from qpa.documents import Score
     from qpa.progress import Progress
     from qpa.training.training_options import TrainingOptions
 
@@ -75,18 +76,29 @@ class Objective(Protocol):
         """
         ...
 
+    def other_scores(self, before: Mapping[str, float], after: Mapping[str, float]) -> tuple[Score, ...]:
+        """Return what `scores` gave besides `LOSS`, as far as the result of the training is to say it.
+
+        Args:    before, after: the scores of the base model and of what is frozen.
+        """
+        ...
+
+
+def as_metrics(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return scores under their names in metrics.jsonl."""
+    return {f"eval_{name}": value for name, value in scores.items()}
+
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective", {"sft": "qpa.training.objectives.sft:SFT"})
 
 
-def make_arguments(kind: type[A], model: Any, *, output: Path, seed: int, bf16: bool, **options: Any) -> A:
+def make_arguments(kind: type[A], model: Any, *, output: Path, seed: int, **options: Any) -> A:
     """Return the arguments of a trainer that leaves logs, checkpoints and progress to qpa.
 
     Args:    kind: `transformers.TrainingArguments` or a subclass, such as `trl.SFTConfig`.
              model: tells the device.
              output: a directory the trainer may create.
              seed: of the data order.
-             bf16: bfloat16 autocast.
              options: further fields of `kind`.
     """
     from qpa.compat.transformers_ import use_one_device
@@ -98,13 +110,12 @@ def make_arguments(kind: type[A], model: Any, *, output: Path, seed: int, bf16: 
         data_seed=seed % 2**32,
         use_cpu=is_on_cpu,
         dataloader_pin_memory=not is_on_cpu,
-        bf16=bf16,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        lr_scheduler_type="cosine",
         ddp_find_unused_parameters=False,
-        **{"activation_checkpointing": False, **options},
+        # TRL's configs have defaults of their own.
+        **{"lr_scheduler_type": "cosine", "activation_checkpointing": False, "bf16": False, **options},
     )
     use_one_device(arguments)
     return arguments

@@ -2,12 +2,12 @@
 
 The trainer is TRL's SFTTrainer. Its loss takes the model apart to save memory at the head, and so it leaves
 out an adapter that is on the head, is before the text or is not in a PEFT model. Such adapters train under
-transformers' Trainer, with the same loss of the model as a whole.
+transformers' Trainer, with the same loss of the model as a whole. So do adapters of quantised bases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from qpa.compat.peft_ import is_adapted
+from qpa.documents import Score
 from qpa.documents.trained_generator import perplexity
 from qpa.progress import Progress
 from qpa.training.data.packing import check_rows_apart, collate_packed
@@ -81,7 +82,8 @@ class SFT:
         """Return the mean loss of the tokens of the rows that count."""
         device = next(model.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in self.collate_training(list(rows)).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.options.bf16):
+        autocast_to = self.options.autocast_to
+        with torch.autocast(device.type, autocast_to, enabled=autocast_to is not None):
             # With a cache, transformers would not keep packed rows apart.
             loss: Tensor = model(**batch, use_cache=False).loss
         return loss
@@ -96,17 +98,23 @@ class SFT:
             rows,
             self.collate,
             batch_size=options.batch_size,
-            bf16=options.bf16,
+            autocast_to=options.autocast_to,
             progress=progress,
             description=description,
         )
         return {LOSS: found.loss, "perplexity": perplexity(found.loss)}
+
+    def other_scores(self, before: Mapping[str, float], after: Mapping[str, float]) -> tuple[Score, ...]:
+        """Return none: the perplexity says the same as the loss."""
+        return ()
 
 
 def _needs_whole_model(model: Any) -> bool:
     """Return whether TRL's loss, which takes the model apart, would leave the adapter out or refuse it."""
     if not isinstance(model, PeftModel) or model.active_peft_config.is_prompt_learning:
         return True
+    if getattr(model.get_base_model(), "is_quantized", False):
+        return True  # of some of these TRL turns the adapter into bfloat16
     return is_adapted(model.get_base_model().get_output_embeddings())
 
 
