@@ -22,7 +22,7 @@ docs: $(VENV)/ready
 
 # Writes what the commands of these pages print into the pages.
 docs-output: $(VENV)/ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.docs_output docs/troubleshooting.md
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.docs_output docs/quickstart.md docs/troubleshooting.md
 
 test-vllm: $(VENV)/ready
 	HF_HUB_OFFLINE=1 bash tests/vllm/run.sh

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import chdir, redirect_stdout
@@ -15,7 +14,6 @@ from unittest import mock
 from qpa.cli.main import main
 from tests.tiny_models import tiny_gpt2, tiny_llama
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS: dict[str, Callable[[Path], Path]] = {"models/stories260K": tiny_llama, "models/gpt2": tiny_gpt2}
 SMALLER = {
     "train": ("--max-steps", "2", "--max-length", "32", "--batch-size", "2"),
@@ -73,23 +71,22 @@ def run_command(words: list[str], *, in_full: bool = False) -> int:
 
 def run_qpa(words: list[str]) -> int:
     """Run a command of qpa in this process; return its exit code."""
-    with mock.patch.object(sys, "argv", words):
-        try:
-            main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-    return 0
+    return exit_code_of(main, words)
 
 
 def run_module(words: list[str]) -> int:
-    """Run a module of the repository in a process of its own; return its exit code."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *words[1:]], env=environment, capture_output=True, text=True, check=False
-    )
-    print(done.stdout, end="")
-    print(done.stderr if done.returncode else "", end="", file=sys.stderr)
-    return done.returncode
+    """Run a module of the repository, `python -m ..`, in this process; return its exit code."""
+    return exit_code_of(lambda: runpy.run_module(words[2], run_name="__main__"), words[2:])
+
+
+def exit_code_of(program: Callable[[], object], words: list[str]) -> int:
+    """Return with which code a program ends that is called by these words."""
+    with mock.patch.object(sys, "argv", words):
+        try:
+            program()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 0
 
 
 def smaller(words: list[str]) -> list[str]:

@@ -27,18 +27,28 @@ TEXT = "".join(f"line {n}: {n % 7} and {n % 3} make {n % 21}.\n" for n in range(
 
 
 def main(pages: list[Path]) -> None:
-    """Fill in the output of every page's console blocks."""
+    """Fill in what the console blocks of every page show; other commands are run for what they make."""
     os.environ["COLUMNS"] = str(N_COLUMNS)
     for page in pages:
-        blocks = [block for block in read_blocks(page) if block.language == "console" and not block.reason]
-        text = page.read_text()
+        lines = page.read_text().splitlines(keepends=True)
+        in_full = page.name in IN_FULL
         with tempfile.TemporaryDirectory() as place:
             (Path(place) / "text.txt").write_text(TEXT)
             furnish(Path(place), Path(place) / "text.txt")
             with chdir(place):
-                for block in blocks:
-                    text = text.replace(block.text, with_output(block, in_full=page.name in IN_FULL))
-        page.write_text(text)
+                n_more = 0
+                for block in read_blocks(page):
+                    if block.reason or block.language not in ("sh", "console"):
+                        continue
+                    if block.language == "sh":
+                        for words, _ in block.commands():
+                            run_command(words, in_full=in_full)
+                        continue
+                    first, n_lines = block.line - 1 + n_more, block.text.count("\n")
+                    filled = with_output(block, in_full=in_full).splitlines(keepends=True)
+                    lines[first : first + n_lines] = filled
+                    n_more += len(filled) - n_lines
+        page.write_text("".join(lines))
 
 
 def with_output(block: Block, *, in_full: bool) -> str:
@@ -48,11 +58,11 @@ def with_output(block: Block, *, in_full: bool) -> str:
 
 
 def output_of(line: str, *, in_full: bool) -> str:
-    """Return what a command prints, its error last."""
+    """Return what a command prints, of one that fails with its error."""
     printed, errors = io.StringIO(), io.StringIO()
     with redirect_stdout(printed), redirect_stderr(errors):
-        run_command(shlex.split(line.replace("\\\n", " "), comments=True), in_full=in_full)
-    lines = (printed.getvalue() + errors.getvalue()).splitlines()
+        code = run_command(shlex.split(line.replace("\\\n", " "), comments=True), in_full=in_full)
+    lines = (printed.getvalue() + (errors.getvalue() if code else "")).strip().splitlines()
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 

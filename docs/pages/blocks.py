@@ -10,7 +10,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-_REASON = re.compile(r"<!--\s*not run:\s*(.+?)\s*-->", flags=re.S)
+_REASON = re.compile(r"<!--\s*not (run|compared):\s*(.+?)\s*-->", flags=re.S)
 PROGRAMS = ("qpa", "make", "pip", "python", "accelerate", "torchrun", "vllm", "tensorboard")
 """What an indented block begins with where it holds commands."""
 
@@ -23,12 +23,15 @@ class Block:
              text: what is in it.
              line: of the page, from 1, on which the text begins.
              reason: why it cannot be run here, as the comment `<!-- not run: .. -->` before it says, or "".
+             is_compared: whether what it shows of outputs is what its commands print wherever they run; a
+             comment `<!-- not compared: .. -->` says why it is not.
     """
 
     language: str
     text: str
     line: int
-    reason: str
+    reason: str = ""
+    is_compared: bool = True
 
     def commands(self) -> Iterator[tuple[list[str], str]]:
         """Yield the words of every command, and what it prints where the block shows that."""
@@ -44,17 +47,18 @@ class Block:
 
 def read_blocks(page: Path) -> list[Block]:
     """Return all blocks of a page that hold commands or code, in their order."""
-    found, reason = [], ""
+    found: list[Block] = []
+    why = None
     for token in MarkdownIt("commonmark").parse(page.read_text()):
         if token.type == "html_block":
-            match = _REASON.search(token.content)
-            reason = " ".join(match[1].split()) if match else ""
-        elif token.type in ("fence", "code_block") and token.map is not None:
+            why = _REASON.search(token.content)
+            continue
+        if token.type in ("fence", "code_block") and token.map is not None:
             language = token.info.strip() if token.type == "fence" else _indented(token.content)
             line = token.map[0] + (2 if token.type == "fence" else 1)
-            found.append(Block(language, token.content, line, reason))
-        if token.type != "html_block":
-            reason = ""
+            reason = " ".join(why[2].split()) if why and why[1] == "run" else ""
+            found.append(Block(language, token.content, line, reason, not (why and why[1] == "compared")))
+        why = None
     return found
 
 
