@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import runpy
 import shlex
 import shutil
 import sys
 from collections.abc import Callable
 from contextlib import chdir, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -76,7 +76,7 @@ def run_qpa(words: list[str]) -> int:
 
 def run_module(words: list[str]) -> int:
     """Run a module of the repository, `python -m ..`, in this process; return its exit code."""
-    return exit_code_of(lambda: runpy.run_module(words[2], run_name="__main__"), words[2:])
+    return exit_code_of(import_module(words[2]).main, words[2:])
 
 
 def exit_code_of(program: Callable[[], object], words: list[str]) -> int:
