@@ -12,6 +12,7 @@ from qpa.bench.schedule import Grid, plan_cells, record_plan
 from qpa.bench.setting import Extent, Setting
 from qpa.bench.sizes import parse_budgets
 from qpa.bench.task import load_task
+from qpa.bench.workers import parse_workers
 from qpa.pipeline.options import check_options
 
 
@@ -24,6 +25,7 @@ def compare(setting: Setting, extent: Extent, out: Path) -> tuple[int, bool]:
     """
     started_s = time.monotonic()
     check_options(extent)
+    workers = parse_workers(extent.workers)
     methods = find_methods(ABLATION if extent.ablate else extent.methods)
     task = load_task(setting)
     budgets = parse_budgets(extent.budgets, task.n_reference)
@@ -31,5 +33,5 @@ def compare(setting: Setting, extent: Extent, out: Path) -> tuple[int, bool]:
         cells, unmet = plan_cells(task.base, methods, budgets)
         record_plan(book, budgets, unmet)
         deadline_s = math.inf if extent.minutes is None else started_s + 60 * extent.minutes
-        n_left = Grid(task, cells, book, extent.seeds, extent.jobs, deadline_s).run()
+        n_left = Grid(task, cells, book, extent.seeds, workers, deadline_s).run()
     return n_left, any(line["kind"] == "run" for line in book.lines)

@@ -15,13 +15,9 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
-from multiprocessing import get_context
-from typing import Any, NamedTuple
-
-import torch
+from typing import NamedTuple
 
 from qpa.bench.ledger import Book, Line, key_of
 from qpa.bench.method import BenchBase, Configuration, Method
@@ -30,6 +26,7 @@ from qpa.bench.setting import Setting
 from qpa.bench.sizes import MAX_SIZE_RATIO, Budget, choose, size_ratio
 from qpa.bench.task import Task, load_task
 from qpa.bench.trial import Measured, losses, run_trial
+from qpa.bench.workers import HERE, Workers, open_workers
 from qpa.errors import OptionError, one_sentence
 
 SEARCH_SEED = 0
@@ -136,7 +133,7 @@ class Grid:
     """A bench at work.
 
     Args:    n_seeds: runs that each cell's mean is over.
-             n_jobs: worker processes; 1 runs in this process.
+             workers: where the runs are made.
              deadline_s: no run starts after this reading of `time.monotonic`.
              say: is called with each line of progress.
     """
@@ -145,7 +142,7 @@ class Grid:
     cells: Sequence[Cell]
     book: Book
     n_seeds: int
-    n_jobs: int = 1
+    workers: Workers = HERE
     deadline_s: float = math.inf
     say: Callable[[str], None] = field(default=lambda line: print(line, file=sys.stderr, flush=True))
 
@@ -159,19 +156,21 @@ class Grid:
         """
         self._record_base()
         pending: dict[Future[Measured], tuple[Trial, float]] = {}
-        with _executor(self.n_jobs) as executor:
+        with open_workers(self.workers, self.task.setting.device) as (executor, n_at_once):
             while True:
-                self._submit(executor, pending)
+                self._submit(executor, n_at_once, pending)
                 if not pending:
                     return n_runs_left(self.cells, self.book, self.n_seeds)
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     self._record(future, *pending.pop(future))
 
-    def _submit(self, executor: Executor, pending: dict[Future[Measured], tuple[Trial, float]]) -> None:
+    def _submit(
+        self, executor: Executor, n_at_once: int, pending: dict[Future[Measured], tuple[Trial, float]]
+    ) -> None:
         """Fill the workers with the first runs that are ready."""
         under_way = {key_of(trial.line) for trial, _ in pending.values()}
         for trial in self._ready():
-            if len(pending) >= self.n_jobs or time.monotonic() >= self.deadline_s:
+            if len(pending) >= n_at_once or time.monotonic() >= self.deadline_s:
                 return
             if key_of(trial.line) not in under_way:
                 started_s = time.monotonic()
@@ -184,7 +183,7 @@ class Grid:
                 yield from missing_trials(cell, self.book, self.n_seeds)
 
     def _portable(self, trial: Trial) -> Trial | PortableTrial:
-        if self.n_jobs == 1:
+        if self.workers == HERE:
             return trial
         (method, configuration), rate, seed = trial
         return PortableTrial(method.name, configuration, rate, seed)
@@ -199,7 +198,7 @@ class Grid:
         error = future.exception()
         if isinstance(error, BrokenExecutor):
             raise OptionError(
-                "jobs",
+                "workers",
                 "worker processes that finish their runs",
                 "a worker that the system ended",
                 "pass fewer",
@@ -250,33 +249,3 @@ def run_one(setting: Setting, trial: Trial | PortableTrial) -> Measured:
     if isinstance(trial, PortableTrial):
         return run_trial(task, METHODS[trial.method], trial.configuration, trial.rate, trial.seed)
     return run_trial(task, trial.cell.method, trial.cell.configuration, trial.rate, trial.seed)
-
-
-class _Here(Executor):
-    """Run in this process, at once."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-def use_one_thread() -> None:
-    """Keep torch to one thread, so that runs do not compete and sums have one order."""
-    torch.set_num_threads(1)
-
-
-@contextmanager
-def _executor(n_jobs: int) -> Iterator[Executor]:
-    if n_jobs == 1:
-        use_one_thread()
-        yield _Here()
-        return
-    executor = ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn"), initializer=use_one_thread)
-    try:
-        yield executor
-    finally:
-        executor.shutdown(cancel_futures=True)

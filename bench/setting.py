@@ -53,7 +53,7 @@ class Extent:
              methods: names of `qpa.bench.methods`.
              ablate: compare qpa, its controls and its variants, and not `methods`.
              seeds: runs that each mean is over.
-             jobs: worker processes, of one thread each.
+             workers: what makes the runs, see `qpa.bench.workers.parse_workers`.
              minutes: no run starts after this time; None is no limit.
     """
 
@@ -68,7 +68,11 @@ class Extent:
     )
     ablate: bool = option(False, help="qpa with its parts left out or replaced, instead of `methods`.")
     seeds: int = option(3, help="Runs that each mean is over.", at_least=1)
-    jobs: int = option(1, help="Worker processes, of one thread each.", at_least=1)
+    workers: str = option(
+        "1",
+        help="Processes of one thread each, as a number; or ray, or ray:ADDRESS, for those of a cluster.",
+        old_names=("jobs",),
+    )
     minutes: float | None = option(
         None, help="Start no run after this time; the same command goes on.", at_least=0
     )

@@ -70,7 +70,7 @@ def test_out_of_time_is_no_failure_and_the_same_command_goes_on(
         (["--eval", "missing.txt"], "error: missing.txt: "),
         (["--model", "./missing"], "error: ./missing: "),
         (["--seeds", "0"], "error: --seeds: "),
-        (["--jobs", "0"], "error: --jobs: "),
+        (["--workers", "0"], "error: --workers: "),
         (["--steps", "0"], "error: --max-steps: "),
         (["--target-modules", "nothing"], "error: --targets: "),
         (["--device", "abacus"], "error: --device: "),

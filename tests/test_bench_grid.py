@@ -18,6 +18,7 @@ from qpa.bench.schedule import Cell, Grid, Trial, best_rate, missing_trials, pla
 from qpa.bench.setting import Setting
 from qpa.bench.sizes import Budget, choose, parse_budgets
 from qpa.bench.task import Task, load_task
+from qpa.bench.workers import Workers
 from qpa.errors import DataError, OptionError
 from tests.fake_methods import TrainedHead, UnusedAdapter
 
@@ -133,11 +134,11 @@ def test_a_method_that_breaks_is_skipped_with_one_line_and_the_others_go_on(
 
 def test_workers_give_the_results_of_one_process(task: Task, tmp_path: Path) -> None:
     found = []
-    for n_jobs in (1, 2):
-        with Book.opened(tmp_path / str(n_jobs), task.facts) as book:
+    for n in (1, 2):
+        with Book.opened(tmp_path / str(n), task.facts) as book:
             cells, _ = plan_cells(task.base, find_methods(["unilora"]), [Budget("50", 50)])
-            assert Grid(task, cells, book, n_seeds=1, n_jobs=n_jobs, say=lambda line: None).run() == 0
-        found.append({run["rate"]: run["test"] for run in runs(tmp_path / str(n_jobs))})
+            assert Grid(task, cells, book, n_seeds=1, workers=Workers(n), say=lambda line: None).run() == 0
+        found.append({run["rate"]: run["test"] for run in runs(tmp_path / str(n))})
     assert found[0] == found[1]
     assert len(found[0]) == 3
 

@@ -83,7 +83,7 @@ def distributions(modules: Iterable[str]) -> dict[str, set[str]]:
 
 def test_everything_that_is_imported_is_declared():
     shipped = imported(SHIPPED) - IN_ENVIRONMENTS_OF_THEIR_OWN
-    wanted = declared("ibm", "genai", "torchao")
+    wanted = declared("ibm", "genai", "ray", "torchao")
     assert {module for module, names in distributions(shipped).items() if not names & wanted} == set()
     # convert.py runs in llama.cpp's source, and what pennylane is compared with is an extra of its own.
     others = imported(NOT_SHIPPED) - shipped - {"conversion", "pennylane"}
