@@ -70,9 +70,12 @@ class TrainGenerator(TrainingOptions):
         processes, as_one = join(torch_device(self.device)), self.as_one()
         return train(as_one, context.provenance(as_one, source), context, processes)
 
-    def as_one(self) -> TrainGenerator:
-        """Return the options of one process that takes the same steps as all of those that were started."""
-        return replace(self, grad_accum=self.grad_accum * n_started())
+    def as_one(self, n_processes: int | None = None) -> TrainGenerator:
+        """Return the options of one process that takes the same steps as several.
+
+        Args:    n_processes: how many these are; None for those that were started.
+        """
+        return replace(self, grad_accum=self.grad_accum * (n_processes or n_started()))
 
 
 def follow() -> None:

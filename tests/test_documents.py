@@ -447,7 +447,7 @@ CONFIGURATION = st.builds(
     options=by_name(PassOption, value=OPTION_VALUE),
     formats=st.lists(NAME, max_size=3, unique=True).map(tuple),
     inputs=INPUTS,
-    trained=st.none() | st.builds(TrainedFrom, document=DIGEST, inputs=INPUTS),
+    trained=st.none() | st.builds(TrainedFrom, document=DIGEST, inputs=INPUTS, n_processes=POSITIVE),
     packages=by_name(Package, version=TEXT),
 )
 DOCUMENTS = {

@@ -28,10 +28,18 @@ class TrainedFrom(Record):
 
     Args:    document: the digest of the `TrainedGenerator`.
              inputs: those that were read.
+             n_processes: how many processes trained together; the rows of a step are those of all of them.
     """
 
     document: str
     inputs: tuple[Input, ...]
+    n_processes: int
+
+    @model_validator(mode="after")
+    def _verify(self) -> Self:
+        if self.n_processes < 1:
+            raise ValueError("at least one process trains")
+        return self
 
 
 class Package(Record):

@@ -19,7 +19,15 @@ from qpa.documents import (
     TrainedFrom,
     TrainedGenerator,
 )
-from qpa.errors import CheckpointError, DivergedError, DocumentError, OtherDataError, SourceError, StaleError
+from qpa.errors import (
+    CheckpointError,
+    DivergedError,
+    DocumentError,
+    OtherDataError,
+    ProcessError,
+    SourceError,
+    StaleError,
+)
 from qpa.passes import PLANNED, freezing_pipeline
 from qpa.passes.freeze_adapter import FreezeAdapter
 from qpa.passes.measure_circuit import MeasureCircuit
@@ -29,6 +37,7 @@ from qpa.pipeline.pipeline import Pipeline
 from qpa.report.costs import cost_lines
 from qpa.store.run_directory import CHECKPOINTS, RunDirectory, list_checkpoints
 from qpa.termination import Terminated
+from qpa.training.processes import n_started
 from qpa.workflow.changes import changed_options, missing_file
 from qpa.workflow.inputs import changed_inputs
 from qpa.workflow.resolved import keep_configuration
@@ -50,7 +59,9 @@ class Train:
             document = run.read(TrainedGenerator)
         except StaleError as error:
             return f"{error.subject} is stale"
-        step = work.configuration.make(TrainGenerator).as_one()
+        # What several processes trained stays as it is, however many there are now.
+        n_processes = work.trained.n_processes if work.trained else None
+        step = work.configuration.make(TrainGenerator).as_one(n_processes)
         words = changed_options(document.provenance, step, work.configuration.seed)
         if work.trained is None or work.trained.document != run.written_digest(TrainedGenerator):
             words.append("another command trained it")
@@ -129,7 +140,7 @@ class Freeze:
 def _train(step: TrainGenerator, context: PassContext, work: Work) -> TrainedGenerator:
     def keep(document: Document) -> None:
         # What it was made from comes first: whenever this is killed, no generator is of unknown origin.
-        work.trained = TrainedFrom(document=document.digest, inputs=work.inputs)
+        work.trained = TrainedFrom(document=document.digest, inputs=work.inputs, n_processes=n_started())
         keep_configuration(work)
         work.run.write(document)
 
@@ -142,7 +153,7 @@ def _going_on_by_itself() -> Iterator[None]:
     """Say how a run goes on, which takes no option for it."""
     try:
         yield
-    except (CheckpointError, DivergedError, SourceError) as error:
+    except (CheckpointError, DivergedError, ProcessError, SourceError) as error:
         advice = _advice(error.advice)
         raise type(error)(error.subject, error.expected, error.found, advice) from error
     except Terminated as end:
