@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from qpa.documents import FrozenAdapter, ResolvedConfiguration, TrainedGenerator
 from qpa.errors import ConfigurationError, DirectoryError, DiskFullError, DocumentError, ExportError, QpaError
@@ -18,6 +20,7 @@ from qpa.workflow import inputs
 from qpa.workflow.inputs import read_inputs
 from qpa.workflow.run import run_configuration
 from tests.conftest import answer_in_process
+from tests.test_processes import finish, start
 from tests.tiny_models import tiny_llama
 
 SMALL = """\
@@ -302,6 +305,28 @@ def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(made, monkeypatc
         with pytest.raises(DiskFullError):
             run("plan.rank=3")
     assert run("train.max_steps=3")[1].startswith("train: again (train.max_steps 4 -> 3)")
+
+
+# Several processes
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_run_a_configuration_and_one_leaves_it_as_it_is(place):
+    sets = ("--set", "verify.engine=peft", "--set", "train.device=cpu")
+    for code, error in finish(start(["-m", "qpa", "run", "bard.yaml", *sets], [place, place])):
+        assert code == 0, error
+    kept = Path("runs/bard/configuration.json")
+    assert ResolvedConfiguration.from_json(kept.read_bytes(), str(kept)).trained.n_processes == 2
+    assert run("verify.engine=peft", "train.device=cpu") == ALL_UNCHANGED
+    run("train.grad_accum=2", "train.device=cpu", "out=runs/one", "export=[]")
+    two, one = (_adapter(Path("runs", name)) for name in ("bard", "one"))
+    for path, tensor in one.items():
+        torch.testing.assert_close(two[path], tensor, atol=1e-5, rtol=1e-4)
+
+
+def _adapter(path):
+    directory = RunDirectory.open(path)
+    return load_file(directory.files.get(directory.read(FrozenAdapter).arrays))
 
 
 # What is refused
