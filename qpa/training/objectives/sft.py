@@ -1,8 +1,9 @@
 """Supervised fine-tuning: the loss of the next token, on texts or on the completions of prompts.
 
 The trainer is TRL's SFTTrainer. Its loss takes the model apart to save memory at the head, and so it leaves
-out an adapter that is on the head, is before the text or is not in a PEFT model. Such adapters train under
-transformers' Trainer, with the same loss of the model as a whole. So do adapters of quantised bases.
+out an adapter that is on the head, is before the text or is not in a PEFT model, and it does not find the
+layers of a model that names another attribute for them, as Llama 4 does. These train under transformers'
+Trainer, with the same loss of the model as a whole. So do adapters of quantised bases.
 """
 
 from __future__ import annotations
@@ -113,9 +114,10 @@ def _needs_whole_model(model: Any) -> bool:
     """Return whether TRL's loss, which takes the model apart, would leave the adapter out or refuse it."""
     if not isinstance(model, PeftModel) or model.active_peft_config.is_prompt_learning:
         return True
-    if getattr(model.get_base_model(), "is_quantized", False):
+    base = model.get_base_model()
+    if getattr(base, "is_quantized", False):
         return True  # of some of these TRL turns the adapter into bfloat16
-    return is_adapted(model.get_base_model().get_output_embeddings())
+    return is_adapted(base.get_output_embeddings()) or base.base_model is base
 
 
 class _WholeModelTrainer(Trainer):  # type: ignore[misc]
