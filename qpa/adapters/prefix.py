@@ -164,7 +164,8 @@ class Prefix(AdapterKind):
         for tensor, state in zip(spec.tensors, states, strict=True):
             values[tensor.path] = state[0].transpose(0, 1).flatten(1).float()
             if (found := tuple(values[tensor.path].shape)) != tensor.shape:
-                raise ModelError(tensor.path, f"keys and values of shape {tensor.shape}", str(found))
+                expected = f"keys and values of shape {tensor.shape}, as PEFT has a prefix"
+                raise ModelError(tensor.path, expected, str(found), "use another `method`")
         return values
 
     def put_into(self, model: Any, arrays: FrozenArrays) -> None:

@@ -64,16 +64,27 @@ class Kind(NamedTuple):
     scale: float = 0.3
 
 
+FIRST = tuple(FIRST_ARCHITECTURES)
+
+BESIDE_EXPERTS = {
+    "qwen3-moe": ATTENTION,
+    "mixtral": ("attention",),
+    "gpt-oss": ("attention",),
+    "deepseek-v3": ("attention", "mlp"),
+    "qwen3-next": ("attention", "mlp"),
+}
+"""Targets of the mixtures whose experts a LoRA can be on."""
+
 KINDS = {
-    "LoRA": Kind("lora", {"qwen3-moe": ATTENTION}),
-    "LoRA on experts": Kind("lora", architectures=("qwen3-moe",)),
+    "LoRA": Kind("lora", BESIDE_EXPERTS),
+    "LoRA on experts": Kind("lora", architectures=tuple(BESIDE_EXPERTS)),
     "LoRA on the embedding": Kind(
         "lora", {name: ("all-linear", "embed_tokens") for name in UNTIED}, architectures=UNTIED
     ),
-    "DoRA": Kind("dora", {"qwen3-moe": ATTENTION}),
-    "IA3": Kind("ia3"),
-    "prefix tuning": Kind("prefix"),
-    "feed-forward adapter": Kind("ffa", scale=3.0),
+    "DoRA": Kind("dora", architectures=FIRST),
+    "IA3": Kind("ia3", architectures=FIRST),
+    "prefix tuning": Kind("prefix", architectures=FIRST),
+    "feed-forward adapter": Kind("ffa", architectures=FIRST, scale=3.0),
 }
 """The tables, by their titles."""
 
@@ -264,7 +275,7 @@ def as_markdown(cells: list[Cell]) -> str:
         "Made by `make conformance`; `tests/conformance/run.py` says what a cell means. ok: the same greedy",
         "tokens as the live model, other ones than the base model, nothing dropped. The number is the",
         "largest difference of logits, which reach 0.4 (Gemma) to 6 here; an engine that gives none is",
-        "compared by its tokens.",
+        "compared by its tokens. -: not run.",
     ]
     for adapter in dict.fromkeys(cell.adapter for cell in cells):
         lines += ["", f"## {adapter}", "", *_table([c for c in cells if c.adapter == adapter], reasons)]
