@@ -1,4 +1,4 @@
-"""The whole pipeline on the architectures people bring: plan, train two steps, freeze, export, ask the engines."""
+"""The whole pipeline on more architectures: plan, train two steps, freeze, export, ask the engines."""
 
 from __future__ import annotations
 
