@@ -210,6 +210,10 @@ def test_tools_reach_the_template_or_are_refused():
     assert learnt(tokenizer, conversation, "completion") == [
         f"<think>\n\n</think>\n\nFour, I think.{style.turn_end}"
     ]
+    assert learnt(tokenizer, conversation) == [
+        "<tool_call>count_legs</tool_call><|im_end|>",
+        f"<think>\n\n</think>\n\nFour, I think.{style.turn_end}",
+    ]
     with pytest.raises(DataError, match="expected a chat template that shows tools"):
         learnt(STYLES["llama-3"].tokenizer(), talk(*TALK, tools=[TOOL]))
     with pytest.raises(DataError, match='that shows "tool_calls"'):

@@ -71,6 +71,7 @@ def test_packed_rows_are_the_rows_in_another_order_and_carry_the_same_loss(lengt
 def test_a_packed_row_is_answered_as_it_is_alone(make, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make(tmp_path / "model")).eval()
     check_rows_apart(model)
+    check_rows_apart(model, bf16=True)
     packed = pack_rows(rows_of([5, 9, 3, 12, 7, 2, 16, 4]), 16)
     assert any(len(row[LENGTHS]) > 2 for row in packed)
     batch = collate_packed(packed, 0)
