@@ -16,6 +16,7 @@ from qpa.passes.freeze_adapter import FreezeAdapter
 from qpa.passes.measure_circuit import MeasureCircuit
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
 from qpa.pipeline.pipeline import Pipeline
+from qpa.training.data.data_options import names_of
 
 if TYPE_CHECKING:
     from qpa.passes.inspect_model import InspectModel
@@ -43,7 +44,13 @@ def training_pipeline(
 ) -> Pipeline:
     """Return the passes of `qpa train`: from a plan to a frozen adapter."""
     measure = measure or MeasureCircuit()
-    freeze = freeze or FreezeAdapter(trust_remote_code=train.trust_remote_code)
+    freeze = freeze or FreezeAdapter(
+        data=names_of(train.data),
+        eval_data=train.eval_data,
+        data_revision=train.data_revision,
+        chat_template=train.chat_template,
+        trust_remote_code=train.trust_remote_code,
+    )
     return Pipeline(train, measure, freeze, given=PLANNED)
 
 

@@ -6,9 +6,13 @@ Rules:
    taken, so that the frozen adapter is the live model's bit for bit, and so is its probe. An exact
    measurement of a generator that was trained exactly always agrees; after any other the adapted model
    answers a probe of its own.
-3. How far an adapter of counts is from the one that exact probabilities give is written down: the relative
+3. An adapter that was trained on a base with rounded weights is for the base as it is. Its tensors are the
+   live model's, bit for bit, and its probe is not: the adapter answers once more on the base in full, and is
+   scored there where the data is given. What was rounded, and how, stays in the result of the training, whose
+   losses are those of the rounded base.
+4. How far an adapter of counts is from the one that exact probabilities give is written down: the relative
    error of its weights and, where the training's data is given again, its loss on the evaluation split.
-4. Nothing downstream needs the generator, the layout or a circuit.
+5. Nothing downstream needs the generator, the layout or a circuit.
 """
 
 from __future__ import annotations
@@ -84,8 +88,11 @@ class FreezeAdapter(TrainingData):
         adapter, probe = trained.adapter, trained.probe
         weight_error: float | None = 0.0
         frozen_loss: float | None = trained.result.eval_loss
+        if difference is not None or trained.result.quantization is not None:
+            values = recorded if difference is None else generated
+            probe, frozen_loss = self._ask(spec, values, trained, context)
         if difference is not None:
-            adapter, probe, frozen_loss = self._put_measured(spec, generated, trained, context)
+            adapter = context.put_tensors(generated)
             weight_error = relative_error(spec, layout, arrays, generated)
         return FrozenAdapter(
             provenance=context.provenance(self, source),
@@ -107,10 +114,10 @@ class FreezeAdapter(TrainingData):
             result=trained.result,
         )
 
-    def _put_measured(
+    def _ask(
         self, spec: AdapterSpec, adapter: dict[str, Tensor], trained: TrainedGenerator, context: PassContext
-    ) -> tuple[Attachment, Attachment, float | None]:
-        """Leave an adapter that is not the live model's in the files; return it, its probe and its loss."""
+    ) -> tuple[Attachment, float | None]:
+        """Return the probe and the loss of the base as it is with an adapter, not of the live model."""
         from safetensors.torch import load_file
 
         from qpa.models.probe import record_probe
@@ -119,7 +126,7 @@ class FreezeAdapter(TrainingData):
         scorer = Scorer.of(spec, trained, self, context, self.trust_remote_code)
         loss = scorer.loss(adapter)
         prompt = load_file(context.files.get(trained.probe))["input_ids"]
-        return context.put_tensors(adapter), context.put_tensors(record_probe(scorer.model, prompt)), loss
+        return context.put_tensors(record_probe(scorer.model, prompt)), loss
 
 
 @dataclass(frozen=True)

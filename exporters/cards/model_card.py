@@ -17,9 +17,10 @@ from string import Template
 
 from qpa import __version__
 from qpa.adapters.registry import KINDS
-from qpa.documents import BaseModelReference, FrozenAdapter
+from qpa.documents import BaseModelReference, FrozenAdapter, TrainingResult
 from qpa.documents.trained_generator import perplexity_text
 from qpa.documents.verification import ENGINES
+from qpa.models.quantization import QUANTIZATIONS
 
 CARDS = Path(__file__).parent
 
@@ -107,7 +108,32 @@ def _account(frozen: FrozenAdapter) -> str:
 
 
 def _result(frozen: FrozenAdapter) -> str:
-    result = frozen.result
+    """Return what the training gained, and what the base was in it where that was not the base as it is."""
+    text = _scores(frozen.result) if frozen.result.scores else _losses(frozen.result)
+    if frozen.result.quantization is None:
+        return text
+    scored = frozen.frozen_loss
+    on_base = "" if scored is None else f" On the base as it is, the loss with this adapter is {scored:.4f}."
+    words = QUANTIZATIONS[frozen.result.quantization].words
+    return f"{text}\n\n{_part('rounded', words=words, on_base=on_base)}"
+
+
+def _scores(result: TrainingResult) -> str:
+    names = ["loss", *(score.name for score in result.scores)]
+    before = [result.base_loss, *(score.base for score in result.scores)]
+    after = [result.eval_loss, *(score.adapted for score in result.scores)]
+    rows = [f"| {n} | {b:.4f} | {a:.4f} |" for n, b, a in zip(names, before, after, strict=True)]
+    return _part(
+        "scores",
+        objective=result.objective,
+        rows="\n".join(rows),
+        n_eval_tokens=f"{result.n_eval_tokens:,}",
+        n_steps=f"{result.n_steps:,}",
+        n_train_tokens=f"{result.n_train_tokens:,}",
+    )
+
+
+def _losses(result: TrainingResult) -> str:
     return _part(
         "result",
         n_eval_tokens=f"{result.n_eval_tokens:,}",

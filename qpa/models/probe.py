@@ -25,24 +25,24 @@ N_NEW = 16
 
 @torch.no_grad()
 def record_probe(peft_model: Any, input_ids: Tensor) -> dict[str, Tensor]:
-    """Return what a live PEFT model answers, in float32 on the CPU and in eval mode.
+    """Return what a live PEFT model answers, in float32 and in eval mode, as tensors on the CPU.
 
     Args:    peft_model: the model with its adapter active; it is left in eval mode.
              input_ids: int64[n], of which the first `N_PROMPT` are used.
     Returns: the tensors of a probe file.
     """
     peft_model.eval()
-    prompt = input_ids[:N_PROMPT].to(torch.int64).cpu()
-    live = peft_model(input_ids=prompt[None]).logits[0].float()
+    prompt = input_ids[:N_PROMPT].to(torch.int64).to(next(peft_model.parameters()).device)
+    live = peft_model(input_ids=prompt[None]).logits[0].float().cpu()
     with peft_model.disable_adapter():
-        base = peft_model(input_ids=prompt[None]).logits[0].float()
+        base = peft_model(input_ids=prompt[None]).logits[0].float().cpu()
     columns = spread_columns(live.shape[-1])
     return {
-        "input_ids": prompt,
+        "input_ids": prompt.cpu(),
         "columns": columns,
         "logits": live[:, columns].contiguous(),
         "base_logits": base[:, columns].contiguous(),
-        "greedy": greedy_continuation(peft_model, prompt),
+        "greedy": greedy_continuation(peft_model, prompt).cpu(),
     }
 
 

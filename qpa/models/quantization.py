@@ -88,9 +88,10 @@ def loading_quantised(name: str, device: str, compute: torch.dtype) -> dict[str,
 
 
 def check_rounded(model: Any, name: str) -> None:
-    """Check that the weights of a model were rounded, some at least.
+    """Check that the weights of a model were rounded, some at least, and that the model runs.
 
-    Raises:  OptionError: none was, such as those of GPT-2, whose layers torchao does not know.
+    Raises:  OptionError: none was, such as those of GPT-2, whose layers torchao does not know; or what rounds
+             them cannot compute with layers of their sizes on this device.
     """
     import torch
 
@@ -100,6 +101,12 @@ def check_rounded(model: Any, name: str) -> None:
     if not any(is_rounded(parameter) for parameter in model.parameters()):
         expected = f"a model with layers that {QUANTIZATIONS[name].package} rounds"
         raise OptionError("quantize", expected, type(model).__name__, "leave `quantize` out")
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.ones(1, 2, dtype=torch.long, device=model.device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        expected, found = "a model that it can run here", one_sentence(error)
+        raise OptionError("quantize", expected, found, "leave `quantize` out") from error
 
 
 def check_quantization(config: Any, name: str) -> None:

@@ -19,6 +19,7 @@ from qpa.documents import (
     WeightLayout,
 )
 from qpa.documents.trained_generator import perplexity, perplexity_text
+from qpa.models.quantization import QUANTIZATIONS
 from qpa.pipeline.pass_protocol import newest
 from qpa.report.circuits import (
     circuit_rows,
@@ -81,17 +82,32 @@ def frozen_json(documents: Sequence[Document]) -> dict[str, Any]:
 
 def result_rows(result: TrainingResult) -> Rows:
     """Return losses before and after, and over how many tokens."""
-    return [
-        ("optimizer steps", number(result.n_steps)),
+    rows: Rows = [("optimizer steps", number(result.n_steps))]
+    if result.frozen_step != result.n_steps:
+        rows.append(("frozen as after step", number(result.frozen_step)))
+    rows += [
         ("tokens in training split", number(result.n_train_tokens)),
         ("evaluation tokens", number(result.n_eval_tokens)),
-        ("base loss, perplexity", loss_text(result.base_loss)),
-        ("adapted loss, perplexity", loss_text(result.eval_loss)),
+    ]
+    if result.quantization is not None:
+        rows.append(("base in training", QUANTIZATIONS[result.quantization].words))
+    if result.has_perplexity:
+        return [
+            *rows,
+            ("base loss, perplexity", loss_text(result.base_loss)),
+            ("adapted loss, perplexity", loss_text(result.eval_loss)),
+        ]
+    return [
+        *rows,
+        (f"{result.objective} loss before, after", f"{result.base_loss:.4f}  {result.eval_loss:.4f}"),
+        *((f"{s.name} before, after", f"{s.base:.4f}  {s.adapted:.4f}") for s in result.scores),
     ]
 
 
 def result_json(result: TrainingResult) -> dict[str, Any]:
-    """Return the result with its perplexities."""
+    """Return the result, with perplexities where there are any."""
+    if not result.has_perplexity:
+        return result.model_dump()
     return {
         **result.model_dump(),
         "base_perplexity": perplexity(result.base_loss),

@@ -181,9 +181,10 @@ def _lead(documents: Sequence[Document]) -> str:
     if result is None:
         return first + " It is planned, and not trained yet."
     change = "falls" if result.eval_loss < result.base_loss else "does not fall: it goes"
+    unit = " nats per token" if result.has_perplexity else ""
     return (
         f"{first} On {number(result.n_eval_tokens)} tokens that were held out, the loss {change} from "
-        f"{result.base_loss:.3f} to {result.eval_loss:.3f} nats per token."
+        f"{result.base_loss:.3f} to {result.eval_loss:.3f}{unit}."
     )
 
 
@@ -198,9 +199,16 @@ def _result(documents: Sequence[Document]) -> dict[str, Any] | None:
         return None
     losses = [("base model", result.base_loss), ("with the adapter", result.eval_loss)]
     if frozen is not None and frozen.frozen_loss is not None and frozen.frozen_loss != result.eval_loss:
-        losses.append((f"frozen from {number(frozen.shots or 0)} shots", frozen.frozen_loss))
+        shots, rounded = frozen.shots, result.quantization is not None
+        words = "with it, on the base as it is" if rounded else f"frozen from {number(shots or 0)} shots"
+        losses.append((words, frozen.frozen_loss))
     rows: Rows = [
-        (name, f"{loss:.4f}", perplexity_text(loss), f"{loss - result.base_loss:+.4f}" if index else "")
+        (
+            name,
+            f"{loss:.4f}",
+            perplexity_text(loss) if result.has_perplexity else "",
+            f"{loss - result.base_loss:+.4f}" if index else "",
+        )
         for index, (name, loss) in enumerate(losses)
     ]
     header = ("", "loss", "perplexity", "change of loss")
