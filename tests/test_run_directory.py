@@ -383,4 +383,4 @@ def test_a_kill_at_any_removal_leaves_every_document_its_arrays(run, monkeypatch
 
 def test_documents_are_readable_json(run):
     content = json.loads((run.path / "adapter-spec.json").read_bytes())
-    assert content["schema"] == "qpa.adapter-spec/3"
+    assert content["schema"] == f"qpa.adapter-spec/{AdapterSpec.schema_version()}"
