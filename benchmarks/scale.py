@@ -144,7 +144,7 @@ def _write_model(options: argparse.Namespace) -> None:
     from demo.texts import diary
 
     folder = options.keep / "model"
-    text = diary(0, 400)
+    text = diary(0, 120)
     tokenizer = train_tokenizer(text)
     ends = {
         "eos_token_id": tokenizer.eos_token_id,

@@ -23,6 +23,7 @@ from qpa.documents import (
     WeightLayout,
 )
 from qpa.errors import CheckpointError, DataError, DivergedError, DocumentError, ModelError, OptionError
+from qpa.models.base_model import load_model
 from qpa.passes import planning_pipeline, training_pipeline
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
@@ -255,6 +256,19 @@ def test_before_the_first_step_the_bases_are_there_and_the_function_is_the_base_
     ((live, base),) = seen
     assert torch.equal(live, base)
     assert frozen.result.eval_loss < frozen.result.base_loss
+
+
+@pytest.mark.parametrize(("method", "n"), [("lora", 2), ("prefix", 2), ("ffa", 2)])
+def test_a_training_in_bfloat16_records_its_probe_in_float32(
+    llama: Path, text_file: Path, tmp_path: Path, method: str, n: int
+) -> None:
+    run = plan(llama, tmp_path / "run", inspect={"method": method, "rank": n}, circuits=None, layers=None)
+    train(run, text_file, max_steps=2, bf16=True)
+    probe = load_file(run.files.get(run.read(TrainedGenerator).probe))
+    base = load_model(run.read(AdapterSpec).base, keep_dtype=False)
+    with torch.no_grad():
+        logits = base(input_ids=probe["input_ids"][None]).logits[0]
+    torch.testing.assert_close(probe["base_logits"], logits[:, probe["columns"]], atol=1e-5, rtol=1e-5)
 
 
 def test_where_the_data_lies_does_not_change_the_documents(

@@ -348,7 +348,8 @@ def record(
              frozen_step: the step after which the generator was as it is now.
     """
     adapted, splits, options = session.adapted, session.splits, session.options
-    model = adapted.model if options.quantize else _whole_model(session).cpu().float()
+    model = _whole_model(session)
+    model = model if options.quantize else model.cpu().float()
     arrays = {name: tensor.cpu().contiguous() for name, tensor in adapted.generator.state_dict().items()}
     arrays |= {f"{INITIAL_PREFIX}{path}": tensor for path, tensor in adapted.from_base.items()}
     adapter = {path: parameter.detach().cpu().contiguous() for path, parameter in adapted.parameters.items()}
@@ -381,8 +382,10 @@ def record(
 
 
 def _whole_model(session: Session) -> Any:
-    """Return the adapted model; of one whose processes hold a share each, another copy."""
+    """Return the adapted model without autocast; of one whose processes hold a share each, another copy."""
     if not session.processes.is_sharded:
+        # A trainer puts its autocast around its model's own function, and leaves it there.
+        session.trainer.accelerator.unwrap_model(session.trainer.model, keep_fp32_wrapper=False)
         return session.adapted.model
     options, context = session.options, session.context
     spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
