@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, Conv1D, DynamicCache, Trainer, Tr
 
 from qpa.compat import peft_, torch_, transformers_
 from qpa.compat.logging_ import without_logs
+from tests.tiny_architectures import tiny_config
 from tests.tiny_models import byte_tokenizer, tiny_qwen3_moe
 
 
@@ -99,6 +100,33 @@ def test_fused_experts_are_wrapped_twice_and_peft_warns_of_its_own_pattern(tmp_p
     assert sum(name.endswith(peft_.FUSED_GATE_UP_B) for name in names) == 2
     with pytest.warns(RuntimeWarning, match=r"The following (rank|alpha)_pattern keys"):
         get_peft_model(_load(tmp_path), config)
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "is_transposed"),
+    [
+        ("mixtral", {"w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}, False),
+        (
+            "deepseek-v3",
+            {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"},
+            False,
+        ),
+        ("gpt-oss", {}, True),
+        ("llama4", {}, False),
+    ],
+)
+def test_peft_and_transformers_say_how_experts_are_named_and_stored(
+    name: str, names: dict[str, str], is_transposed: bool
+) -> None:
+    config = tiny_config(name)
+    assert peft_.names_of_experts(config.model_type) == names | ({"gate": "gate.weight"} if names else {})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    blocks = [module for path, module in model.named_modules() if path.endswith(".experts")]
+    assert [transformers_.stores_experts_transposed(block) for block in blocks] == [is_transposed] * len(
+        blocks
+    )
+    assert blocks
 
 
 def test_experts_as_batched_products_answer_as_before(tmp_path: Path, llama: Path) -> None:

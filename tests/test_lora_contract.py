@@ -145,6 +145,55 @@ def test_each_config_deviation_is_found_by_its_rule(adapter, rule, fields):
     assert set(_rules(adapter)) == {rule}
 
 
+EXPERTS = f"{KEY_PREFIX}model.layers.0.mlp.experts"
+
+
+@pytest.fixture
+def mixture(adapter: Path) -> Path:
+    """Return a directory of an attention layer, a shared layer, and the stacked tensors of three experts."""
+    _configure(
+        adapter, target_parameters=["experts.gate_up_proj", "experts.down_proj", "shared.up_proj.weight"]
+    )
+    shapes = {
+        f"{EXPERTS}.base_layer": (3 * RANK, 4, 10, 3 * RANK),
+        EXPERTS: (3 * RANK, 5, 4, 3 * RANK),
+        EXPERTS.replace("experts", "shared.up_proj"): (RANK, 4, 5, RANK),
+    }
+    added = {
+        f"{module}.lora_{role}.weight": np.ones(sides, np.float32)
+        for module, shape in shapes.items()
+        for role, sides in (("A", shape[:2]), ("B", shape[2:]))
+    }
+    _retensor(adapter, lambda tensors: tensors | added)
+    return adapter
+
+
+def test_parameters_select_modules_too(mixture):
+    assert check_lora_contract(mixture) == ()
+
+
+@pytest.mark.parametrize(
+    ("rule", "fields"),
+    [
+        ("L05", {"target_parameters": "experts.down_proj"}),
+        ("L05", {"target_modules": None}),
+        ("L18", {"target_parameters": ["experts.weight", "shared.up_proj.weight"]}),
+        ("L19", {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}),
+        ("L19", {"target_parameters": ["experts.down_proj", "shared.up_proj.weight", "router.weight"]}),
+    ],
+)
+def test_parameters_that_do_not_fit_the_tensors_are_found(mixture, rule, fields):
+    _configure(mixture, **fields)
+    assert rule in _rules(mixture)
+
+
+@pytest.mark.parametrize("n_columns", [RANK, 2 * RANK, 3 * RANK + 1])
+def test_stacked_tensors_are_of_as_many_experts(mixture, n_columns):
+    key = f"{EXPERTS}.lora_B.weight"
+    _retensor(mixture, lambda tensors: tensors | {key: np.ones((4, n_columns), np.float32)})
+    assert _rules(mixture) == ["L18"]
+
+
 @pytest.mark.parametrize("kind", [True, False, None, "gaussian", "orthogonal"])
 def test_inits_that_leave_the_base_alone_are_fine(adapter, kind):
     _configure(adapter, init_lora_weights=kind)

@@ -190,7 +190,7 @@ def trace_causal_lm(
     except ExportError:
         raise
     except Exception as error:  # the tracer has errors of many families
-        cause = error.__cause__ or error  # the error itself only tells how to report it
+        cause = _first_cause(error)  # the error itself only tells how to report it
         if isinstance(cause, ExportError):
             raise cause from None
         found = one_sentence(f"{type(cause).__name__}: {cause}", limit=200)
@@ -201,6 +201,12 @@ def trace_causal_lm(
     _strip(graph)
     _make_optional(graph.graph, lora, transposed)
     return graph
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None and not isinstance(error, ExportError):
+        error = error.__cause__
+    return error
 
 
 def _trace(wrapped: _CachedModel, heads: list[tuple[int, int]]) -> Any:
