@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from qpa.documents import EngineCheck, FrozenAdapter
+from qpa.passes.train_generator import TrainGenerator
+from qpa.pipeline.configuration import read_configuration
+from qpa.workflow.resolved import formats_of
+
 ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 
 
 @pytest.fixture(autouse=True)
@@ -63,16 +69,31 @@ def _start_build(directory, hash_seed):
     [((7, 8), 1.0, True), ((7, 9), 1.0, False), ((7, 8), 4.5, False)],
 )
 def test_the_demonstration_fails_on_other_tokens_or_a_worse_loss(monkeypatch, greedy, eval_loss, passed):
-    from demo import run
+    from demo import table
 
-    monkeypatch.setattr(run, "read_probe", lambda: ((1, 2), (7, 8)))
-    monkeypatch.setattr(run, "text_of", str)
-    answers = {
-        "account": {"n_adapter": 100, "n_generator": 10, "percent": 10.0},
-        "result": {"base_loss": 4.0, "eval_loss": eval_loss, "base_perplexity": 1.0, "eval_perplexity": 1.0},
-        "engines": [
-            {"engine": "peft", "greedy_tokens": [7, 8]},
-            {"engine": "transformers", "greedy_tokens": list(greedy)},
-        ],
-    }
-    assert run.summary(answers)[1] is passed
+    monkeypatch.setattr(table, "text_of", lambda tokens, _: str(tokens))
+    frozen = FrozenAdapter.from_json((GOLDEN / "frozen-adapter-1/llama.json").read_bytes(), "llama.json")
+    result = frozen.result.model_copy(update={"base_loss": 4.0, "eval_loss": eval_loss})
+    frozen = frozen.model_copy(update={"result": result})
+    checks = tuple(
+        EngineCheck(
+            engine=name,
+            max_logit_difference=0.0,
+            max_base_difference=1.0,
+            greedy_tokens=tokens,
+            greedy_tokens_equal=True,
+            missing_keys=(),
+            unexpected_keys=(),
+        )
+        for name, tokens in (("peft", (7, 8)), ("transformers", greedy))
+    )
+    assert table.summary(frozen, (1, 2), (7, 8), checks)[1] is passed
+    assert table.summary(frozen, (1, 2), (7, 8), ())[1] is False
+
+
+def test_the_demonstrations_configuration_is_one(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    configuration = read_configuration(Path("demo/telegrams.yaml"))
+    assert (configuration.out, formats_of(configuration)) == (Path("runs/demo"), ("lora",))
+    training = configuration.make(TrainGenerator)
+    assert (training.max_steps, training.data) == (200, ("runs/demo-text/telegrams.txt",))
