@@ -382,7 +382,9 @@ def test_documents_edited_by_hand_are_refused(cli: Cli, run: Path, text_file: Pa
 
 def test_documents_of_a_newer_schema_are_refused(cli: Cli, run: Path, text_file: Path) -> None:
     spec = run / "adapter-spec.json"
-    spec.write_text(spec.read_text().replace(f"qpa.adapter-spec/{AdapterSpec.schema_version()}", "qpa.adapter-spec/99"))
+    spec.write_text(
+        spec.read_text().replace(f"qpa.adapter-spec/{AdapterSpec.schema_version()}", "qpa.adapter-spec/99")
+    )
     assert "newer qpa" in cli.refuses("train", run, "--data", text_file)
 
 

@@ -27,6 +27,7 @@ from qpa.report.facts import frozen_rows
 from qpa.store.run_directory import DirectoryStore, RunDirectory
 from qpa.training.generator_callback import GeneratorCallback
 from tests.test_train_generator import plan, same_bits, tensors, train
+from tests.tiny_architectures import tiny
 from tests.tiny_models import SHAPE, special_tokens, write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of these packages, which warn of themselves
@@ -137,3 +138,11 @@ def test_a_missing_package_is_named(
     run = plan(llama, tmp_path / "run")
     with pytest.raises(OptionError, match=r"quantize: expected the package \w+, found none; pip install"):
         train(run, text_file, quantize=name)
+
+
+def test_layers_that_peft_adapts_by_their_weights_are_not_rounded(text_file: Path, tmp_path: Path) -> None:
+    run = plan(tiny("deepseek-v3", tmp_path / "model"), tmp_path / "run")
+    with pytest.raises(
+        OptionError, match=r"added to gate_proj\.weight, .*; plan with `targets` attention,exp"
+    ):
+        train(run, text_file, quantize="int8")

@@ -50,6 +50,11 @@ def _check_roundable(options: TrainingOptions, spec: AdapterSpec, processes: Pro
     """Check that the base is stored as it is, and that the adapter is one that rounded weights carry."""
     if spec.method not in METHODS_ON_ROUNDED:
         raise OptionError("quantize", f"`method` {one_of(METHODS_ON_ROUNDED)}", spec.method)
+    by_weight = [name for name in spec.target_parameters if name.endswith(".weight")]
+    if by_weight:  # PEFT adds these to the weight itself, and not to what the layer returns
+        found = f"one that is added to {', '.join(by_weight)}"
+        advice = "plan with `targets` attention,experts"
+        raise OptionError("quantize", "an adapter beside the weights that are rounded", found, advice)
     if processes.is_sharded:
         raise OptionError("quantize", "a base that each process holds whole", "one of shards")
     base = spec.base
