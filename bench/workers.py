@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -89,7 +91,7 @@ class _Here(Executor):
 @contextmanager
 def _processes(n: int) -> Iterator[Executor]:
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(n, mp_context=context, initializer=use_one_thread)
+    executor = ProcessPoolExecutor(n, mp_context=context, initializer=_start_worker)
     try:
         yield executor
     except BaseException:
@@ -99,6 +101,19 @@ def _processes(n: int) -> Iterator[Executor]:
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Begin as a worker: with one thread, and for no longer than the bench is there."""
+    use_one_thread()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()  # a killed one tells nobody
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _OnRay(Executor):

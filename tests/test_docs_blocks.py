@@ -25,6 +25,8 @@ from typing import Any
 
 import pytest
 import typer
+from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser
 
 from docs.pages.blocks import Block, read_blocks, shape
 from docs.pages.commands import examples
@@ -160,6 +162,16 @@ def check_python(words: list[str], where: str) -> None:
     assert words[1] == "-m" and importlib.util.find_spec(words[2]), where
 
 
+def check_launcher(words: list[str], where: str) -> None:
+    """Check the options of a launcher of several processes, and of the command of qpa that it starts."""
+    is_accelerate = words[:2] == ["accelerate", "launch"]
+    parser = launch_command_parser() if is_accelerate else get_args_parser()
+    start = words.index("-m")
+    parser.parse_args(words[2 if is_accelerate else 1 : start + 2])
+    assert words[start + 1] == "qpa", where
+    check_options_of(words[start + 1 :], where)
+
+
 def check_nothing(words: list[str], where: str) -> None:
     """Let a program of other people be."""
 
@@ -169,6 +181,8 @@ OTHERS: dict[str, Callable[[list[str], str], None]] = {
     "pip": check_pip,
     "python": check_python,
     "vllm": check_nothing,
+    "accelerate": check_launcher,
+    "torchrun": check_launcher,
     "python3": check_python,
     ".": check_nothing,
 }

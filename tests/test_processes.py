@@ -31,6 +31,8 @@ OPTIONS: dict[str, Any] = {
     "device": "cpu",
 }
 
+MORE: dict[str, Any] = {"packing": True, "eval_steps": 4, "keep_best": True, "max_grad_norm": 0.5}
+
 
 def start(arguments: list[Any], folders: list[Path], **environment: str) -> list[subprocess.Popen[str]]:
     """Start two processes as a launcher would."""
@@ -71,7 +73,7 @@ def runs(llama: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory)
     runs = {name: plan(llama, root / name) for name in names}
     as_one = OPTIONS | {"grad_accum": N}
     train(runs["one"], text_file, **as_one)
-    train(runs["packed one"], text_file, **as_one, packing=True)
+    train(runs["packed one"], text_file, **as_one, **MORE)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         _interrupt_after(patch, 3)
         train(runs["resumed"], text_file, **as_one)
@@ -80,7 +82,7 @@ def runs(llama: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory)
         {"run": str(runs["two"].path), "options": options},
         {"run": str(runs["ended"].path), "options": options},
         {"run": str(runs["resumed"].path), "options": options | {"resume": True}},
-        {"run": str(runs["packed two"].path), "options": options | {"packing": True}},
+        {"run": str(runs["packed two"].path), "options": options | MORE},
     ]
     (root / "jobs.json").write_text(json.dumps(jobs))
     sharded = [{"run": str(runs["sharded"].path), "options": options}]

@@ -115,14 +115,6 @@ class Processes:
         torch.distributed.all_reduce(flags)
         return bool(flags.item())
 
-    def sum(self, numbers: Tensor) -> Tensor:
-        """Return the sum of all processes' tensors."""
-        import torch
-
-        if self.n > 1:
-            torch.distributed.all_reduce(numbers)
-        return numbers
-
     def check_same(self, tensors: Sequence[Tensor], when: str) -> None:
         """Check that all processes hold the same bits.
 
