@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qpa.cli.command import Command
-from qpa.cli.output import JsonOption, print_json, print_line, progress_bar
+from qpa.cli.output import JsonOption, print_json, progress_bar
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -50,7 +50,7 @@ def run(
     with progress_bar() as progress:
         done = run_configuration(
             configuration,
-            say=_say_nothing if json_ else print_line,
+            say=_say_nothing if json_ else _say,
             progress=progress,
             force=force,
             dry_run=dry_run,
@@ -58,6 +58,11 @@ def run(
     if json_:
         stages = [{"name": one.name, "why": one.why, "result": one.result} for one in done]
         print_json({"run": str(configuration.out), "stages": stages})
+
+
+def _say(text: str) -> None:
+    """Print a line at once: the next one may take hours."""
+    print(text, flush=True)
 
 
 def _say_nothing(_: str) -> None:

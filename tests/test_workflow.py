@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from qpa.documents import FrozenAdapter, ResolvedConfiguration, TrainedGenerator
+from qpa.documents import AdapterSpec, FrozenAdapter, ResolvedConfiguration, TrainedGenerator
 from qpa.errors import ConfigurationError, DirectoryError, DiskFullError, DocumentError, ExportError, QpaError
+from qpa.passes.inspect_model import InspectModel
 from qpa.pipeline.configuration import read_configuration
 from qpa.store.run_directory import CHECKPOINTS, RunDirectory, list_checkpoints
 from qpa.training import checkpoints
 from qpa.workflow import inputs
+from qpa.workflow.changes import changed_options
 from qpa.workflow.inputs import read_inputs
 from qpa.workflow.run import run_configuration
 from tests.conftest import answer_in_process
 from tests.test_processes import finish, start
 from tests.tiny_models import tiny_llama
 
+GOLDEN = Path(__file__).parent / "golden"
 SMALL = """\
 model: model
 data: text.txt
@@ -385,6 +389,8 @@ def test_a_model_that_vanished_is_named_and_the_training_kept(made):
          "expected no such option with plan.method ia3"),
         (("plan.max_params=0", "plan.circuits=null"), "plan.max_params: expected a number of "
          "parameters such as 5000"),
+        (("train.bf16=true", "train.fp16=true", "plan.rank=3"), "train.fp16: expected one of train.bf16 and "
+         "train.fp16, found both"),
         (("export=lora,peft",), "export.peft: expected lora, merged, onnx, onnx-adapter, genai, "
          "gguf or mlx, which carry"),
         (("export.onnx.dtype=float16",), "export.onnx.dtype: expected float32 with format onnx, "
@@ -468,6 +474,18 @@ def test_force_does_everything_anew_to_the_same_bytes(made):
     lines = run(force=True)
     assert names(lines) == ["plan", "train", "freeze", "export lora", "verify lora", "report"]
     assert files_of("runs/bard") == before
+
+
+def test_an_option_that_an_older_document_does_not_know_counts_as_its_default():
+    spec = AdapterSpec.from_json((GOLDEN / "adapter-spec-1/llama.json").read_bytes(), "llama.json")
+    now = InspectModel(**{one.name: one.value for one in spec.provenance.options})
+    known = tuple(one for one in spec.provenance.options if one.name != "revision")
+    older = spec.provenance.model_copy(update={"options": known})
+    assert changed_options(older, now, older.seed) == []
+    assert changed_options(older, replace(now, revision="v1"), 0) == [
+        f"seed {older.seed} -> 0",
+        "plan.revision default -> v1",
+    ]
 
 
 # Inputs

@@ -13,6 +13,7 @@ from qpa.passes import planning_pipeline, transpilation_pipeline
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
+from qpa.passes.train_generator import TrainGenerator
 from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.pipeline.pipeline import Pipeline
@@ -43,6 +44,7 @@ class Plan:
         """Plan anew, or transpile alone."""
         from qpa.report.facts import plan_title
 
+        work.configuration.make(TrainGenerator).check()  # before a plan is replaced that may be trained
         inspect, layout, _, transpile = (maker for _, maker in _made_by(work))
         if self.carries:
             context = _replan(planning_pipeline(inspect, layout, transpile), work)
