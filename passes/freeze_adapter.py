@@ -172,10 +172,11 @@ class Scorer:
         splits = objective.rows(split_seed(trained.provenance.seed, "split"))
         if digest_of_rows(splits.training, splits.evaluation) != trained.result.data_digest:
             raise _other_data(data, trained, splits.summary)
+        scored = objective.with_reference(model, splits._replace(training=[]), context.progress).evaluation
         words = "evaluating the frozen adapter"
 
         def score() -> float:
-            return objective.scores(model, splits.evaluation, context.progress, words)[LOSS]
+            return objective.scores(model, scored, context.progress, words)[LOSS]
 
         return cls(model, parameters, score)
 

@@ -80,6 +80,18 @@ def summed_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return _next_token_loss(logits, labels, "sum")
 
 
+def log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how likely the labelled tokens of each row are together, float32[n_rows], in nats.
+
+    Args:    logits, labels: see `summed_token_loss`.
+    """
+    wanted = labels[:, 1:]
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
+    )
+    return -losses.sum(dim=1)
+
+
 def _next_token_loss(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
     return torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1),

@@ -179,6 +179,7 @@ def prepare(
         processes=processes,
         max_grad_norm=options.max_grad_norm,
     )
+    splits = objective.with_reference(adapted.model, splits, context.progress)
     n_steps = _count_steps(options, len(splits.training))
     step_cost = cost_of_step(execution, layout)
     options.check_consent(execution.source, step_cost.times(n_steps + 1))  # once at the start

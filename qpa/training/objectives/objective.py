@@ -53,6 +53,13 @@ class Objective(Protocol):
         """
         ...
 
+    def with_reference(self, model: Any, splits: Splits, progress: Progress) -> Splits:
+        """Return the splits with what the objective has to know of the model before its first step.
+
+        Args:    model: as `trainer` gets it, its adapter as it starts.
+        """
+        ...
+
     def trainer(
         self, model: Any, optimizer: torch.optim.Optimizer, splits: Splits, **arguments: Any
     ) -> Trainer:
@@ -89,7 +96,9 @@ def as_metrics(scores: Mapping[str, float]) -> dict[str, float]:
     return {f"eval_{name}": value for name, value in scores.items()}
 
 
-OBJECTIVES: Registry[type[Objective]] = Registry("objective", {"sft": "qpa.training.objectives.sft:SFT"})
+OBJECTIVES: Registry[type[Objective]] = Registry(
+    "objective", {"sft": "qpa.training.objectives.sft:SFT", "dpo": "qpa.training.objectives.dpo:DPO"}
+)
 
 
 def make_arguments(kind: type[A], model: Any, *, output: Path, seed: int, **options: Any) -> A:

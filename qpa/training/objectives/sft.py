@@ -55,6 +55,10 @@ class SFT:
         """
         return instruction_splits(self.options, self.tokenizer, seed)
 
+    def with_reference(self, model: Any, splits: Splits, progress: Progress) -> Splits:
+        """Return the splits as they are: their loss needs no other model."""
+        return splits
+
     def trainer(
         self, model: Any, optimizer: torch.optim.Optimizer, splits: Splits, **arguments: Any
     ) -> Trainer:
@@ -63,7 +67,7 @@ class SFT:
         Raises:  OptionError: the model does not keep packed rows apart.
         """
         if self.options.packing:
-            check_rows_apart(model, bf16=self.options.bf16)
+            check_rows_apart(model, bf16=self.options.autocast_to is not None)
             arguments = {**arguments, "remove_unused_columns": False}
         rows_are_ready = {"skip_prepare_dataset": True}
         settings = make_arguments(SFTConfig, model, **arguments, dataset_kwargs=rows_are_ready)
