@@ -29,6 +29,7 @@ from qpa.documents import (
     Checkpoint,
     NativeCircuit,
     Provenance,
+    Score,
     TrainedGenerator,
     TrainingResult,
     WeightLayout,
@@ -58,7 +59,7 @@ from qpa.training.data.splits import Splits
 from qpa.training.evaluation import count_row_tokens, digest_of_rows
 from qpa.training.generated_adapter import GeneratedAdapter, attach_generator
 from qpa.training.generator_callback import GeneratorCallback, is_patience_over
-from qpa.training.objectives.objective import LOSS, OBJECTIVES, Objective, as_metrics
+from qpa.training.objectives.objective import LOSS, OBJECTIVES, PERPLEXITY, Objective, as_metrics
 from qpa.training.processes import ALONE, Processes, naming_lost_processes
 from qpa.training.row_order import even_out
 from qpa.training.schedules import SCHEDULES
@@ -375,7 +376,11 @@ def record(
             data_digest=session.data_digest,
             frozen_step=frozen_step,
             objective=options.objective,
-            scores=session.objective.other_scores(before, after),
+            scores=tuple(
+                Score(name=name, base=before[name], adapted=after[name])
+                for name in before
+                if name not in (LOSS, PERPLEXITY)
+            ),
             quantization=options.quantize,
         ),
         data=splits.summary,

@@ -24,6 +24,9 @@ class SmoothedLabels:
     def rows(self, seed):
         return instruction_splits(self.options, self.tokenizer, seed)
 
+    def with_reference(self, model, splits, progress):
+        return splits
+
     def trainer(self, model, optimizer, splits, **arguments):
         settings = make_arguments(TrainingArguments, model, **arguments, label_smoothing_factor=SMOOTHING)
         data = {"train_dataset": splits.training, "data_collator": collate}

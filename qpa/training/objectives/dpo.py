@@ -27,7 +27,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainingArguments
 from trl.trainer.utils import disable_dropout_in_model
 
-from qpa.documents import Score
 from qpa.progress import Progress
 from qpa.training.data.splits import Splits, preference_splits
 from qpa.training.data.token_rows import IGNORED, Row
@@ -112,12 +111,6 @@ class DPO:
             "accuracy": float(every.accuracies().mean()),
             "margin": float(every.margins.mean()),
         }
-
-    def other_scores(self, before: Mapping[str, float], after: Mapping[str, float]) -> tuple[Score, ...]:
-        """Return the accuracy and the margin."""
-        return tuple(
-            Score(name=name, base=before[name], adapted=after[name]) for name in ("accuracy", "margin")
-        )
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Return a batch of pairs: first the prompts with chosen answers, then those with rejected ones.

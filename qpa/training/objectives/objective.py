@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Trainer, TrainingArguments
 
-    from qpa.documents import Score
     from qpa.progress import Progress
     from qpa.training.training_options import TrainingOptions
 
@@ -30,6 +29,10 @@ if TYPE_CHECKING:
 
 LOSS = "loss"
 """The score that every objective gives: lower is better, and it is finite as long as training goes well."""
+
+
+PERPLEXITY = "perplexity"
+"""A score that says the same as the loss, where that is in nats per token: its exponential."""
 
 
 class Objective(Protocol):
@@ -80,13 +83,6 @@ class Objective(Protocol):
         """Return scores of a model on a split by their names, `LOSS` among them.
 
         Args:    progress: called with the description, and with how many rows are done.
-        """
-        ...
-
-    def other_scores(self, before: Mapping[str, float], after: Mapping[str, float]) -> tuple[Score, ...]:
-        """Return what `scores` gave besides `LOSS`, as far as the result of the training is to say it.
-
-        Args:    before, after: the scores of the base model and of what is frozen.
         """
         ...
 

@@ -8,7 +8,7 @@ Trainer, with the same loss of the model as a whole. So do adapters of quantised
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -21,14 +21,13 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from qpa.compat.peft_ import is_adapted
-from qpa.documents import Score
 from qpa.documents.trained_generator import perplexity
 from qpa.progress import Progress
 from qpa.training.data.packing import check_rows_apart, collate_packed
 from qpa.training.data.splits import Splits, instruction_splits
 from qpa.training.data.token_rows import Row
 from qpa.training.evaluation import count_tokens, evaluate, summed_token_loss
-from qpa.training.objectives.objective import LOSS, make_arguments
+from qpa.training.objectives.objective import LOSS, PERPLEXITY, make_arguments
 from qpa.training.training_options import TrainingOptions
 
 Collate = Callable[[list[Row]], dict[str, Tensor]]
@@ -107,11 +106,7 @@ class SFT:
             progress=progress,
             description=description,
         )
-        return {LOSS: found.loss, "perplexity": perplexity(found.loss)}
-
-    def other_scores(self, before: Mapping[str, float], after: Mapping[str, float]) -> tuple[Score, ...]:
-        """Return none: the perplexity says the same as the loss."""
-        return ()
+        return {LOSS: found.loss, PERPLEXITY: perplexity(found.loss)}
 
 
 def _needs_whole_model(model: Any) -> bool:
