@@ -123,4 +123,4 @@ def test_signed_directions_have_the_sign_of_the_gradient_along_them(task: Task, 
 def _basis_of(attached: Attached):
     """Return the left vectors of the first module, float[n_out, n]."""
     generator = attached.optimizer.generator  # type: ignore[attr-defined]
-    return generator.get_buffer("basis_1")
+    return generator.state_dict()["basis_1"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from qpa.circuits.circuit import Circuit
 from qpa.circuits.execution import Execution
-from qpa.documents import ChunkedTensor, ChunkGroup, WeightLayout
+from qpa.documents import ChunkedTensor, WeightLayout
 from qpa.errors import ShapeError
 from qpa.generators.chunks import basis_shapes
 from qpa.generators.decoders import LinearDecoder
@@ -49,12 +50,12 @@ class ChunkedGenerator(nn.Module):
         if layout.features.has_index_bits:
             n_qubits = layout.ansatz.n_qubits
             self.register_buffer("bits", state_bits(2**n_qubits, n_qubits), persistent=False)
+        self._alike = _find_alike(layout)
+        self._basis_names = {path: f"basis_{index}" for index, path in enumerate(basis_shapes(layout))}
+        self._basis_places: dict[str, tuple[str, int]] = {}
         self._register_places()
-        self._shapes = {tensor.path: tensor.shape for tensor in layout.tensors}
-        self._basis_names: dict[str, str] = {}
-        for index, (path, shape) in enumerate(basis_shapes(layout).items()):
-            self._basis_names[path] = f"basis_{index}"
-            self.register_buffer(self._basis_names[path], torch.zeros(shape))
+        self.register_state_dict_post_hook(_name_bases)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_take_bases)  # type: ignore[no-untyped-call]
         if bases is not None:
             self.set_bases(bases)
 
@@ -88,12 +89,18 @@ class ChunkedGenerator(nn.Module):
 
     def decode(self, features: Tensor) -> tuple[Tensor, ...]:
         """Decode `features` to the adapter's tensors, as `forward` returns them."""
-        blocks: dict[str, list[Tensor]] = {path: [] for path in self._shapes}
-        for index, (group, decoder) in enumerate(zip(self.layout.groups, self.decoders, strict=True)):
-            chunks = decoder(features[self.get_buffer(f"states_{index}")])
-            for path, block in self._blocks(index, group, chunks):
-                blocks[path].append(block)
-        return tuple(_join(blocks[path], shape) for path, shape in self._shapes.items())
+        decoded = [
+            decoder(features[self.get_buffer(f"states_{index}")])
+            for index, decoder in enumerate(self.decoders)
+        ]
+        found: dict[str, Tensor] = {}
+        for number, alike in enumerate(self._alike):
+            blocks = [self._blocks(number, place, decoded) for place in range(len(alike.blocks))]
+            found.update(zip(alike.paths, _join(blocks, alike.shape).unbind(), strict=True))
+        for group, chunks in zip(self.layout.groups, decoded, strict=True):
+            if group.axis == "flat":
+                found.update(_split_flat(group.tensors, chunks))
+        return tuple(found[tensor.path] for tensor in self.layout.tensors)
 
     @torch.no_grad()
     def set_bases(self, bases: Bases) -> None:
@@ -108,29 +115,106 @@ class ChunkedGenerator(nn.Module):
             self._basis(path).copy_(bases[path])
 
     def _register_places(self) -> None:
-        """Keep which features belong to which chunks, and which chunks to which tensors, as index tensors."""
+        """Keep which features belong to which chunks, which chunks to which tensors, and room for bases."""
         for index, group in enumerate(self.layout.groups):
             self.register_buffer(f"states_{index}", torch.tensor(group.states), persistent=False)
-            for place, tensor in enumerate(group.tensors):
-                chunks = torch.tensor(tensor.chunks, dtype=torch.long)
-                self.register_buffer(f"chunks_{index}_{place}", chunks, persistent=False)
+        shapes = basis_shapes(self.layout)
+        for number, alike in enumerate(self._alike):
+            for place, block in enumerate(alike.blocks):
+                chunks = torch.tensor(block.chunks, dtype=torch.long)
+                self.register_buffer(f"chunks_{number}_{place}", chunks, persistent=False)
+                if self.layout.groups[block.group].axis != "spectrum":
+                    continue
+                name = f"bases_{number}_{place}"
+                self._basis_places |= {path: (name, index) for index, path in enumerate(alike.paths)}
+                room = torch.zeros(len(alike.paths), *shapes[alike.paths[0]])
+                self.register_buffer(name, room, persistent=False)
 
     def _basis(self, path: str) -> Tensor:
-        return self.get_buffer(self._basis_names[path])
+        name, index = self._basis_places[path]
+        return self.get_buffer(name)[index]
 
-    def _blocks(self, index: int, group: ChunkGroup, chunks: Tensor) -> Iterator[tuple[str, Tensor]]:
-        if group.axis == "flat":
-            yield from _split_flat(group.tensors, chunks)
-            return
-        for place, tensor in enumerate(group.tensors):
-            used = chunks[self.get_buffer(f"chunks_{index}_{place}")]
-            if group.axis == "row":
-                yield tensor.path, used
-            elif group.axis == "column":
-                yield tensor.path, used.T
-            else:
-                basis = self._basis(tensor.path)
-                yield tensor.path, basis * used.flatten() if tensor.chunks else basis
+    def _blocks(self, number: int, place: int, decoded: Sequence[Tensor]) -> Tensor:
+        """Return a block of all tensors that are alike, float[n_tensors, n_rows, n_columns]."""
+        block = self._alike[number].blocks[place]
+        axis, chunks = self.layout.groups[block.group].axis, self.get_buffer(f"chunks_{number}_{place}")
+        if not chunks.numel():
+            return self.get_buffer(f"bases_{number}_{place}")
+        used = decoded[block.group][chunks]
+        if axis == "row":
+            return used
+        if axis == "column":
+            return used.mT
+        return self.get_buffer(f"bases_{number}_{place}") * used.flatten(1)[:, None]
+
+
+class _Block(NamedTuple):
+    """Rows or columns that one group gives to each of several tensors.
+
+    Args:    group: its index in the layout.
+             chunks: for each tensor, which of the group's chunks it gets; all get equally many.
+    """
+
+    group: int
+    chunks: tuple[tuple[int, ...], ...]
+
+
+class _Alike(NamedTuple):
+    """Tensors of one shape that the same groups fill in the same way: they are decoded together.
+
+    One operation on all of them takes the place of one on each, which a GPU would start one by one.
+
+    Args:    blocks: laid side by side.
+    """
+
+    paths: tuple[str, ...]
+    shape: tuple[int, int]
+    blocks: tuple[_Block, ...]
+
+
+def _find_alike(layout: WeightLayout) -> tuple[_Alike, ...]:
+    """Return the tensors that are filled by rows, columns or spectra, those that are alike together."""
+    blocks: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
+    for index, group in enumerate(layout.groups):
+        if group.axis != "flat":
+            for tensor in group.tensors:
+                blocks.setdefault(tensor.path, []).append((index, tensor.chunks))
+    alike: dict[Any, list[str]] = {}
+    for path, shape in ((one.path, one.shape) for one in layout.tensors if one.path in blocks):
+        filled = tuple((index, len(chunks)) for index, chunks in blocks[path])
+        alike.setdefault((shape, filled), []).append(path)
+    return tuple(
+        _Alike(
+            tuple(paths),
+            shape,
+            tuple(
+                _Block(index, tuple(blocks[path][place][1] for path in paths))
+                for place, (index, _) in enumerate(filled)
+            ),
+        )
+        for (shape, filled), paths in alike.items()
+    )
+
+
+def _name_bases(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
+    """Put the bases into a state, each by a name of its own and not in the arrays that hold several."""
+    assert isinstance(module, ChunkedGenerator)
+    for path, name in module._basis_names.items():
+        state[prefix + name] = module._basis(path).clone()
+
+
+def _take_bases(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Take the bases out of a state that is loaded."""
+    assert isinstance(module, ChunkedGenerator)
+    *_, strict, missing, _unexpected, errors = rest
+    for path, name in module._basis_names.items():
+        found, basis = state.pop(prefix + name, None), module._basis(path)
+        if found is None:
+            missing += [prefix + name] if strict else []
+        elif found.shape != basis.shape:
+            errors.append(f"{name}: expected shape {tuple(basis.shape)}, found {tuple(found.shape)}")
+        else:
+            basis.detach().copy_(found)
 
 
 def _split_flat(tensors: tuple[ChunkedTensor, ...], chunks: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -139,9 +223,13 @@ def _split_flat(tensors: tuple[ChunkedTensor, ...], chunks: Tensor) -> Iterator[
         yield tensor.path, piece.view(tensor.shape)
 
 
-def _join(blocks: list[Tensor], shape: tuple[int, int]) -> Tensor:
-    """Lay blocks of whole rows, or of whole columns, side by side, and fill up with zeros."""
-    axis = 0 if all(block.shape[1] == shape[1] for block in blocks) else 1
-    joined = torch.cat(blocks, dim=axis) if len(blocks) > 1 else blocks[0]
-    n_rows, n_columns = shape[0] - joined.shape[0], shape[1] - joined.shape[1]
+def _join(blocks: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
+    """Lay blocks of whole rows, or of whole columns, side by side, and fill up with zeros.
+
+    Args:    blocks: float[n_tensors, n_rows, n_columns].
+    Returns: float[n_tensors, *shape].
+    """
+    axis = 1 if all(block.shape[2] == shape[1] for block in blocks) else 2
+    joined = torch.cat(list(blocks), dim=axis) if len(blocks) > 1 else blocks[0]
+    n_rows, n_columns = shape[0] - joined.shape[1], shape[1] - joined.shape[2]
     return nn.functional.pad(joined, (0, n_columns, 0, n_rows)) if n_rows or n_columns else joined
