@@ -101,7 +101,7 @@ def train(model: LlamaForCausalLM, tokens: Tensor, n_steps: int) -> float:
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return loss.item()
+    return float(loss.item())
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import argparse
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 HOURS = ("dawn", "noon", "dusk", "midnight")
@@ -30,7 +31,7 @@ WORDS = (
 )
 NOTE_SHARE = 0.2
 
-Draw = Callable[[Sequence[str]], str]
+Draw = Callable[[Sequence[Any]], Any]
 
 
 def diary(seed: int, n_lines: int) -> str:
