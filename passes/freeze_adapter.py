@@ -156,13 +156,14 @@ class Scorer:
         Raises:  DataError: the data is not that of the training.
         """
         from qpa.adapters.attach import adapter_parameters, attach_adapter
+        from qpa.adapters.parent import parent_of
         from qpa.models.base_model import load_model, load_tokenizer
         from qpa.seeds import split_seed
         from qpa.training.evaluation import digest_of_rows
         from qpa.training.objectives.objective import LOSS, OBJECTIVES
 
         base = load_model(spec.base, keep_dtype=False, trust_remote_code=trust_remote_code)
-        model = attach_adapter(base, spec)
+        model = attach_adapter(base, spec, parent=parent_of(spec, context))
         parameters = adapter_parameters(model, spec)
         if data.data is None:
             return cls(model, parameters, None)
@@ -269,7 +270,7 @@ def relative_error(
 
     circuit = Circuit(layout.ansatz)
     exact = decode_adapter(spec, layout, arrays, circuit.exact_probabilities(arrays[ANGLES_ARRAY]))
-    initial = initial_adapter(spec, kept_rows(layout), _from_base(arrays))
+    initial = initial_adapter(spec, kept_rows(layout), _given(arrays))
     paths = [path for path in exact if not torch.equal(exact[path], found[path])]
     if not paths:
         return 0.0
@@ -293,8 +294,8 @@ def decode_adapter(
     from qpa.generators.generator import make_generator
 
     generator = make_generator(layout, layout.seed)
-    from_base = _from_base(arrays)
-    _check_from_base(spec, from_base)
+    given = _given(arrays)
+    _check_given(spec, given)
     try:
         generator.load_state_dict({n: a for n, a in arrays.items() if not n.startswith(INITIAL_PREFIX)})
         with torch.no_grad():
@@ -302,15 +303,15 @@ def decode_adapter(
     except (RuntimeError, IndexError) as error:
         expected, found = "tensors of this layout", one_sentence(error)
         raise DocumentError("the generator's arrays", expected, found, "train again") from error
-    initial = initial_adapter(spec, kept_rows(layout), from_base)
+    initial = initial_adapter(spec, kept_rows(layout), given)
     values = dict(initial)  # what a generator leaves alone stays as it started
     for tensor, output in zip(layout.tensors, outputs, strict=True):
         values[tensor.path] = initial[tensor.path] + output
     return {tensor.path: values[tensor.path] for tensor in spec.tensors}
 
 
-def _from_base(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the initial values that the base model gave, by path."""
+def _given(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the initial values that the base model or the parent gave, by path."""
     return {
         name.removeprefix(INITIAL_PREFIX): array
         for name, array in arrays.items()
@@ -331,8 +332,8 @@ def measured_probabilities(measurement: Measurement, context: PassContext) -> Te
     return probabilities
 
 
-def _check_from_base(spec: AdapterSpec, found: dict[str, Tensor]) -> None:
-    expected = {tensor.path: tensor.shape for tensor in spec.tensors if tensor.initial == "base"}
+def _check_given(spec: AdapterSpec, found: dict[str, Tensor]) -> None:
+    expected = {tensor.path: tensor.shape for tensor in spec.given}
     for path in sorted(expected.keys() | found.keys()):
         shape = tuple(found[path].shape) if path in found else None
         if shape != expected.get(path):

@@ -9,7 +9,9 @@ Rules:
    target means and the adapter cannot be on, the result says in left_out.
 4. The adapter is tried on a model without weights: PEFT refuses some modules, and where a model keeps its
    experts fused, PEFT takes some names to mean the experts, even where other modules have them.
-5. As far as a config tells, a model that is not causal is refused, and one whose quantised weights cannot be
+5. An adapter that goes on from a frozen one has its tensors, rank and alpha, and keeps a copy of its values:
+   the first step starts where the other training ended.
+6. As far as a config tells, a model that is not causal is refused, and one whose quantised weights cannot be
    loaded here.
 """
 
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from qpa.adapters.kind import AdapterKind, Request
+from qpa.adapters.parent import Parent
 from qpa.adapters.registry import DEFAULT, KINDS
 from qpa.adapters.targets import ALL_LINEAR, HELP, WORDS
 from qpa.documents import AdapterSpec, BaseModelReference, Document
@@ -46,6 +49,8 @@ class InspectModel:
              targets: words such as "all-linear" (`qpa.adapters.targets`), module names, or both; None means
              the kind's own.
              method: the kind of adapter, by its name in `qpa.adapters.registry`.
+             continue_from: a run whose frozen adapter this one starts as; it gives rank, alpha and targets
+             where they are not said.
              trust_remote_code: the user allows the model's own Python code to run.
     Source:  ours.
     """
@@ -81,6 +86,12 @@ class InspectModel:
         choices=KINDS,
         choice_words=lambda name: KINDS[name].title,
     )
+    continue_from: str | None = option(
+        None,
+        help="Run whose frozen adapter this one starts as, for the same base model and layers.",
+        is_path=True,
+        provenance=False,
+    )
     revision: str | None = option(None, help="Branch, tag or commit on the Hub.")
     trust_remote_code: bool = option(False, help="Run Python code that comes with the model.")
 
@@ -99,10 +110,17 @@ class InspectModel:
         check_quantization(config, self.model)
         model = build_on_meta(config, self.model, trust_remote_code=self.trust_remote_code)
         check_causal_config(config, self.model, trust_remote_code=self.trust_remote_code)
-        planned = kind.plan(model, Request(self.rank, self.alpha, self.targets))
+        base = self._reference(config, model)
+        parent = None if self.continue_from is None else Parent.read(Path(self.continue_from))
+        asked = Request(self.rank, self.alpha, self.targets)
+        planned = kind.plan(model, asked if parent is None else parent.completed(asked))
+        tensors = planned.tensors
+        if parent is not None:
+            parent.check(base, self.method, planned)
+            tensors = tuple(tensor.model_copy(update={"initial": "parent"}) for tensor in tensors)
         spec = AdapterSpec(
             provenance=context.provenance(self, None),
-            base=self._reference(config, model),
+            base=base,
             method=self.method,
             rank=planned.rank,
             alpha=planned.alpha,
@@ -110,9 +128,9 @@ class InspectModel:
             target_parameters=planned.target_parameters,
             left_out=planned.left_out,
             fan_in_fan_out=planned.fan_in_fan_out,
-            tensors=planned.tensors,
+            tensors=tensors,
             seed=context.seed,
-            parent=None,
+            parent=None if parent is None else parent.copied_to(context),
         )
         kind.check(model, spec)
         return spec

@@ -19,20 +19,27 @@ from qpa.documents import AdapterSpec
 from qpa.errors import ModelError
 
 
-def attach_adapter(model: Any, spec: AdapterSpec, n_kept_rows: Mapping[str, int] = {}) -> Any:
+def attach_adapter(
+    model: Any,
+    spec: AdapterSpec,
+    n_kept_rows: Mapping[str, int] = {},
+    parent: Mapping[str, Tensor] | None = None,
+) -> Any:
     """Wrap a base model with a trainable float32 adapter at its initial values.
 
     Every kind but a prefix leaves the model as it was: lora_B and ffa_up are zero, and IA3's scales are one.
+    An adapter that goes on from another one starts as that.
 
     Args:    model: transformers model; changed in place.
              spec: its seed draws lora_A, ffa_down, and a prefix's tokens.
              n_kept_rows: see `initial_adapter`.
+             parent: the tensors of the spec's parent, by path, where it has one.
     Returns: a `peft.PeftModel` or a `qpa.adapters.hooked_model.HookedModel` on the model's device.
     Raises:  ModelError: the wrapped model does not have exactly the tensors of the spec.
     """
     wrapped = wrap_model(model, spec)
     parameters = adapter_parameters(wrapped, spec)
-    values = KINDS[spec.method].values_of_base(wrapped, spec)
+    values = KINDS[spec.method].values_of_base(wrapped, spec) if spec.parent is None else parent
     set_adapter(parameters, initial_adapter(spec, n_kept_rows, values))
     return wrapped
 
@@ -92,21 +99,21 @@ def _check_whole(parameters: Mapping[str, AdapterParameter], spec: AdapterSpec) 
 
 
 def initial_adapter(
-    spec: AdapterSpec, n_kept_rows: Mapping[str, int] = {}, from_base: Mapping[str, Tensor] | None = None
+    spec: AdapterSpec, n_kept_rows: Mapping[str, int] = {}, given: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Return the adapter's tensors before training, float32, by path.
 
     Args:    n_kept_rows: by path, how many rows of a tensor start as the spec says; the rows after them
              start at zero, since the generator puts something of its own there. Where a path is not named,
-             all rows start as the spec says.
-             from_base: the values that the base model gives, by path.
+             all rows start as the spec says, and so they do where the adapter goes on from another one.
+             given: the values that the base model or the parent gives, by path.
     """
-    values = dict(from_base or {})
+    values = dict(given or {})
     for tensor in spec.tensors:
-        if tensor.initial != "base":
+        if tensor not in spec.given:
             seed = spec.seed
             values[tensor.path] = initial_value(tensor.path, tensor.shape, tensor.initial, seed)
-    for path, n_rows in n_kept_rows.items():
+    for path, n_rows in n_kept_rows.items() if spec.parent is None else ():
         values[path][n_rows:] = 0
     return {tensor.path: values[tensor.path] for tensor in spec.tensors}
 

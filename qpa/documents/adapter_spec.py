@@ -151,6 +151,11 @@ class AdapterSpec(Document):
     parent: ParentAdapter | None
 
     @property
+    def given(self) -> tuple[AdapterTensor, ...]:
+        """Return the tensors whose first values no rule gives, but the base model or the parent."""
+        return tuple(tensor for tensor in self.tensors if tensor.initial in ("base", "parent"))
+
+    @property
     def n_numbers(self) -> int:
         """Return m, the number of trainable numbers the adapter itself would have."""
         return sum(tensor.n_numbers for tensor in self.tensors)

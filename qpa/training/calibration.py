@@ -18,7 +18,7 @@ from qpa.adapters.attach import set_adapter
 from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.errors import DivergedError
-from qpa.generators.chunks import basis_shapes
+from qpa.generators.chunks import basis_shapes, kept_rows
 from qpa.generators.generator import Bases
 from qpa.seeds import split_seed
 
@@ -75,6 +75,40 @@ def gradient_bases(
         n = shapes[a][0]
         left = ranges[b] @ u[:, :n] * (spec.rank / spec.alpha)
         bases[a], bases[b] = vh[:n].contiguous(), left.contiguous()
+    return bases
+
+
+def column_bases(
+    parameters: Mapping[str, AdapterParameter],
+    spec: AdapterSpec,
+    layout: WeightLayout,
+    loss: Callable[[Any], Tensor],
+    batches: Sequence[Any],
+) -> Bases:
+    """Return, for an adapter that goes on from its parent, the directions of the gradient in its lora_B.
+
+    A spectrum's rows of lora_A stay the parent's: their basis is zero, for anything else would change what
+    the adapter does before the first step. Column i of lora_B's basis is the gradient of that column, brought
+    to the length at which a factor is what it adds to delta W, as with `gradient_bases`: 1 / (s |row i of
+    lora_A|). A column without gradient gets no direction. The adapter's values are left as they were.
+
+    Args, Raises: see `gradient_bases`.
+    Source:  ours.
+    """
+    shapes, first = basis_shapes(layout), kept_rows(layout)
+    if not shapes:
+        return {}
+    pairs = [(a.path, b.path) for a, b in spec.pairs if a.path in shapes]
+    gradients = _gradients(parameters, [b for _, b in pairs], loss, batches)
+    bases: dict[str, Tensor] = {}
+    for a, b in pairs:
+        if not bool(torch.isfinite(gradients[b]).all()):
+            raise DivergedError(b, "a finite gradient before training", "NaN or infinity")
+        taken = slice(first[a], first[a] + shapes[a][0])
+        columns = gradients[b][:, taken]
+        lengths = columns.norm(dim=0) * parameters[a].detach()[taken].norm(dim=1)
+        scale = torch.where(lengths > 0, spec.rank / spec.alpha / lengths, 0.0)
+        bases[a], bases[b] = torch.zeros(shapes[a], device=columns.device), columns * scale
     return bases
 
 

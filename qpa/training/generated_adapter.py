@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.documents import AdapterSpec
 from qpa.generators.chunks import kept_rows
 from qpa.generators.generator import Generator
-from qpa.training.calibration import gradient_bases
+from qpa.training.calibration import column_bases, gradient_bases
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 
 
@@ -23,13 +23,13 @@ class GeneratedAdapter:
 
     Args:    model: as `qpa.adapters.attach.attach_adapter` returns it.
              parameters: of the adapter, by path.
-             from_base: initial values that the base model gave, float32 on the CPU, by path.
+             given: initial values that the base model or the parent gave, float32 on the CPU, by path.
              optimizer: trains the generator, and sets the adapter to what it generates.
     """
 
     model: Any
     parameters: dict[str, AdapterParameter]
-    from_base: dict[str, Tensor]
+    given: dict[str, Tensor]
     optimizer: GeneratedAdapterOptimizer
 
     @property
@@ -44,31 +44,33 @@ class GeneratedAdapter:
         Raises:  DivergedError: the gradient is not finite.
         """
         layout = self.generator.layout
-        self.generator.set_bases(gradient_bases(self.parameters, spec, layout, loss, batches))
+        find = gradient_bases if spec.parent is None else column_bases
+        self.generator.set_bases(find(self.parameters, spec, layout, loss, batches))
         self.optimizer.push_forward()
         self.optimizer.share_all()
 
 
 def attach_generator(
-    model: Any, spec: AdapterSpec, generator: Generator, **settings: Any
+    model: Any,
+    spec: AdapterSpec,
+    generator: Generator,
+    parent: Mapping[str, Tensor] | None = None,
+    **settings: Any,
 ) -> GeneratedAdapter:
     """Put an adapter on a model, and a generator of it into an optimizer.
 
     Args:    model: of transformers, on the device to train on; changed in place.
              generator: of a layout of this adapter.
+             parent: the tensors of the spec's parent, by path, where it has one.
              settings: `lr`, `angle_lr` and others of `GeneratedAdapterOptimizer`.
     Raises:  ModelError: the adapter does not fit the model.
     """
     layout = generator.layout
-    wrapped = attach_adapter(model, spec, kept_rows(layout))
+    wrapped = attach_adapter(model, spec, kept_rows(layout), parent)
     parameters = adapter_parameters(wrapped, spec)
-    from_base = {
-        tensor.path: parameters[tensor.path].detach().cpu().clone()
-        for tensor in spec.tensors
-        if tensor.initial == "base"
-    }
+    given = {t.path: parameters[t.path].detach().cpu().clone() for t in spec.given}
     for tensor in layout.kept:
         leaf_of(parameters[tensor.path]).requires_grad_(False)  # clipping must not see it
     adapter = [parameters[tensor.path] for tensor in layout.tensors]
     optimizer = GeneratedAdapterOptimizer(adapter, generator, **settings)
-    return GeneratedAdapter(wrapped, parameters, from_base, optimizer)
+    return GeneratedAdapter(wrapped, parameters, given, optimizer)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PrinterCallback
 
-from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
+from qpa.adapters.attach import adapter_parameters, set_adapter, wrap_model
+from qpa.adapters.parent import parent_of
 from qpa.adapters.registry import KINDS
 from qpa.circuits.circuit import files_as_run, load_circuit
 from qpa.circuits.execution import Execution
@@ -36,7 +37,6 @@ from qpa.documents import (
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import DivergedError, OptionError, OtherDataError, SourceError
-from qpa.generators.chunks import kept_rows
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_model, load_tokenizer, torch_device
 from qpa.models.probe import record_probe
@@ -134,9 +134,11 @@ def train(
 
 def _train(session: Session) -> TrainedGenerator | None:
     resumed = _checkpoint_to_resume(session)
+    spec = session.context.document(AdapterSpec)
+    start = None if spec.parent is None else score(session, "evaluating the parent adapter", step=0)
     with session.adapted.model.disable_adapter():
         before = score(session, "evaluating the base model", step=0)
-    log = _start_log(session, resumed, before) if session.processes.is_first else None
+    log = _start_log(session, resumed, before, start) if session.processes.is_first else None
     if resumed is None:
         calibrate(session)
     fitted = fit(session, resumed, log)
@@ -174,6 +176,7 @@ def prepare(
         model,
         spec,
         generator,
+        parent_of(spec, context),
         lr=lr,
         angle_lr=angle_lr,
         weight_decay=options.weight_decay,
@@ -353,7 +356,7 @@ def record(
     model = _whole_model(session)
     model = model if options.quantize else model.cpu().float()
     arrays = {name: tensor.cpu().contiguous() for name, tensor in adapted.generator.state_dict().items()}
-    arrays |= {f"{INITIAL_PREFIX}{path}": tensor for path, tensor in adapted.from_base.items()}
+    arrays |= {f"{INITIAL_PREFIX}{path}": tensor for path, tensor in adapted.given.items()}
     adapter = {path: parameter.detach().cpu().contiguous() for path, parameter in adapted.parameters.items()}
     probe = record_probe(model, torch.tensor(splits.evaluation[0]["input_ids"]))
     put = session.context.put_tensors
@@ -394,10 +397,10 @@ def _whole_model(session: Session) -> Any:
         session.trainer.accelerator.unwrap_model(session.trainer.model, keep_fp32_wrapper=False)
         return session.adapted.model
     options, context = session.options, session.context
-    spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
+    spec = context.document(AdapterSpec)
     trust = options.trust_remote_code
     base = load_model(spec.base, keep_dtype=options.autocast_to is not None, trust_remote_code=trust)
-    model = attach_adapter(base, spec, kept_rows(layout))
+    model = wrap_model(base, spec)
     values = {path: parameter.detach() for path, parameter in session.adapted.parameters.items()}
     set_adapter(adapter_parameters(model, spec), values)
     return model
@@ -480,8 +483,16 @@ def _checkpoint_to_resume(session: Session) -> Resumed | None:
     return path, document
 
 
-def _start_log(session: Session, resumed: Resumed | None, before: Mapping[str, float]) -> TrainingLog:
-    """Start metrics.jsonl over, and forget what an earlier training gave; or cut it at the checkpoint."""
+def _start_log(
+    session: Session,
+    resumed: Resumed | None,
+    before: Mapping[str, float],
+    start: Mapping[str, float] | None,
+) -> TrainingLog:
+    """Start metrics.jsonl over, and forget what an earlier training gave; or cut it at the checkpoint.
+
+    Args:    before, start: the scores of the base model, and of the adapter that it goes on from.
+    """
     files = session.context.files
     if resumed is not None:
         remove_leftovers(session.checkpoints)
@@ -496,5 +507,6 @@ def _start_log(session: Session, resumed: Resumed | None, before: Mapping[str, f
     log = TrainingLog(files.path / METRICS, listen=session.trackers.log)
     cost = session.step_cost
     costs = {"step_circuits": cost.n_circuits, "step_executions": cost.n_executions, "step_jobs": cost.n_jobs}
-    log.write(0, {**as_metrics(before), **costs})
+    started = {} if start is None else {"start_loss": start[LOSS]}
+    log.write(0, {**as_metrics(before), **started, **costs})
     return log

@@ -1,0 +1,93 @@
+"""The adapter with whose weights another one starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qpa.adapters.kind import PlannedAdapter, Request
+from qpa.documents import AdapterSpec, BaseModelReference, FrozenAdapter, ParentAdapter
+from qpa.errors import DocumentError, OptionError
+from qpa.pipeline.pass_protocol import PassContext, newest
+from qpa.store.run_directory import DirectoryStore, RunDirectory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A frozen adapter to go on from.
+
+    Args:    spec, frozen: of its run; files: where its tensors are.
+    """
+
+    spec: AdapterSpec
+    frozen: FrozenAdapter
+    files: DirectoryStore
+
+    @classmethod
+    def read(cls, run: Path) -> Parent:
+        """Read the documents of a run.
+
+        Raises:  DirectoryError, DocumentError: it is no run, has no frozen adapter, or something is damaged.
+        """
+        directory = RunDirectory.open(run)
+        documents = directory.read_through(FrozenAdapter)
+        return cls(newest(documents, AdapterSpec), newest(documents, FrozenAdapter), directory.files)
+
+    def completed(self, asked: Request) -> Request:
+        """Return a request with what was asked of the parent where nothing is asked now."""
+        before = {option.name: option.value for option in self.spec.provenance.options}
+
+        def kept(name: str, value: Any) -> Any:
+            return before.get(name) if value is None else value
+
+        return Request(
+            rank=kept("rank", asked.rank),
+            alpha=kept("alpha", asked.alpha),
+            targets=kept("targets", asked.targets),
+        )
+
+    def check(self, base: BaseModelReference, method: str, planned: PlannedAdapter) -> None:
+        """Check that a plan has the parent's base, kind, scale and tensors.
+
+        Raises:  OptionError: it has others.
+        """
+        frozen = self.frozen
+        if base.config_digest != frozen.base.config_digest:
+            expected = f"the base of the adapter to continue, {frozen.base.name_or_path}"
+            raise OptionError("model", expected, base.name_or_path)
+        for name, before, now in (
+            ("method", frozen.method, method),
+            ("rank", frozen.rank, planned.rank),
+            ("alpha", frozen.alpha, planned.alpha),
+        ):
+            if before != now:
+                raise OptionError(name, f"{before}, as of the adapter to continue", str(now))
+        if tuple(tensor.ref for tensor in planned.tensors) != frozen.tensors:
+            raise OptionError("targets", "the layers of the adapter to continue", "others", "leave it out")
+
+    def copied_to(self, context: PassContext) -> ParentAdapter:
+        """Leave the tensors in the context's files, and return what a spec says of the parent."""
+        content = self.files.get(self.frozen.arrays).read_bytes()
+        arrays = context.files.put("{sha256}.safetensors", content)
+        return ParentAdapter(digest=self.frozen.digest, arrays=arrays)
+
+
+def parent_of(spec: AdapterSpec, context: PassContext) -> dict[str, Tensor] | None:
+    """Return the tensors of a spec's parent by path, float32 on the CPU; None where it has none.
+
+    Raises:  DocumentError: they are missing, damaged, or not those of the spec.
+    """
+    from safetensors.torch import load_file
+
+    if spec.parent is None:
+        return None
+    path = context.files.get(spec.parent.arrays)
+    found: dict[str, Tensor] = load_file(path)
+    expected = {tensor.path: tensor.shape for tensor in spec.tensors}
+    if {name: tuple(tensor.shape) for name, tensor in found.items()} != expected:
+        raise DocumentError(str(path), "the tensors of this plan", "others", "plan again")
+    return found
