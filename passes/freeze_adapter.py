@@ -159,6 +159,7 @@ class Scorer:
         from qpa.adapters.parent import parent_of
         from qpa.models.base_model import load_model, load_tokenizer
         from qpa.seeds import split_seed
+        from qpa.training.data.splits import Splits
         from qpa.training.evaluation import digest_of_rows
         from qpa.training.objectives.objective import LOSS, OBJECTIVES
 
@@ -173,7 +174,8 @@ class Scorer:
         splits = objective.rows(split_seed(trained.provenance.seed, "split"))
         if digest_of_rows(splits.training, splits.evaluation) != trained.result.data_digest:
             raise _other_data(data, trained, splits.summary)
-        scored = objective.with_reference(model, splits._replace(training=[]), context.progress).evaluation
+        to_score = Splits([], splits.evaluation, splits.summary)
+        scored = objective.with_reference(model, to_score, context.progress).evaluation
         words = "evaluating the frozen adapter"
 
         def score() -> float:

@@ -75,7 +75,7 @@ class DPO:
         training, evaluation = (
             self._with_reference(model, rows, progress) for rows in (splits.training, splits.evaluation)
         )
-        return splits._replace(training=training, evaluation=evaluation)
+        return Splits(training, evaluation, splits.summary)
 
     def trainer(
         self, model: Any, optimizer: torch.optim.Optimizer, splits: Splits, **arguments: Any
