@@ -27,6 +27,7 @@ from qpa.cli import (
     noise,
     plan,
     preview,
+    push,
     report,
     run,
     targets,
@@ -40,7 +41,21 @@ from qpa.termination import Terminated, ending_on_sigterm
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
     for module in (
-        *(init, preview, run, plan, targets, transpile, train, freeze, export, generate, inspect, verify),
+        *(
+            init,
+            preview,
+            run,
+            plan,
+            targets,
+            transpile,
+            train,
+            freeze,
+            export,
+            generate,
+            inspect,
+            verify,
+            push,
+        ),
         *(report, noise, bench),
     )
 }
