@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -46,8 +47,8 @@ class Case(Protocol):
         """Start the command, in one process or several."""
         ...
 
-    def works(self, out: Path) -> bool:
-        """Return whether the command has begun with what may be lost."""
+    def file(self, out: Path) -> Path:
+        """Return the file whose writing is the first sign of work."""
         ...
 
     def n_lost(self, out: Path) -> int:
@@ -84,9 +85,9 @@ class Training:
         words += ["--resume"] if goes_on and _newest(run) else ["--force"]
         return [_python(words, **rank) for rank in _ranks(self.n_processes)]
 
-    def works(self, out: Path) -> bool:
-        """See `Case`; a step beyond the newest checkpoint may be lost."""
-        return _steps_logged(out / "run") > _newest(out / "run")
+    def file(self, out: Path) -> Path:
+        """See `Case`."""
+        return out / "run" / "metrics.jsonl"
 
     def n_lost(self, out: Path) -> int:
         """See `Case`."""
@@ -112,9 +113,9 @@ class Bench:
         words += ["--methods", "qpa,unilora", "--budgets", "10%", "--seeds", "2", "--max-steps", "20"]
         return [_python([*words, "--max-length", "64", "--device", "cpu", "--workers", "2"])]
 
-    def works(self, out: Path) -> bool:
-        """See `Case`; the base model's line is the first."""
-        return (out / "bench" / "results.jsonl").is_file()
+    def file(self, out: Path) -> Path:
+        """See `Case`."""
+        return out / "bench" / "results.jsonl"
 
     def n_lost(self, out: Path) -> int:
         """See `Case`: at most the runs under way."""
@@ -152,14 +153,24 @@ def _try(case: Case, n_kills: int, chance: random.Random) -> tuple[str, ...]:
         _finish(case.start(Path(whole), goes_on=False))
         n_done, lost, goes_on = 0, 0, False
         while n_done < n_kills:
+            before = _written_at(case.file(Path(killed)))
             processes = case.start(Path(killed), goes_on=goes_on)
             goes_on = True
-            if _kill(processes, lambda: case.works(Path(killed)), chance):
+            works = partial(_is_written_since, case.file(Path(killed)), before)
+            if _kill(processes, works, chance):
                 n_done, lost = n_done + 1, max(lost, case.n_lost(Path(killed)))
                 print(f"{case.name}: kill {n_done} of {n_kills}", file=sys.stderr)
         _finish(case.start(Path(killed), goes_on=True))
         same = case.result(Path(whole)) == case.result(Path(killed))
     return (case.name, str(n_done), str(lost), "yes" if same else "NO")
+
+
+def _written_at(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.is_file() else 0
+
+
+def _is_written_since(file: Path, before: int) -> bool:
+    return _written_at(file) > before
 
 
 def _kill(

@@ -2,8 +2,8 @@
 
 The shapes are those of Qwen3-0.6B and Qwen3-1.7B (public config.json files), the weights are random and in
 bfloat16, and the tokenizer is the demonstration's, so losses mean nothing; a step costs what it would cost.
-Each command is a process of its own. Its peak resident memory (VmHWM, Linux) and its time are what it needs
-from start to end, with imports.
+Each command is a process of its own. Its time is that from start to end, with imports; its memory is the peak
+resident memory (VmHWM, Linux) of the largest of its processes, as verifying starts another.
 
     python -m benchmarks.scale                            plan, train, export, verify at the shape of 0.6B
     python -m benchmarks.scale --shape 1.7b --until calibrate
@@ -56,7 +56,7 @@ def main() -> None:
     """Run the commands and print what each of them costs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=tuple(SHAPES), default="0.6b")
-    parser.add_argument("--until", choices=("calibrate", "verify"), default="verify")
+    parser.add_argument("--until", choices=("plan", "calibrate", "verify"), default="verify")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--max-length", type=int, default=64)
@@ -91,8 +91,8 @@ def _table(folder: Path, options: argparse.Namespace) -> str:
         "export": [*qpa, "export", run, "--format", "lora", "--out", export, "--force"],
         "verify": [*qpa, "verify", export],
     }
-    last = "verify" if options.until == "verify" else "attach and calibrate"
-    if last == "verify":
+    last = "attach and calibrate" if options.until == "calibrate" else options.until
+    if options.until == "verify":
         del commands["attach and calibrate"]
     if not (model / "config.json").is_file():
         measure([*this, "--work", "model"])
@@ -115,11 +115,20 @@ def measure(arguments: list[str]) -> Cost:
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, env=os.environ)
     peak_bytes = 0
     while process.poll() is None:
-        peak_bytes = max(peak_bytes, _peak_of(process.pid))
+        peak_bytes = max(peak_bytes, *map(_peak_of, _family(process.pid)))
         time.sleep(POLL_S)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, arguments)
     return Cost(time.monotonic() - started_s, peak_bytes)
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and all that it has started, directly or not."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        children = []
+    return [pid, *(one for child in children for one in _family(int(child)))]
 
 
 def _peak_of(pid: int) -> int:

@@ -22,6 +22,8 @@ the circuits save for the backward pass, less the two moments of LoRA's own opti
 
     python -m benchmarks.step_time --model <directory of the 6M model> [--dtype bf16] [--device cuda]
     python -m benchmarks.step_time --cases gpt2
+    python -m benchmarks.scale --until plan --keep <directory>    (a model of Qwen3-0.6B's shape)
+    python -m benchmarks.step_time --model <directory>/model --cases model --dtype bf16 --batch 1x128
 """
 
 from __future__ import annotations
@@ -100,7 +102,8 @@ def main() -> None:
         print(json.dumps(_peak(options.cases[0], options.peak_of, options)))
         return
     print(f"torch {torch.__version__}, {options.device}, {options.dtype}, {options.threads} threads\n")
-    print(_step_times(options))
+    if not options.peaks_only:
+        print(_step_times(options))
     print(f"\nPeak memory, MB of 10^6 bytes\n\n{_peaks(options)}")
 
 
@@ -111,6 +114,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", help="Rows and tokens of the case 'model', such as 1x128.")
+    parser.add_argument("--peaks-only", action="store_true", help="Measure no times.")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--budget-s", type=float, default=120.0, help="Per case, beyond three rounds.")
     parser.add_argument("--peak-of", choices=(LORA, QPA), help=argparse.SUPPRESS)
@@ -174,7 +179,7 @@ def _optimizer_step(setup: Setup, optimizer: torch.optim.Optimizer) -> Callable[
 
 
 def _peaks(options: argparse.Namespace) -> str:
-    header = ("case", "LoRA", "QPA", "difference", "generator", "difference / generator")
+    header = ("case", "LoRA", "QPA", "QPA / LoRA", "difference", "generator", "difference / generator")
     return markdown(header, [row for case in options.cases for row in _peak_rows(case, options)])
 
 
@@ -185,6 +190,7 @@ def _peak_rows(case: str, options: argparse.Namespace) -> list[tuple[str, ...]]:
     for counter in peaks[LORA].keys() - {"generator"}:
         lora, qpa = peaks[LORA][counter], peaks[QPA][counter]
         numbers = [f"{value / 1e6:.2f}" for value in (lora, qpa, qpa - lora, generator)]
+        numbers.insert(2, f"{qpa / lora:.3f}")
         ratio = "not exact enough" if counter == RESIDENT else f"{(qpa - lora) / generator:.2f}"
         rows.append((f"{case}, {counter}", *numbers, ratio))
     return sorted(rows)
@@ -194,6 +200,7 @@ def _peak_in_child(case: str, kind: str, options: argparse.Namespace) -> dict[st
     arguments = ["--cases", case, "--peak-of", kind, "--threads", str(options.threads)]
     arguments += ["--dtype", options.dtype, "--device", options.device]
     arguments += ["--model", options.model] if options.model else []
+    arguments += ["--batch", options.batch] if options.batch else []
     child = subprocess.run(
         (sys.executable, "-m", "benchmarks.step_time", *arguments),
         stdout=subprocess.PIPE,
@@ -212,8 +219,12 @@ def _peak(case: str, kind: str, options: argparse.Namespace) -> dict[str, int]:
         torch.cuda.reset_peak_memory_stats()
         _run_steps(setup, kind)
         return {"max_memory_allocated": torch.cuda.max_memory_allocated(), **generator}
+    starts_at_zero = [not bool(parameter.detach().any()) for parameter in setup.adapter]
     _run_steps(setup, kind)
     resident = _peak_resident()
+    # Ours keeps a copy of what an adapter starts from, of all but zeros.
+    for parameter in (p for p, is_zero in zip(setup.adapter, starts_at_zero, strict=True) if is_zero):
+        parameter.detach().zero_()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -253,7 +264,10 @@ def _set_up(case: str, options: argparse.Namespace) -> Setup:
     model = attach_adapter(base.to(options.device), spec, kept_rows(layout)).train()
     named = adapter_parameters(model, spec)
     torch.manual_seed(0)
-    batch = torch.randint(model.config.vocab_size, BATCHES[case]).to(options.device)
+    n_rows, n_tokens = BATCHES[case]
+    if case == "model" and options.batch:
+        n_rows, n_tokens = map(int, options.batch.split("x"))
+    batch = torch.randint(model.config.vocab_size, (n_rows, n_tokens)).to(options.device)
     return Setup(model, [named[tensor.path] for tensor in layout.tensors], layout, batch, bf16)
 
 

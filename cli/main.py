@@ -151,10 +151,11 @@ def main() -> None:
 
 def _run(session: Session) -> None:
     from qpa.errors import QpaError
-    from qpa.training.processes import is_follower
+    from qpa.training.processes import is_follower, meet
 
     try:
         with ending_on_sigterm():
+            meet()
             _follow(session) if is_follower() else app(obj=session)
     except QpaError as error:
         _fail(session, error, _line(error))

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 PATIENCE = timedelta(days=7)
 """How long a process waits for another: the first one may queue for a device, or plan for hours."""
 
+_START = timedelta(minutes=10)
+"""How long a process waits for the others to be started at all."""
+
 _TASK, _ENDED, _LEFT = "task", "ended", "left"
 _POLL_S, _FAREWELL_S = 0.1, 10.0
 
@@ -187,6 +190,18 @@ def _wants_shards() -> bool:
     return True
 
 
+def meet() -> None:
+    """Reach the launcher's store, which the first process may have to open; nothing without a launcher.
+
+    Raises:  ProcessError: it is not there.
+    """
+    if n_started() > 1:
+        try:
+            _store()
+        except RuntimeError as error:
+            raise _lost(error) from error
+
+
 def call_followers(task: dict[str, Any]) -> None:
     """Tell the other processes what to do next; nothing where there are none."""
     if n_started() > 1:
@@ -285,6 +300,6 @@ def _store() -> Any:
     """Return the launcher's store, where all processes put and find values by their keys."""
     from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
-    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    store, _, _ = next(rendezvous("env://", timeout=_START))
     store.set_timeout(PATIENCE)
     return PrefixStore("qpa", store)
