@@ -89,11 +89,13 @@ class MeasureCircuit(SamplingOptions):
         help="What runs the trained circuits once more: {choices}.",
         choices=SOURCES,
         shown_default="what ran them in training",
+        panel=SamplingOptions.panel,
     )
     mitigation: str = option(
         NONE,
         help="How counts are corrected for errors: none, or names joined by +, such as depolarizing or "
         "readout+depolarizing.",
+        panel=SamplingOptions.panel,
     )
 
     def run(self, source: TrainedGenerator, context: PassContext) -> Measurement:

@@ -49,6 +49,8 @@ class TranspileCircuit:
     Source:  Qiskit's preset pass managers.
     """
 
+    panel: ClassVar[str] = "Circuits and devices"
+
     name: ClassVar[str] = "transpile-circuit"
     consumes: ClassVar[type] = LogicalCircuit
     requires: ClassVar[tuple[type[Document], ...]] = ()

@@ -135,6 +135,16 @@ def test_what_is_in_range_passes_with_the_bounds_themselves():
         check_options(Bake("rye", **given))
 
 
+def test_a_heading_of_help_is_the_options_own_or_that_of_the_class_that_declares_it():
+    found = {one.field: one.panel for one in options_of(TrainGenerator)}
+    assert (found["data"], found["shots"], found["source"]) == (
+        "Data",
+        "Circuits and devices",
+        "Circuits and devices",
+    )
+    assert (found["lr"], found["objective"], facts("minutes").panel) == ("Steps and rates", "", "")
+
+
 def test_choices_may_be_added_from_outside():
     SHAPES.add("oval", 1.0)
     try:

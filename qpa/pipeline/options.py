@@ -42,7 +42,8 @@ class Option:
              choice_words: a function that says in words what a choice is, for help.
              old_names: older names that are still understood.
              is_path: whether the value is a text with the path of a file or directory.
-             panel: the heading below which help lists the option; "" for the common one.
+             panel: the heading below which help lists the option; "" for that of the class that declares
+             it, its attribute `panel`, or else the common one.
              positional: whether the command line takes it by its place and not by its name.
              provenance: whether it can change the result, so that documents record it.
              in_file: whether a configuration file may give it.
@@ -160,7 +161,16 @@ def options_of(maker: type[Any]) -> tuple[Option, ...]:
 def _options_of(maker: Any) -> tuple[Option, ...]:
     section = getattr(maker, "section", getattr(maker, "name", maker.__name__))
     annotations = typing.get_type_hints(maker)
-    return tuple(_completed(field, section, annotations[field.name]) for field in dataclasses.fields(maker))
+    return tuple(
+        _completed(field, section, _panel(maker, field.name), annotations[field.name])
+        for field in dataclasses.fields(maker)
+    )
+
+
+def _panel(maker: type[Any], name: str) -> str:
+    """Return the attribute `panel` of the class that declares a field."""
+    declaring = next(base for base in maker.__mro__ if name in vars(base).get("__annotations__", {}))
+    return str(vars(declaring).get("panel", ""))
 
 
 def check_options(maker: object) -> None:
@@ -181,7 +191,7 @@ def defaults_by_name(values: Mapping[str, object]) -> str:
     return "; ".join([str(first), *(f"{', '.join(names[value])}: {value}" for value in others)])
 
 
-def _completed(field: dataclasses.Field[Any], section: str, annotation: Any) -> Option:
+def _completed(field: dataclasses.Field[Any], section: str, panel: str, annotation: Any) -> Option:
     facts: Option = field.metadata.get(_FACTS, Option())
     is_required = field.default is dataclasses.MISSING
     return dataclasses.replace(
@@ -189,6 +199,7 @@ def _completed(field: dataclasses.Field[Any], section: str, annotation: Any) -> 
         field=field.name,
         name=facts.name or field.name,
         section=section,
+        panel=facts.panel or panel,
         kind=_kind(annotation),
         default=None if is_required else field.default,
         is_required=is_required,

@@ -81,12 +81,15 @@ class TrainingOptions(DataOptions, SamplingOptions):
         above=0,
         at_most=MAX_NUMBER,
     )
-    source: str = option("exact", help="What runs the circuits: {choices}.", choices=SOURCES)
+    source: str = option(
+        "exact", help="What runs the circuits: {choices}.", choices=SOURCES, panel=SamplingOptions.panel
+    )
     gradient: str | None = option(
         None,
         help="How gradients are pulled back through `source`: {choices}.",
         choices=GRADIENTS,
         shown_default="adjoint for exact, surrogate for the others",
+        panel=SamplingOptions.panel,
     )
     lr: float | None = option(
         None,

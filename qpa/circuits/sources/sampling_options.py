@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from qpa.circuits.sources.source import SOURCES, Cost, Source, SourceSettings
 from qpa.errors import OptionError
@@ -18,6 +19,8 @@ class SamplingOptions:
              session, batch: run all jobs in one session, or in one batch, of the backend.
              yes: a backend that may cost money is used without a further question.
     """
+
+    panel: ClassVar[str] = "Circuits and devices"
 
     shots: int | None = option(
         None, help="Shots of every circuit.", at_least=1, shown_default="8192 where circuits are sampled"

@@ -29,6 +29,8 @@ class DataOptions:
              packing: put several short rows into one of `max_length` tokens.
     """
 
+    panel: ClassVar[str] = "Data"
+
     section: ClassVar[str] = "train"
 
     # What the files hold is pinned by a digest; where they are changes nothing.
@@ -79,6 +81,8 @@ class TrainingData:
     Args:    data, eval_data, data_revision, chat_template: as in the training, see `DataOptions`. Without a
              revision the one counts that was read for the training.
     """
+
+    panel: ClassVar[str] = "Data"
 
     data: tuple[str, ...] | None = option(
         None, help="Data of the training, to score what counts give.", is_path=True, provenance=False
