@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from qpa.documents import FrozenAdapter, TrainedGenerator
-from qpa.errors import ProcessError
+from qpa.documents import AdapterSpec, FrozenAdapter, TrainedGenerator
+from qpa.errors import OptionError, ProcessError
+from qpa.passes.train_generator import TrainGenerator
 from qpa.store.run_directory import METRICS, RunDirectory, list_checkpoints
+from qpa.training.base import load_base
 from qpa.training.processes import ALONE, Processes, join, n_started
 from qpa.training.row_order import RowOrder
 from tests import process_worker
@@ -140,6 +142,14 @@ def test_an_error_of_one_ends_both_with_one_line(llama: Path, text_file: Path, t
     assert (error + other_error).count("error:") == 1
     assert "text.txt" in other_error and "Traceback" not in error + other_error
     assert not run.has(TrainedGenerator)
+
+
+def test_what_starts_from_the_base_models_weights_is_refused_where_they_are_sharded(
+    llama: Path, tmp_path: Path
+) -> None:
+    spec = plan(llama, tmp_path / "run", inspect={"method": "dora"}).read(AdapterSpec)
+    with pytest.raises(OptionError, match="method: expected an adapter that starts from none"):
+        load_base(TrainGenerator(data=("text.txt",)), spec, "cpu", Processes(0, 2, is_sharded=True))
 
 
 @pytest.mark.parametrize("n_rows", [1, 5, 12])

@@ -29,7 +29,8 @@ def check_machine(options: TrainingOptions, device: str) -> None:
 def load_base(options: TrainingOptions, spec: AdapterSpec, device: str, processes: Processes) -> Any:
     """Return the base model of an adapter.
 
-    Raises:  OptionError: its weights are to be rounded, and that cannot be.
+    Raises:  OptionError: its weights are to be rounded, and that cannot be; or it is to be sharded, and
+             the adapter's start is read off its weights.
              ModelError: it cannot be loaded, or is not causal.
     """
     keep_dtype, trust = options.autocast_to is not None, options.trust_remote_code
@@ -39,6 +40,9 @@ def load_base(options: TrainingOptions, spec: AdapterSpec, device: str, processe
         model = load_model(spec.base, keep_dtype=keep_dtype, trust_remote_code=trust, arguments=rounding)
         check_rounded(model, options.quantize)
         return model
+    if processes.is_sharded and any(tensor.initial == "base" for tensor in spec.tensors):
+        expected = "an adapter that starts from none of the base model's weights, where FSDP shards them"
+        raise OptionError("method", expected, spec.method, "start the processes without FSDP")
     n_shards = processes.n if processes.is_sharded else 1
     model = load_model(spec.base, keep_dtype=keep_dtype, trust_remote_code=trust, n_shards=n_shards)
     model = model if processes.is_sharded else model.to(device)
