@@ -36,6 +36,12 @@ OPTIONS: dict[str, Any] = {
 MORE: dict[str, Any] = {"packing": True, "eval_steps": 4, "keep_best": True, "max_grad_norm": 0.5}
 
 
+WATCHED: dict[str, Any] = {
+    **{"eval_steps": 1, "early_stopping": 1, "max_steps": 12},
+    **{"lr": 0.3, "schedule": "constant", "max_grad_norm": 1.0, "weight_decay": 0.1},
+}
+
+
 def start(arguments: list[Any], folders: list[Path], **environment: str) -> list[subprocess.Popen[str]]:
     """Start two processes as a launcher would."""
     with socket.socket() as free:
@@ -71,11 +77,22 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
 def runs(llama: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
     """Return runs that one process trained, two, two with a sharded base, and the one after the other."""
     root = tmp_path_factory.mktemp("processes")
-    names = ("one", "two", "sharded", "ended", "resumed", "packed one", "packed two")
+    names = (
+        "one",
+        "two",
+        "sharded",
+        "ended",
+        "resumed",
+        "packed one",
+        "packed two",
+        "watched one",
+        "watched two",
+    )
     runs = {name: plan(llama, root / name) for name in names}
     as_one = OPTIONS | {"grad_accum": N}
     train(runs["one"], text_file, **as_one)
     train(runs["packed one"], text_file, **as_one, **MORE)
+    train(runs["watched one"], text_file, **as_one | WATCHED)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         _interrupt_after(patch, 3)
         train(runs["resumed"], text_file, **as_one)
@@ -85,6 +102,7 @@ def runs(llama: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory)
         {"run": str(runs["ended"].path), "options": options},
         {"run": str(runs["resumed"].path), "options": options | {"resume": True}},
         {"run": str(runs["packed two"].path), "options": options | MORE},
+        {"run": str(runs["watched two"].path), "options": options | WATCHED},
     ]
     (root / "jobs.json").write_text(json.dumps(jobs))
     sharded = [{"run": str(runs["sharded"].path), "options": options}]
@@ -110,6 +128,7 @@ def runs(llama: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory)
         ("ended", "one"),
         ("resumed", "one"),
         ("packed two", "packed one"),
+        ("watched two", "watched one"),
     ],
 )
 def test_they_give_the_adapter_of_one_process(runs: dict[str, RunDirectory], name: str, other: str) -> None:
@@ -131,6 +150,13 @@ def test_the_documents_are_those_of_one_process(runs: dict[str, RunDirectory], n
         json.loads(line).get("eval_loss") for line in (runs[name].path / METRICS).read_text().splitlines()
     ]
     assert losses[0] == pytest.approx(one.result.base_loss) and losses[-1] == found.result.eval_loss
+
+
+def test_they_evaluate_and_stop_as_one(runs: dict[str, RunDirectory]) -> None:
+    one, two = (runs[f"watched {name}"].read(TrainedGenerator).result for name in ("one", "two"))
+    assert (two.n_steps, two.frozen_step) == (one.n_steps, one.frozen_step)
+    assert two.frozen_step < two.n_steps < WATCHED["max_steps"]
+    assert two.eval_loss == pytest.approx(one.eval_loss, abs=1e-4)
 
 
 def test_an_error_of_one_ends_both_with_one_line(llama: Path, text_file: Path, tmp_path: Path) -> None:
