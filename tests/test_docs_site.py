@@ -75,6 +75,8 @@ def test_a_page_says_ranges_defaults_and_old_names() -> None:
     assert "A whole number of at least 1. Default: `8`." in rows["--batch-size"]
     assert "formerly `--target`" in rows["--device-target"]
     assert "**Needed.**" in rows["--data"]
+    before, _, after = command_page("train").partition("\n## Data\n")
+    assert "| `--data` |" in after and "| `--data` |" not in before and "| `--force` |" in before
 
 
 def test_the_page_of_formats_has_every_format_and_what_was_measured() -> None:

@@ -26,7 +26,10 @@ def command_page(name: str) -> str:
     flags = [p for p in click_command.params if p.param_type_name == "option"]
     needed = [f"{p.opts[0]} {p.name.upper()}" for p in flags if p.required]
     usage = ["qpa", name, *(_place(p) for p in arguments), *needed, "[OPTIONS]"]
-    rows = [_row(p, by_name.get(p.name), command.flags()) for p in flags]
+    groups: dict[str, list[str]] = {"Options": []}  # first, as in help
+    for p in flags:
+        row = _row(p, by_name.get(p.name), command.flags())
+        groups.setdefault(p.rich_help_panel or "Options", []).append(row)
     parts = [
         f"# qpa {name}",
         (command.function.__doc__ or "").replace("\n    ", "\n"),
@@ -34,8 +37,7 @@ def command_page(name: str) -> str:
         *_argument_list(arguments),
         "## Examples",
         f"```sh\n{examples(command)}\n```",
-        "## Options",
-        "\n".join([HEADER, *rows]),
+        *(part for group, rows in groups.items() for part in (f"## {group}", "\n".join([HEADER, *rows]))),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
