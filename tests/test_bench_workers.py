@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import time
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from qpa.bench.sizes import Budget
 from qpa.bench.task import load_task
 from qpa.bench.workers import HERE, Workers, open_workers, parse_workers
 from qpa.errors import OptionError
+from qpa.termination import Terminated
 from tests.test_bench_grid import runs
 
 
@@ -64,6 +68,40 @@ def test_a_killed_process_is_reported(tmp_path: Path) -> None:
         assert n_at_once == 2
         with pytest.raises(BrokenExecutor):
             executor.submit(die_once, tmp_path / "marker").result()
+
+
+def test_whoever_ends_a_bench_does_not_wait_for_its_runs() -> None:
+    with pytest.raises(Terminated), open_workers(Workers(2), "cpu") as (executor, _):
+        executor.submit(time.sleep, 1000)
+        raise Terminated
+    assert not multiprocessing.active_children()
+
+
+ORPHANS = """
+import os, signal, sys, time
+from qpa.bench.workers import Workers, open_workers
+if __name__ == "__main__":
+    with open_workers(Workers(2), "cpu") as (executor, _):
+        print(executor.submit(os.getpid).result(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHANS)
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    # This returns once the last process that may write to the pipe is gone.
+    done = subprocess.run(
+        [sys.executable, script],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout.strip().isdecimal()
 
 
 def run_after_a_kill(setting: Setting, trial: Any) -> Any:
