@@ -1,10 +1,11 @@
 """Kill trainings and benches at random moments, go on, and compare the bits with those of one that was not.
 
-Four cases: a training; one with packing; one of two processes, of which one is killed; a bench, of which a
-worker is killed, or the parent. The command is started again and again, and killed by SIGKILL at a random
-moment after its first sign of work, until it has been killed as often as asked for; then it is left to
-finish. What it gives must be the same, byte for byte: for a training the adapter and metrics.jsonl, for a
-bench its losses. The table also says how many steps a kill lost at most. Linux.
+Five cases: a training; one with packing; one that evaluates, keeps the best and accumulates in bfloat16;
+one of two processes, of which one is killed; a bench, of which a worker is killed, or the parent. The
+command is started again and again, and killed by SIGKILL at a random moment after its first sign of work,
+until it has been killed as often as asked for; then it is left to finish. What it gives must be the same,
+byte for byte: for a training the adapter and metrics.jsonl, for a bench its losses. The table also says how
+many steps a kill lost at most. Linux.
 
     python -m benchmarks.kills --model <directory> --data <text> [--kills 4]
 """
@@ -31,6 +32,7 @@ from benchmarks.paired import markdown
 
 SAVE_STEPS = 5
 N_STEPS = 60
+BEST = ("--eval-steps", "7", "--early-stopping", "8", "--grad-accum", "2", "--bf16")
 LONGEST_S = 3.0
 """A kill comes at most this long after the first sign of work."""
 
@@ -140,6 +142,7 @@ def main() -> None:
     cases: list[Any] = [
         Training("training", **paths),
         Training("training with packing", **paths, more=("--packing",)),
+        Training("training that keeps the best", **paths, more=BEST),
         Training("training of two processes", **paths, n_processes=2),
         Bench("bench with two workers", **paths),
     ]

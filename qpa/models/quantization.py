@@ -81,10 +81,14 @@ def loading_quantised(name: str, device: str, compute: torch.dtype) -> dict[str,
              compute: the type in which products are computed, where there is a choice.
     Raises:  OptionError: its package is not installed.
     """
+    import torch
+
     kind = QUANTIZATIONS[name]
     if importlib.util.find_spec(kind.package) is None:
         raise OptionError("quantize", f"the package {kind.package}", "none", f"pip install {kind.package}")
-    return {"quantization_config": kind.config(compute), "device_map": {"": device}}
+    # accelerate compares the place of rounded weights with that of the training, number and all.
+    place = torch.cuda.current_device() if device == "cuda" else device
+    return {"quantization_config": kind.config(compute), "device_map": {"": place}}
 
 
 def check_rounded(model: Any, name: str) -> None:
