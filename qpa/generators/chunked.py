@@ -51,7 +51,7 @@ class ChunkedGenerator(nn.Module):
             n_qubits = layout.ansatz.n_qubits
             self.register_buffer("bits", state_bits(2**n_qubits, n_qubits), persistent=False)
         self._alike = _find_alike(layout)
-        self._basis_names = {path: f"basis_{index}" for index, path in enumerate(basis_shapes(layout))}
+        self.basis_names = {path: f"basis_{index}" for index, path in enumerate(basis_shapes(layout))}
         self._basis_places: dict[str, tuple[str, int]] = {}
         self._register_places()
         self.register_state_dict_post_hook(_name_bases)  # type: ignore[no-untyped-call]
@@ -112,7 +112,7 @@ class ChunkedGenerator(nn.Module):
             found = tuple(bases[path].shape) if path in bases else "none"
             if found != shape:
                 raise ShapeError(path, f"a basis of shape {shape}", str(found))
-            self._basis(path).copy_(bases[path])
+            self.basis(path).copy_(bases[path])
 
     def _register_places(self) -> None:
         """Keep which features belong to which chunks, which chunks to which tensors, and room for bases."""
@@ -130,7 +130,8 @@ class ChunkedGenerator(nn.Module):
                 room = torch.zeros(len(alike.paths), *shapes[alike.paths[0]])
                 self.register_buffer(name, room, persistent=False)
 
-    def _basis(self, path: str) -> Tensor:
+    def basis(self, path: str) -> Tensor:
+        """Return a tensor's singular vectors, to be read or written; `basis_names` has the paths."""
         name, index = self._basis_places[path]
         return self.get_buffer(name)[index]
 
@@ -199,16 +200,16 @@ def _find_alike(layout: WeightLayout) -> tuple[_Alike, ...]:
 def _name_bases(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
     """Put the bases into a state, each by a name of its own and not in the arrays that hold several."""
     assert isinstance(module, ChunkedGenerator)
-    for path, name in module._basis_names.items():
-        state[prefix + name] = module._basis(path).clone()
+    for path, name in module.basis_names.items():
+        state[prefix + name] = module.basis(path).clone()
 
 
 def _take_bases(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Take the bases out of a state that is loaded."""
     assert isinstance(module, ChunkedGenerator)
     *_, strict, missing, _unexpected, errors = rest
-    for path, name in module._basis_names.items():
-        found, basis = state.pop(prefix + name, None), module._basis(path)
+    for path, name in module.basis_names.items():
+        found, basis = state.pop(prefix + name, None), module.basis(path)
         if found is None:
             missing += [prefix + name] if strict else []
         elif found.shape != basis.shape:
