@@ -282,7 +282,8 @@ def _what_was_raised(stderr: str) -> str:
     """
     before, traceback, after = stderr.strip().rpartition(_TRACEBACK)
     mark = before.splitlines()[-1] if traceback and before and not before.endswith("\n") else ""
-    lines = [line.removeprefix(mark) for line in after.splitlines() if line.strip()]
+    of_process = [line for line in after.splitlines() if line.startswith(mark)]  # others are progress bars
+    lines = [line.removeprefix(mark) for line in of_process if line.removeprefix(mark).strip()]
     frames = itertools.takewhile(lambda line: line[:1].isspace(), lines)
     message = lines[len(list(frames)) :] if traceback else []
     return last_sentence("\n".join(message or lines[-1:])) if lines else ""

@@ -12,6 +12,7 @@ from qpa.documents.manifest import FORMATS
 from qpa.exporters.cards.model_card import CARDS
 from qpa.exporters.registry import exporter_for
 from tests.random_adapter import RandomAdapter, random_adapter
+from tests.tiny_architectures import tiny
 
 # peft asks transformers by a name that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -57,3 +58,14 @@ def test_a_card_is_complete_and_its_code_runs(name, lora, dora, tmp_path):
 def test_a_card_writes_the_kind_as_its_authors_do(dora):
     card = exporter_for("peft", {}).card(dora.frozen, 4)
     assert "\nA rank-4 DoRA for " in card
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "layer"),
+    [("deepseek-v3", ("q_a_proj", "kv_b_proj"), "kv_b_proj"), ("gpt-bigcode", None, "c_attn")],
+)
+def test_a_card_says_what_vllm_would_leave_out(name, targets, layer, tmp_path):
+    made = random_adapter(tiny(name, tmp_path / "model"), tmp_path / "store", targets=targets)
+    card = exporter_for("lora", {}).card(made.frozen, 4)
+    assert f"vLLM: it would leave the LoRA on `{layer}` out without a word; merge the adapter first." in card
+    assert "vllm serve" not in card

@@ -18,6 +18,7 @@ from tests.small_specs import NOWHERE
 from tests.tiny_architectures import MORE_ARCHITECTURES, tiny_config
 
 FORMLESS = "fused experts, for which there is no form of {} that PEFT and a serving engine both read"
+KV_B = ("model.layers.*.self_attn.kv_b_proj", 2, "vLLM would leave a LoRA on it out without a word")
 TAKEN = "PEFT takes this name for the experts, on which it has no DoRA"
 
 
@@ -100,8 +101,8 @@ def test_all_linear_is_every_linear_layer_but_the_head_and_what_is_left_out(name
     spec, config = inspected(name), tiny_config(name)
     model = build_on_meta(config, name)
     linear = {*linear_layers(model)} - {head_path(model)}
-    gates = {path for path in linear if path.endswith("shared_expert_gate")}
-    assert {module for module in modules(spec) if part_of(module) != EXPERTS} == linear - gates
+    unmeant = {path for path in linear if path.endswith(("shared_expert_gate", ".kv_b_proj"))}
+    assert {module for module in modules(spec) if part_of(module) != EXPERTS} == linear - unmeant
     assert not any(path.endswith((".router", ".mlp.gate")) for path in linear)
 
 
@@ -110,7 +111,7 @@ def test_all_linear_is_every_linear_layer_but_the_head_and_what_is_left_out(name
     [
         ("mixtral", "lora", []),
         ("gpt-oss", "lora", []),
-        ("deepseek-v3", "lora", []),
+        ("deepseek-v3", "lora", [KV_B]),
         (
             "qwen3-next",
             "lora",
@@ -123,6 +124,7 @@ def test_all_linear_is_every_linear_layer_but_the_head_and_what_is_left_out(name
             "dora",
             [
                 ("model.layers.*.mlp.experts", 1, FORMLESS.format("DoRA")),
+                KV_B,
                 *(
                     (f"model.layers.*.mlp.{layer}", 1, TAKEN)
                     for layer in ("gate_proj", "up_proj", "down_proj")
@@ -148,6 +150,10 @@ def test_what_no_word_means_is_not_left_out(inspected):
 def test_a_gate_with_one_output_does_not_make_the_rank_one(inspected):
     assert inspected("qwen3-next", rank=None).rank == 8
     assert inspected("qwen3-next", "shared_expert_gate", rank=None).rank == 1
+
+
+def test_the_absorbed_layer_of_latent_attention_can_be_named(inspected):
+    assert "kv_b_proj" in types(inspected("deepseek-v3", ATTENTION, "kv_b_proj"))
 
 
 def test_a_router_that_is_a_linear_layer_is_no_target(inspected):

@@ -58,8 +58,9 @@ _CONFIGS: Mapping[str, tuple[type[PreTrainedConfig], Mapping[str, Any]]] = {
         SHAPE_OF_EQUAL_HEADS
         | _EXPERTS
         | {"num_key_value_heads": 2, "first_k_dense_replace": 1, "n_routed_experts": 4}
-        | {"n_group": 1, "topk_group": 1, "q_lora_rank": 24, "kv_lora_rank": 16}
-        | {"qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 32},
+        | {"n_group": 1, "topk_group": 1, "q_lora_rank": 24, "kv_lora_rank": 512}
+        | {"qk_nope_head_dim": 16, "qk_rope_head_dim": 64, "v_head_dim": 32}
+        | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},  # vLLM asks for them
     ),
     "gpt-oss": (
         GptOssConfig,
@@ -82,7 +83,7 @@ _CONFIGS: Mapping[str, tuple[type[PreTrainedConfig], Mapping[str, Any]]] = {
         | {"intermediate_size_mlp": 96, "num_local_experts": 4, "num_experts_per_tok": 1}
         | {"layer_types": ["chunked_attention", "full_attention"]},
     ),
-    "falcon": (FalconConfig, _OLD | {"ffn_hidden_size": 96}),
+    "falcon": (FalconConfig, _OLD),
     "falcon-grouped": (FalconConfig, _OLD | {"num_kv_heads": 1, "new_decoder_architecture": True}),
     "falcon-alibi": (
         FalconConfig,
@@ -100,7 +101,7 @@ _CONFIGS: Mapping[str, tuple[type[PreTrainedConfig], Mapping[str, Any]]] = {
     "glm4": (Glm4Config, SHAPE),
     "nemotron": (NemotronConfig, SHAPE),
     "ernie4.5": (Ernie4_5Config, SHAPE),
-    "lfm2": (Lfm2Config, _GROUPED | {"layer_types": ["conv", "full_attention"]}),
+    "lfm2": (Lfm2Config, _GROUPED | {"layer_types": ["conv", "full_attention"], "conv_dim": 64}),
 }
 
 

@@ -20,6 +20,7 @@ from qpa.adapters.registry import KINDS
 from qpa.documents import BaseModelReference, FrozenAdapter, TrainingResult
 from qpa.documents.trained_generator import perplexity_text
 from qpa.documents.verification import ENGINES
+from qpa.models.linear_layers import ABSORBED, last_component
 from qpa.models.quantization import QUANTIZATIONS
 
 CARDS = Path(__file__).parent
@@ -29,6 +30,9 @@ VLLM_EMBEDDING_ARCHITECTURES = (
     *("Qwen3MoeForCausalLM", "GraniteForCausalLM"),
 )
 """Those on whose output head and embedding vLLM 0.32 has LoRA; the last two by what their classes say."""
+
+VLLM_DROPS = {"GPTBigCodeForCausalLM": "c_attn"}
+"""Layers of an architecture on which vLLM 0.32 reads a LoRA and does not use it, beside the absorbed one."""
 
 
 def render_card(
@@ -170,6 +174,10 @@ def loading_in_vllm(frozen: FrozenAdapter, rank: int) -> str:
     ):
         place = "output head" if targets_head(frozen) else "embedding"
         return f"vLLM: it has no LoRA on this model's {place}; merge the adapter first."
+    dropped = {ABSORBED, VLLM_DROPS.get(frozen.base.architecture)}
+    if found := dropped & {last_component(module) for module in frozen.modules}:
+        name = min(name for name in found if name)
+        return f"vLLM: it would leave the LoRA on `{name}` out without a word; merge the adapter first."
     base = frozen.base
     command = f"vllm serve {shlex.quote(base.name_or_path)} --enable-lora"
     if base.revision:

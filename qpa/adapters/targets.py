@@ -8,7 +8,8 @@ Rules:
        mlp         those in a feed-forward block, shared experts too
        experts     the layers of the experts that a router chooses among
 
-   No word means the output head, an embedding, or a layer with a single output, which is a gate.
+   No word means the output head, an embedding, a layer with a single output, which is a gate, or the layer
+   of latent attention that vLLM absorbs (`qpa.models.linear_layers.is_absorbed`).
 2. A name selects by the last components of a module's path, as PEFT does, and may select what no word
    means. Several targets add up.
 3. What a word means and the kind cannot be on, it leaves out, and says so in the plan. A word of which
@@ -31,6 +32,7 @@ from qpa.errors import ModelError, OptionError
 from qpa.models.linear_layers import (
     Layer,
     head_path,
+    is_absorbed,
     is_router,
     is_selected,
     last_component,
@@ -75,7 +77,11 @@ def selected(known: Mapping[str, Layer], targets: Sequence[str], model: Any, tit
     """
     words, head = [target for target in targets if target in WORDS], head_path(model)
     names = [target for target in targets if target not in WORDS]
-    by_word = [path for path, layer in known.items() if path != head and _is_of_words(layer)]
+    by_word = [
+        path
+        for path, layer in known.items()
+        if path != head and layer.form != "embedding" and _why_no_word(path, layer, known) is None
+    ]
     for word in words:
         if not any(is_meant(path, (word,)) for path in by_word):
             raise _nothing_left(word, left_out(known, (word,), model, title), model)
@@ -99,8 +105,11 @@ def left_out(known: Collection[str], words: Collection[str], model: Any, title: 
     )
 
 
-def _is_of_words(layer: Layer) -> bool:
-    return layer.form != "embedding" and layer.n_out > 1
+def _why_no_word(path: str, layer: Layer, paths: Collection[str]) -> str | None:
+    """Return why no word means a layer that could be adapted, None for one that a word means."""
+    if layer.n_out == 1:
+        return "a gate: it has a single output"
+    return "vLLM would leave a LoRA on it out without a word" if is_absorbed(path, paths) else None
 
 
 def _unreachable(known: Collection[str], model: Any, title: str) -> Iterator[tuple[str, str]]:
@@ -110,12 +119,12 @@ def _unreachable(known: Collection[str], model: Any, title: str) -> Iterator[tup
     for block in blocks:
         if block not in adapted:
             yield block, f"fused experts, for which there is no form of {title} that {READERS} both read"
-    taken, head = names_of_other_layers(model), head_path(model)
-    for path, layer in linear_layers(model).items():
+    taken, head, linear = names_of_other_layers(model), head_path(model), linear_layers(model)
+    for path, layer in linear.items():
         if path == head:
             continue
-        if not _is_of_words(layer):
-            yield path, "a gate: it has a single output"
+        if reason := _why_no_word(path, layer, linear):
+            yield path, reason
         elif path not in known and last_component(path) in taken:
             yield path, f"PEFT takes this name for the experts, on which it has no {title}"
 

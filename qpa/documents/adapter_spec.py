@@ -46,7 +46,7 @@ class BaseModelReference(Record):
 class LeftOut(Record):
     """Layers that a target means, and that the adapter is not on.
 
-    Args:    layers: their path, with a star for each number that differs.
+    Args:    layers: their path, with a star for every number in it.
              n_layers: how many there are; a block of fused experts counts as one.
              reason: why they are left out.
     """

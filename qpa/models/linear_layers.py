@@ -13,6 +13,8 @@ from typing import Any, Literal
 from qpa.compat.transformers_ import is_conv1d
 from qpa.errors import ModelError
 
+ABSORBED = "kv_b_proj"
+
 Form = Literal["linear", "conv1d", "embedding", "block"]
 
 
@@ -76,6 +78,16 @@ def is_router(path: str, paths: Collection[str]) -> bool:
     """Return whether a path among all of a model's is that of a router, which stands beside experts."""
     parent, _, name = path.rpartition(".")
     return name in ("router", "gate") and f"{parent}.experts" in paths
+
+
+def is_absorbed(path: str, paths: Collection[str]) -> bool:
+    """Return whether a path among all of a model's is the layer of latent attention that engines absorb.
+
+    It turns latent vectors into keys and values. vLLM multiplies its weight into the queries and the output
+    once, when it loads the base model, and then takes a LoRA on it without a word and without using it.
+    """
+    parent, _, name = path.rpartition(".")
+    return name == ABSORBED and f"{parent}.kv_a_proj_with_mqa" in paths
 
 
 def input_embedding(model: Any) -> dict[str, Layer]:
