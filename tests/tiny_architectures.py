@@ -101,7 +101,12 @@ _CONFIGS: Mapping[str, tuple[type[PreTrainedConfig], Mapping[str, Any]]] = {
     "glm4": (Glm4Config, SHAPE),
     "nemotron": (NemotronConfig, SHAPE),
     "ernie4.5": (Ernie4_5Config, SHAPE),
-    "lfm2": (Lfm2Config, _GROUPED | {"layer_types": ["conv", "full_attention"], "conv_dim": 64}),
+    "lfm2": (
+        Lfm2Config,
+        _GROUPED
+        | {"layer_types": ["conv", "full_attention"]}
+        | {"conv_dim": 64, "block_dim": 64, "block_ff_dim": 96},  # vLLM asks for them
+    ),
 }
 
 

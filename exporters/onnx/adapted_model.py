@@ -28,7 +28,7 @@ def read_prefix(model: Any, arrays: FrozenArrays) -> Prefix:
     states = [torch.from_numpy(array) for array in KINDS[arrays.frozen.method].prefix(arrays)]
     if not states:
         return ()
-    shapes = [shape for shape in cache_shapes(model) for _ in range(2)]
+    shapes = [shape for layer in cache_shapes(model) for shape in layer]
     if [state.shape[1] for state in states] != [n_heads * size for n_heads, size in shapes]:
         found = f"{len(shapes) // 2} layers of other shapes"
         raise ModelError("the prefix", f"keys and values of {len(states) // 2} layers", found)

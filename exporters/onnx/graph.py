@@ -49,6 +49,9 @@ _ADVICE = "use `format` lora or merged"
 Prefix = Sequence[tuple[Tensor, Tensor]]
 """Keys and values of each layer, float32[1, n_heads, n_tokens, head_size]."""
 
+HeadShape = tuple[int, int]
+"""The number of heads, and their size."""
+
 
 class _CachedModel(torch.nn.Module):
     """A causal language model whose cache and LoRA tensors are arguments, and whose prefix is its own."""
@@ -209,7 +212,7 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _trace(wrapped: _CachedModel, heads: list[tuple[int, int]]) -> Any:
+def _trace(wrapped: _CachedModel, heads: list[tuple[HeadShape, HeadShape]]) -> Any:
     """Trace with 2 rows of 2 tokens after 3 of the past, and rank 2: lengths of 0 and 1 would be fixed."""
     dim = torch.export.Dim
     longest = None if wrapped.n_context is None else wrapped.n_context - wrapped.n_prefix
@@ -220,7 +223,10 @@ def _trace(wrapped: _CachedModel, heads: list[tuple[int, int]]) -> Any:
     inputs["attention_mask"] = torch.ones(2, 5, dtype=torch.int64)
     if "position_ids" in inspect.signature(wrapped.model.forward).parameters:
         inputs["position_ids"] = torch.tensor([[3, 4], [3, 4]])
-    cache = [(torch.zeros(2, n_heads, 3, size), torch.zeros(2, n_heads, 3, size)) for n_heads, size in heads]
+    cache = [
+        (torch.zeros(2, n_key, 3, key_size), torch.zeros(2, n_value, 3, value_size))
+        for (n_key, key_size), (n_value, value_size) in heads
+    ]
     axes = [_rank_axis(tensor, wrapped.transposed) for tensor in wrapped.lora]
     tensors = [_zeros(tensor, 2, wrapped.transposed) for tensor in wrapped.lora]
     paths = [tensor.path for tensor in wrapped.lora]
@@ -245,22 +251,24 @@ def _cache_names(prefix: str, n_layers: int) -> list[str]:
     return [f"{prefix}.{layer}.{part}" for layer in range(n_layers) for part in ("key", "value")]
 
 
-def cache_shapes(model: Any) -> list[tuple[int, int]]:
-    """Return the number of heads and their size for each layer's keys.
+def cache_shapes(model: Any) -> list[tuple[HeadShape, HeadShape]]:
+    """Return the number of heads and their size for each layer's keys and for its values.
+
+    In latent attention the heads of values are smaller than those of keys.
 
     Raises:  ExportError: the model keeps something else.
     """
     cache = model(input_ids=torch.ones(1, 2, dtype=torch.int64), use_cache=True).past_key_values
-    layers = [keys for keys, _ in cached_states(cache)]
-    tensors = [keys for keys in layers if isinstance(keys, Tensor) and keys.ndim == 4]
-    if not tensors or len(tensors) < len(layers):
+    layers = cached_states(cache)
+    states = [state for layer in layers for state in layer]
+    if not states or not all(isinstance(state, Tensor) and state.ndim == 4 for state in states):
         raise ExportError(
             type(model).__name__,
             "a model whose cache is keys and values in every layer",
             type(cache).__name__,
             _ADVICE,
         )
-    return [(keys.shape[1], keys.shape[3]) for keys in tensors]
+    return [((k.shape[1], k.shape[3]), (v.shape[1], v.shape[3])) for k, v in layers]
 
 
 @contextmanager

@@ -88,18 +88,22 @@ KINDS = {
 }
 """The tables, by their titles."""
 
+_NO_LORA = (
+    *("falcon", "falcon-grouped", "falcon-alibi", "bloom", "gpt-j", "stablelm"),
+    *("glm4", "gpt-bigcode"),
+)
+
 REFUSED_BY_ENGINE = {
     ("LoRA", "gpt2", "lora", "vllm"),
     *((kind, name, "lora", "vllm") for kind in ("LoRA", "LoRA on experts") for name in BESIDE_EXPERTS),
     ("LoRA", "llama4", "lora", "vllm"),
-    *(("LoRA", name, "lora", "vllm") for name in ("bloom", "gpt-j", "stablelm", "glm4", "gpt-bigcode")),
+    *(("LoRA", name, "lora", "vllm") for name in _NO_LORA),
     *((kind, "qwen3-next", "merged", "vllm") for kind in ("LoRA", "LoRA on experts")),
     ("LoRA on the embedding", "qwen2", "lora", "vllm"),
     ("LoRA on the embedding", "mistral", "lora", "vllm"),
 }
 """Cells in which the engine is known to say no: no LoRA for some architectures, none on GLM 4's fused layers or
-GPT-BigCode's c_attn, on the CPU none in a mixture and no linear attention in float32, none on the embedding of
-most architectures."""
+GPT-BigCode's c_attn, on the CPU none in a mixture and no linear attention in float32, none on most embeddings."""
 
 ENVIRONMENTS = {"vllm": "vllm", "llama.cpp": "llama_cpp", "mlx": "mlx"}
 """Options that name the Python of an engine with an environment of its own."""
