@@ -127,10 +127,10 @@ class Exporter(ABC):
 
         Raises:  OptionError: one is out of range, or the format does not have the type.
         """
-        check_options(self)
         if self.dtype not in self.dtypes:
             format_ = f" with `format` {self.name}" if len(self.dtypes) == 1 else ""
             raise OptionError("dtype", one_of(self.dtypes) + format_, self.dtype)
+        check_options(self)
 
     def _check_method(self, frozen: FrozenAdapter) -> None:
         kind = KINDS[frozen.method]

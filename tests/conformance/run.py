@@ -102,8 +102,9 @@ REFUSED_BY_ENGINE = {
     ("LoRA on the embedding", "qwen2", "lora", "vllm"),
     ("LoRA on the embedding", "mistral", "lora", "vllm"),
 }
-"""Cells in which the engine is known to say no: no LoRA for some architectures, none on GLM 4's fused layers or
-GPT-BigCode's c_attn, on the CPU none in a mixture and no linear attention in float32, none on most embeddings."""
+"""Cells in which the engine is known to say no: no LoRA for some architectures, none on GLM 4's fused layers
+or GPT-BigCode's c_attn, on the CPU none in a mixture and no linear attention in float32, none on most
+architectures' embedding."""
 
 ENVIRONMENTS = {"vllm": "vllm", "llama.cpp": "llama_cpp", "mlx": "mlx"}
 """Options that name the Python of an engine with an environment of its own."""
