@@ -88,8 +88,7 @@ def _refuse_engines(step: VerifyAdapter, reason: str) -> None:
 
 def _verify_static(directory: Path, *, as_json: bool) -> None:
     from qpa.documents.manifest import check_no_run
-    from qpa.errors import VerificationError
-    from qpa.exporters.contracts.export import check_contract
+    from qpa.exporters.contracts.export import broken_contract, check_contract
 
     check_no_run(directory, "a directory that qpa export wrote, or a LoRA of any origin")
     findings = check_contract(directory)
@@ -99,36 +98,28 @@ def _verify_static(directory: Path, *, as_json: bool) -> None:
         for finding in findings[1:]:
             print_line(str(finding))
     if findings:
-        raise VerificationError(
-            str(directory), "the contract to be kept", f"{len(findings)} findings: {findings[0]}"
-        )
+        raise broken_contract(directory, findings)
     if not as_json:
         print_line(f"{directory}: keeps the contract")
 
 
 def _verify_engines(step: VerifyAdapter, *, as_json: bool) -> None:
-    from qpa.documents import Verification, read_manifest
     from qpa.documents.verification import VERIFICATION_PATH
-    from qpa.passes import verification_pipeline
-    from qpa.pipeline.pass_protocol import PassContext
     from qpa.report.exports import (
         VERIFICATION_HEADER,
         verification_json,
         verification_rows,
         verification_title,
     )
-    from qpa.store.atomic_files import remove_leftovers
     from qpa.store.run_directory import DirectoryStore
+    from qpa.workflow.exporting import ask_engines
 
     directory = Path(step.directory)
-    manifest, files = read_manifest(directory), DirectoryStore(directory)
-    remove_leftovers((directory / VERIFICATION_PATH).parent)  # which would break the contract
     with progress_bar() as progress:
-        context = PassContext(manifest.provenance.seed, files, (), progress)
-        document = verification_pipeline(step).run(manifest, context).document(Verification)
+        manifest, document = ask_engines(step, progress)
     kept, why_not = True, ""
     try:
-        files.put(VERIFICATION_PATH, document.to_json())
+        DirectoryStore(directory).put(VERIFICATION_PATH, document.to_json())
     except OSError as error:
         kept, why_not = False, error.strerror or type(error).__name__
     if as_json:

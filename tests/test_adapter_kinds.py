@@ -26,7 +26,7 @@ from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore, RunDirectory
 from qpa.training.optimizer import GeneratedAdapterOptimizer
-from tests.test_train_generator import _interrupt_after, arrays, plan, same_bits, tensors, train
+from tests.test_train_generator import arrays, interrupt_after, plan, same_bits, tensors, train
 from tests.tiny_models import ARCHITECTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
@@ -382,7 +382,7 @@ def test_resumed_training_ends_in_the_same_bits(gpt2, text_file, tmp_path, metho
     options = {"max_steps": 4, "save_steps": 2}  # GPT-2 has dropout, which must be resumed too
     whole, halved = (planned(gpt2, tmp_path / name, method) for name in ("whole", "halved"))
     train(whole, text_file, **options)
-    _interrupt_after(monkeypatch, 2)
+    interrupt_after(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         train(halved, text_file, **options)
     monkeypatch.undo()

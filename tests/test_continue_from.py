@@ -20,8 +20,7 @@ from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import METRICS, DirectoryStore, RunDirectory
 from qpa.training import session as module
-from qpa.training.generator_callback import GeneratorCallback
-from tests.test_train_generator import plan, same_bits, tensors, train
+from tests.test_train_generator import interrupt_after, plan, same_bits, tensors, train
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "spectral": {},
@@ -102,15 +101,8 @@ def test_it_is_resumed_to_the_same_bits(
 ) -> None:
     whole, halved = continued(parent, tmp_path / "whole"), continued(parent, tmp_path / "halved")
     train(whole, text_file)
-    original = GeneratorCallback.on_step_begin
-
-    def stop(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        if state.global_step == 4:
-            raise KeyboardInterrupt
-        original(self, args, state, control, **rest)
-
     with monkeypatch.context() as patch:
-        patch.setattr(GeneratorCallback, "on_step_begin", stop)
+        interrupt_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             train(halved, text_file)
     train(halved, text_file, resume=True)

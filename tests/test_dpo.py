@@ -18,9 +18,8 @@ from qpa.pipeline.pass_protocol import PassContext
 from qpa.report.facts import frozen_rows
 from qpa.store.run_directory import METRICS, RunDirectory
 from qpa.training import session as module
-from qpa.training.generator_callback import GeneratorCallback
 from qpa.training.objectives.dpo import DPO
-from tests.test_train_generator import plan, same_bits, tensors, train
+from tests.test_train_generator import interrupt_after, plan, same_bits, tensors, train
 
 DPO_OPTIONS: dict[str, Any] = {"objective": "dpo", "max_steps": 16, "max_length": 64, "lr": 2e-2}
 
@@ -137,15 +136,8 @@ def test_it_is_resumed_to_the_same_bits_and_lines(
     options = {**DPO_OPTIONS, "max_steps": 8, "save_steps": 2, "log_steps": 3, **options}
     whole, halved = plan(gpt2, tmp_path / "whole"), plan(gpt2, tmp_path / "halved")
     train(whole, preferences, **options)
-    original = GeneratorCallback.on_step_begin
-
-    def stop(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        if state.global_step == 5:
-            raise KeyboardInterrupt
-        original(self, args, state, control, **rest)
-
     with monkeypatch.context() as patch:
-        patch.setattr(GeneratorCallback, "on_step_begin", stop)
+        interrupt_after(patch, 4)
         with pytest.raises(KeyboardInterrupt):
             train(halved, preferences, **options)
     train(halved, preferences, **options, resume=True)

@@ -14,9 +14,9 @@ from qpa.documents import FrozenAdapter, TrainingResult
 from qpa.errors import CheckpointError, DivergedError, OptionError
 from qpa.store.run_directory import METRICS, RunDirectory
 from qpa.training import session as module
-from qpa.training.generator_callback import GeneratorCallback, is_patience_over
+from qpa.training.generator_callback import is_patience_over
 from qpa.training.training_options import TrainingOptions
-from tests.test_train_generator import plan, same_bits, tensors, train
+from tests.test_train_generator import interrupt_after, plan, same_bits, tensors, train
 
 TOO_FAST = {"lr": 1.2, "schedule": "constant", "warmup": 0.0, "max_steps": 12, "save_steps": 5}
 """The loss of the tiny Llama falls, and rises again."""
@@ -108,7 +108,7 @@ def test_what_is_interrupted_anywhere_is_resumed_to_the_same_bits_and_lines(
     train(whole, text_file, **options)
     for number, step in enumerate(stops):
         with monkeypatch.context() as patch:
-            _interrupt(patch, step)
+            interrupt_after(patch, step - 1)
             with pytest.raises(KeyboardInterrupt):
                 train(halved, text_file, **options, resume=number > 0)
     train(halved, text_file, **options, resume=True)
@@ -117,17 +117,6 @@ def test_what_is_interrupted_anywhere_is_resumed_to_the_same_bits_and_lines(
     train(halved, text_file, **options, resume=True)  # and once more, where nothing is left to do
     assert (halved.path / METRICS).read_bytes() == (whole.path / METRICS).read_bytes()
     assert halved.read(FrozenAdapter) == whole.read(FrozenAdapter)
-
-
-def _interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = GeneratorCallback.on_step_begin
-
-    def stop(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        if state.global_step == step:
-            raise KeyboardInterrupt
-        original(self, args, state, control, **rest)
-
-    monkeypatch.setattr(GeneratorCallback, "on_step_begin", stop)
 
 
 def test_a_kill_between_the_last_step_and_the_documents_is_made_good(
@@ -274,7 +263,7 @@ def test_float16_on_cuda_learns_and_resumes_to_the_same_bits(
     whole, halved = plan(llama, tmp_path / "whole"), plan(llama, tmp_path / "halved")
     train(whole, text_file, **options)
     assert result(whole).eval_loss < result(whole).base_loss
-    _interrupt(monkeypatch, 8)
+    interrupt_after(monkeypatch, 7)
     with pytest.raises(KeyboardInterrupt):
         train(halved, text_file, **options)
     monkeypatch.undo()

@@ -19,7 +19,7 @@ from qpa.training.data.splits import instruction_splits
 from qpa.training.evaluation import count_row_tokens
 from qpa.training.objectives.sft import SFT
 from qpa.training.training_options import TrainingOptions
-from tests.test_train_generator import _interrupt_after, plan, same_bits, tensors, train
+from tests.test_train_generator import interrupt_after, plan, same_bits, tensors, train
 from tests.tiny_models import (
     byte_tokenizer,
     tiny_gemma3,
@@ -162,7 +162,7 @@ def test_a_packed_training_lowers_the_loss_and_resumes_to_the_same_bits(
     assert (
         whole.read(TrainedGenerator).data.training.n_rows < plain.read(TrainedGenerator).data.training.n_rows
     )
-    _interrupt_after(monkeypatch, 2)
+    interrupt_after(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         train(halved, answers, **options)
     monkeypatch.undo()

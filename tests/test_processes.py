@@ -21,7 +21,7 @@ from qpa.training.base import load_base
 from qpa.training.processes import ALONE, Processes, join, n_started
 from qpa.training.row_order import RowOrder
 from tests import process_worker
-from tests.test_train_generator import _interrupt_after, plan, tensors, train
+from tests.test_train_generator import interrupt_after, plan, tensors, train
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 N = 2
@@ -94,7 +94,7 @@ def runs(llama: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory)
     train(runs["packed one"], text_file, **as_one, **MORE)
     train(runs["watched one"], text_file, **as_one | WATCHED)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        _interrupt_after(patch, 3)
+        interrupt_after(patch, 3)
         train(runs["resumed"], text_file, **as_one)
     options = {"data": str(text_file), **OPTIONS}
     jobs = [

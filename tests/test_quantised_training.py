@@ -25,8 +25,7 @@ from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.report.facts import frozen_rows
 from qpa.store.run_directory import DirectoryStore, RunDirectory
-from qpa.training.generator_callback import GeneratorCallback
-from tests.test_train_generator import plan, same_bits, tensors, train
+from tests.test_train_generator import interrupt_after, plan, same_bits, tensors, train
 from tests.tiny_architectures import tiny
 from tests.tiny_models import SHAPE, special_tokens, write_model
 
@@ -100,15 +99,8 @@ def test_a_training_on_a_rounded_base_is_resumed_to_the_same_bits(
     whole, halved = plan(even_llama, tmp_path / "whole"), plan(even_llama, tmp_path / "halved")
     options: dict[str, Any] = {"quantize": quantize, "grad_accum": 2}
     train(whole, text_file, **options)
-    original = GeneratorCallback.on_step_begin
-
-    def stop(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        if state.global_step == 4:
-            raise KeyboardInterrupt
-        original(self, args, state, control, **rest)
-
     with monkeypatch.context() as patch:
-        patch.setattr(GeneratorCallback, "on_step_begin", stop)
+        interrupt_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             train(halved, text_file, **options)
     train(halved, text_file, **options, resume=True)

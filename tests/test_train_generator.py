@@ -188,7 +188,7 @@ def test_resumed_training_ends_in_the_same_bits(
     whole = plan(gpt2, tmp_path / "whole")
     train(whole, text_file, **options)
     halved = plan(gpt2, tmp_path / "halved")
-    _interrupt_after(monkeypatch, interrupted_at)
+    interrupt_after(monkeypatch, interrupted_at)
     with pytest.raises(KeyboardInterrupt):
         train(halved, text_file, **options)
     monkeypatch.undo()
@@ -211,7 +211,7 @@ def test_resuming_takes_the_bases_from_the_checkpoint(
     trained: RunDirectory, llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = plan(llama, tmp_path / "run")
-    _interrupt_after(monkeypatch, 3)
+    interrupt_after(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         train(run, text_file)
     monkeypatch.undo()
@@ -289,7 +289,7 @@ def test_training_again_forgets_the_old_result_before_the_first_step(
     trained: RunDirectory, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = copied(trained, tmp_path)
-    _interrupt_after(monkeypatch, 1)
+    interrupt_after(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):
         train(run, text_file)
     assert not run.has(TrainedGenerator) and not run.has(FrozenAdapter)
@@ -308,7 +308,7 @@ def test_training_again_with_something_wrong_keeps_the_old_result(
     assert (run.path / METRICS).read_bytes() == (trained.path / METRICS).read_bytes()
 
 
-def _interrupt_after(monkeypatch: pytest.MonkeyPatch, n_steps: int) -> None:
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, n_steps: int) -> None:
     from qpa.training.generator_callback import GeneratorCallback
 
     original = GeneratorCallback.on_step_begin
@@ -452,7 +452,7 @@ def test_a_handful_of_numbers_lowers_the_loss_and_resumes_to_the_same_bits(
     assert planned.account.n_generator == n_trained
     result = train(runs[0], text_file).result
     assert result.eval_loss < result.base_loss
-    _interrupt_after(monkeypatch, 3)
+    interrupt_after(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         train(runs[1], text_file)
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from qpa.store.atomic_files import TEMPORARY_PREFIX
 from qpa.store.run_directory import METRICS, RunDirectory
 from qpa.training.generator_callback import GeneratorCallback
 from qpa.training.training_log import TrainingLog, line_of_steps
-from tests.test_train_generator import plan, same_bits, tensors, train
+from tests.test_train_generator import interrupt_after, plan, same_bits, tensors, train
 
 N_STEPS = 23
 LOG_STEPS = 10
@@ -193,17 +193,6 @@ def test_a_training_that_was_killed_again_and_again_leaves_the_same_lines(
     assert not list(killed.path.rglob(f"{TEMPORARY_PREFIX}*"))
 
 
-def _interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = GeneratorCallback.on_step_begin
-
-    def stop(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        if state.global_step == step:
-            raise KeyboardInterrupt
-        original(self, args, state, control, **rest)
-
-    monkeypatch.setattr(GeneratorCallback, "on_step_begin", stop)
-
-
 @pytest.mark.parametrize(
     ("base", "inspect", "options"),
     [
@@ -232,7 +221,7 @@ def test_what_is_resumed_at_any_step_leaves_the_same_lines(
     train(whole, text_file, **options)
     halved = plan(model, tmp_path / "halved", inspect=inspect, **layout)
     with monkeypatch.context() as patch:
-        _interrupt(patch, step)
+        interrupt_after(patch, step - 1)
         with pytest.raises(KeyboardInterrupt):
             train(halved, text_file, **options)
     train(halved, text_file, **options, resume=True)

@@ -6,14 +6,14 @@ L21  An export has the files its format consists of, and no LoRA directory calls
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from qpa.compat.peft_ import WEIGHTS_FILE
 from qpa.documents import MANIFEST_PATH, Manifest, read_manifest
 from qpa.documents.finding import Finding, short
 from qpa.documents.manifest import FORMATS
-from qpa.errors import DocumentError
+from qpa.errors import DocumentError, VerificationError
 from qpa.exporters.contracts.lora import check_lora_contract
 from qpa.exporters.contracts.manifest import check_files, check_manifest
 
@@ -34,6 +34,12 @@ def check_contract(directory: Path) -> tuple[Finding, ...]:
     except DocumentError as error:
         return (Finding("L20", MANIFEST_PATH, short(error.expected), short(error.found)),)
     return FORMATS[manifest.format].findings(directory, manifest)
+
+
+def broken_contract(directory: Path, findings: Sequence[Finding]) -> VerificationError:
+    """Return the error that says how many rules a directory breaks, and the first one."""
+    found = f"{len(findings)} findings: {findings[0]}"
+    return VerificationError(str(directory), "the contract to be kept", found)
 
 
 def check_export(directory: Path, manifest: Manifest, files: Collection[str]) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def cost_lines(options: TrainingOptions, measure: MeasureCircuit, context: PassContext) -> Iterator[str]:
     """Yield what a step of a training on sampled circuits costs, and what the measurement after it does."""
-    from qpa.training.session import cost_of_step, execution_of
+    from qpa.training.circuits import cost_of_step, execution_of
 
     if not SOURCES[options.source].is_differentiable:
         cost = cost_of_step(execution_of(options, context), context.document(WeightLayout))

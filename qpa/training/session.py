@@ -18,15 +18,10 @@ from transformers import PrinterCallback
 from qpa.adapters.attach import adapter_parameters, set_adapter, wrap_model
 from qpa.adapters.parent import parent_of
 from qpa.adapters.registry import KINDS
-from qpa.circuits.circuit import files_as_run, load_circuit
-from qpa.circuits.execution import Execution
-from qpa.circuits.gradients.adjoint import Adjoint
-from qpa.circuits.gradients.surrogate import Surrogate
 from qpa.circuits.sources.source import SOURCES, Cost
 from qpa.compat.transformers_ import keep_weights_on_resume
 from qpa.documents import (
     AdapterSpec,
-    Attachment,
     Checkpoint,
     NativeCircuit,
     Provenance,
@@ -41,7 +36,6 @@ from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_model, load_tokenizer, torch_device
 from qpa.models.probe import record_probe
 from qpa.pipeline.pass_protocol import PassContext
-from qpa.seeds import split_seed
 from qpa.store.atomic_files import remove_leftovers
 from qpa.store.run_directory import CHECKPOINTS, METRICS
 from qpa.termination import deferring_sigterm
@@ -55,6 +49,7 @@ from qpa.training.checkpoints import (
     remove_checkpoints,
     restore_optimizer,
 )
+from qpa.training.circuits import cost_of_step, execution_of, files_of_circuit, gradient_name
 from qpa.training.data.splits import Splits
 from qpa.training.evaluation import count_row_tokens, digest_of_rows
 from qpa.training.generated_adapter import GeneratedAdapter, attach_generator
@@ -368,7 +363,7 @@ def record(
         source=options.source,
         shots=options.shots,
         backend=options.backend,
-        **_files_as_run(options, session.context),
+        **files_of_circuit(options, session.context),
         gradient=gradient_name(options),
         result=TrainingResult(
             n_steps=n_steps,
@@ -425,39 +420,6 @@ def _count_warmup(options: TrainingOptions, n_steps: int) -> int:
     A share of all steps is rounded down: the trainer would round it up, and train nothing in one step.
     """
     return int(options.warmup * n_steps if options.warmup < 1 else options.warmup)
-
-
-def gradient_name(options: TrainingOptions) -> str:
-    """Return the name of the estimator of gradients."""
-    simulated = SOURCES[options.source].is_differentiable
-    return options.gradient or (Adjoint.name if simulated else Surrogate.name)
-
-
-def execution_of(options: TrainingOptions, context: PassContext) -> Execution:
-    """Return the circuit of a plan with the source that runs it and the estimator of its gradients.
-
-    Raises:  OptionError: source and estimator do not go together, or the source cannot use the options.
-             DocumentError, PipelineError: the circuit cannot be read.
-    """
-    seed = context.seed_for("circuits")
-    source = options.make_source(options.source, split_seed(seed, f"source {options.source}"))
-    circuit = load_circuit(context, native=source.runs_native)
-    return Execution.of(circuit, source, gradient_name(options), seed)
-
-
-def _files_as_run(options: TrainingOptions, context: PassContext) -> dict[str, Attachment | None]:
-    if not SOURCES[options.source].runs_native:
-        return {"circuit": None, "device": None}
-    return files_as_run(context.document(NativeCircuit), context)
-
-
-def cost_of_step(execution: Execution, layout: WeightLayout) -> Cost:
-    """Return what a step costs on the source: nothing where a control has no circuits."""
-    if not layout.features.has_circuits:
-        return Cost(0, 0, 0)
-    if layout.features.n_angles(layout.ansatz):
-        return execution.step_cost(layout.n_circuits)
-    return execution.source.cost(execution.circuit, layout.n_circuits)
 
 
 def _check_length(max_length: int, spec: AdapterSpec, config: Any) -> None:

@@ -9,18 +9,20 @@ from typing import ClassVar, cast
 from qpa.documents import (
     MANIFEST_PATH,
     FrozenAdapter,
+    Manifest,
     Verification,
     read_manifest,
 )
 from qpa.documents.manifest import FORMATS
 from qpa.documents.verification import VERIFICATION_PATH, read_verification
-from qpa.errors import VerificationError, one_of
-from qpa.exporters.contracts.export import check_contract
+from qpa.errors import one_of
+from qpa.exporters.contracts.export import broken_contract, check_contract
 from qpa.exporters.directory import check_output
 from qpa.exporters.format import Exporter
 from qpa.passes import verification_pipeline
 from qpa.passes.verify_adapter import VerifyAdapter, is_here
 from qpa.pipeline.pass_protocol import PassContext
+from qpa.progress import Progress
 from qpa.store.atomic_files import remove_leftovers
 from qpa.store.run_directory import DirectoryStore
 from qpa.workflow.changes import changed_options, missing_file
@@ -104,12 +106,22 @@ class Verify:
         readers = FORMATS[self.format].engines
         if step.engines is None and not any(map(is_here, readers)):
             return _check_files(out, readers)
-        manifest, files = read_manifest(out), DirectoryStore(out)
-        remove_leftovers((out / VERIFICATION_PATH).parent)  # which would break the contract
-        context = PassContext(manifest.provenance.seed, files, (), work.progress)
-        document = verification_pipeline(step).run(manifest, context).document(Verification)
-        files.put(VERIFICATION_PATH, document.to_json())
+        _, document = ask_engines(step, work.progress)
+        DirectoryStore(out).put(VERIFICATION_PATH, document.to_json())
         return _words(document)
+
+
+def ask_engines(step: VerifyAdapter, progress: Progress) -> tuple[Manifest, Verification]:
+    """Verify an export that qpa made, and remove what a killed verification left in it.
+
+    Returns: what the export says of itself, and the verification, which is not kept yet.
+    Raises:  what `VerifyAdapter` raises.
+    """
+    directory = Path(step.directory)
+    manifest = read_manifest(directory)
+    remove_leftovers((directory / VERIFICATION_PATH).parent)  # which would break the contract
+    context = PassContext(manifest.provenance.seed, DirectoryStore(directory), (), progress)
+    return manifest, verification_pipeline(step).run(manifest, context).document(Verification)
 
 
 def _for_format(step: VerifyAdapter, format_: str) -> VerifyAdapter:
@@ -123,8 +135,7 @@ def _for_format(step: VerifyAdapter, format_: str) -> VerifyAdapter:
 def _check_files(out: Path, readers: tuple[str, ...]) -> str:
     findings = check_contract(out)
     if findings:
-        expected, found = "the contract to be kept", f"{len(findings)} findings: {findings[0]}"
-        raise VerificationError(str(out), expected, found)
+        raise broken_contract(out, findings)
     missing = f"{one_of(readers)} is not installed" if readers else "no engine reads it"
     return f"the files keep the contract; {missing}, so nothing was asked for its answers"
 

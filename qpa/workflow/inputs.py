@@ -20,6 +20,7 @@ from qpa.documents import Input, ResolvedConfiguration
 from qpa.documents.base import OptionValue
 from qpa.errors import ConfigurationError
 from qpa.pipeline.configuration import Configuration, Schema
+from qpa.store.atomic_files import sha256_of
 
 _BLOCK_BYTES = 1 << 20
 _N_BLOCKS = 64
@@ -121,9 +122,9 @@ def _files(directory: Path) -> Iterator[Path]:
 def _digest_of_file(path: Path) -> str:
     """Return the SHA-256 of a file, or of its length and a part of it, see rule 2."""
     n_bytes = path.stat().st_size
+    if n_bytes <= _WHOLE_BYTES:
+        return sha256_of(path)
     with path.open("rb") as stream:
-        if n_bytes <= _WHOLE_BYTES:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
         hashed = hashlib.sha256(str(n_bytes).encode())
         for number in range(_N_BLOCKS):
             stream.seek(number * (n_bytes - _BLOCK_BYTES) // (_N_BLOCKS - 1))
