@@ -102,8 +102,8 @@ def _of_run(path: Path, given: dict[str, Any]) -> tuple[TrainingOptions, BaseMod
     if not run.has(TrainedGenerator):
         return TrainingOptions(**given), spec.base, spec.seed
     provenance = run.read(TrainedGenerator).provenance
-    recorded: dict[str, Any] = {option.name: option.value for option in provenance.options}
-    return TrainingOptions(**(recorded | given)), spec.base, provenance.seed
+    options: dict[str, Any] = provenance.option_values | given
+    return TrainingOptions(**options), spec.base, provenance.seed
 
 
 def _json(shown: DataPreview) -> dict[str, Any]:

@@ -195,7 +195,6 @@ def _options_of(trained: TrainedGenerator, data: TrainingData) -> TrainingOption
     """Return the options of a training, with the places where its data is now."""
     from qpa.training.training_options import TrainingOptions
 
-    recorded = {item.name: item.value for item in trained.provenance.options}
     revisions = {one.revision for one in trained.data.hub} if trained.data else set()
     revision = data.data_revision or (revisions.pop() if len(revisions) == 1 else None)
     return TrainingOptions(
@@ -203,7 +202,7 @@ def _options_of(trained: TrainedGenerator, data: TrainingData) -> TrainingOption
         eval_data=data.eval_data,
         data_revision=revision,
         chat_template=data.chat_template,
-        **cast(Any, recorded),
+        **cast(Any, trained.provenance.option_values),
     )
 
 

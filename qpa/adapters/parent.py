@@ -39,7 +39,7 @@ class Parent:
 
     def completed(self, asked: Request) -> Request:
         """Return a request with what was asked of the parent where nothing is asked now."""
-        before = {option.name: option.value for option in self.spec.provenance.options}
+        before = self.spec.provenance.option_values
 
         def kept(name: str, value: Any) -> Any:
             return before.get(name) if value is None else value

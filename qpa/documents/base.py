@@ -80,6 +80,11 @@ class Provenance(Record):
         """Return the digest of the document the pass consumed; None for the first pass."""
         return self.parents[0] if self.parents else None
 
+    @property
+    def option_values(self) -> dict[str, OptionValue]:
+        """Return the values of the pass's options by their names."""
+        return {option.name: option.value for option in self.options}
+
 
 def with_parents(content: JsonObject) -> JsonObject:
     """Return the content of a document from the time when a document named only one of its parents."""

@@ -203,8 +203,7 @@ def _check_same_training(path: Path, written: Provenance, wanted: Provenance) ->
         )
     if written.seed != wanted.seed:
         raise CheckpointError(str(path), f"`seed` {written.seed}, as before", str(wanted.seed))
-    before = {option.name: option.value for option in written.options}
-    now = {option.name: option.value for option in wanted.options}
+    before, now = written.option_values, wanted.option_values
     # An option that there was not yet when the checkpoint was written had what is its default now.
     defaults = {option.field: option.default for option in options_of(TrainingOptions)}
     for name in now | before:

@@ -22,7 +22,7 @@ def changed_options(recorded: Provenance, maker: Any, seed: int) -> list[str]:
 
     Args:    maker: with the options of now.
     """
-    before = {one.name: one.value for one in recorded.options}
+    before = recorded.option_values
     words = [] if recorded.seed == seed else [f"seed {recorded.seed} -> {seed}"]
     now = {one.name: one.value for one in recorded_options(maker)}
     for one in options_of(type(maker)):
