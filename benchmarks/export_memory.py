@@ -112,8 +112,9 @@ def write_adapter(folder: Path, n_modules: int) -> None:
         shots=None,
         weight_error=0.0,
         frozen_loss=None,
+        generator="spectral",
         account=ParameterAccount(
-            n_angles=24, n_control=0, n_decoder=1200, n_adapter=n_modules * 2 * RANK * HIDDEN_SIZE
+            n_angles=24, n_control=0, n_decoder=1200, n_own=0, n_adapter=n_modules * 2 * RANK * HIDDEN_SIZE
         ),
         result=TrainingResult(
             n_steps=1,

@@ -110,6 +110,7 @@ class FreezeAdapter(TrainingData):
             shots=source.shots,
             weight_error=weight_error,
             frozen_loss=frozen_loss,
+            generator=layout.generator,
             account=layout.account,
             result=trained.result,
         )

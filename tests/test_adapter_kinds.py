@@ -288,7 +288,7 @@ def test_what_is_no_product_is_aligned_and_smaller_than_the_adapter(model_of, me
     assert (layout.generator, layout.n_circuits) == ("aligned", n_heads)
     check_account(spec, layout)
     assert layout.account.percent < 100
-    with pytest.raises(OptionError, match=f"^generator: expected aligned or paper .*`method` {method}, "):
+    with pytest.raises(OptionError, match=f"^generator: expected aligned, paper.*`method` {method}, "):
         layout_of(spec, generator="spectral")
     with pytest.raises(OptionError, match=r"^max_params: "):
         layout_of(spec, max_params="5000")

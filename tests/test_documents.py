@@ -232,6 +232,7 @@ def weight_layouts(draw):
                 layers=st.integers(1, 3),
                 features=st.sampled_from(("circuit", "random", "constant", "log-linear", "own")),
             ),
+            st.just(PlanLayout(generator="direct")),
         )
     )
     return plan.run(draw(adapter_specs(min_rank=2)), NOWHERE)
@@ -279,6 +280,7 @@ def frozen_adapters(draw):
         shots=draw(st.none() | POSITIVE),
         weight_error=draw(st.none() | st.floats(0, 9)),
         frozen_loss=draw(st.none() | FLOAT),
+        generator=draw(st.none() | NAME),
         account=layout.account.model_copy(update={"n_adapter": spec.n_numbers}),
         result=draw(RESULT),
     )
@@ -839,6 +841,38 @@ BROKEN = {
     "no layers": ("weight-layout-2/aligned", (("n_layers",), 0), "at least 1"),
     "too many qubits": ("weight-layout-2/aligned", (("n_qubits",), MAX_QUBITS + 1), "qubits within 1"),
     "account of angles": ("weight-layout-2/aligned", (("account", "n_angles"), 17), "the account"),
+    "account of own numbers": ("weight-layout-5/direct", (("account", "n_own"), 1), "the account"),
+    "nothing generated": ("weight-layout-5/direct", (("parametrized",), []), "or one parametrized tensor"),
+    "features without groups": (
+        "weight-layout-5/direct",
+        (("features", "kind"), "circuit"),
+        "0 groups do not read circuit features",
+    ),
+    "groups without features": (
+        "weight-layout-5/aligned",
+        (("features", "kind"), "none"),
+        "groups do not read none features",
+    ),
+    "a tensor parametrized twice": (
+        "weight-layout-5/direct",
+        lambda c: c["parametrized"].append(c["parametrized"][0]),
+        "parametrized once",
+    ),
+    "a tensor parametrized and kept": (
+        "weight-layout-5/direct",
+        lambda c: c["kept"].append({name: c["parametrized"][0][name] for name in ("path", "shape")}),
+        "kept once, in no group and not parametrized",
+    ),
+    "a parametrized tensor of no numbers": (
+        "weight-layout-5/direct",
+        (("parametrized", 0, "n_own"), 0),
+        "trains at least one number",
+    ),
+    "a size given twice": (
+        "weight-layout-5/direct",
+        (("parametrized", 0, "sizes"), [["layers", 1], ["layers", 2]]),
+        "a size is given once",
+    ),
     "account of decoders": ("weight-layout-2/paper", (("account", "n_decoder"), 1), "the account"),
     "account of the adapter": ("weight-layout-2/paper", (("account", "n_adapter"), 35), "the account"),
     "no circuits": ("logical-circuit-1/three-qubits", (("n_circuits",), 0), "at least 1"),

@@ -47,11 +47,13 @@ def layout(n_circuits, n_layers, n_qubits):
         budget=None,
         sizes=(),
         groups=(group,),
+        parametrized=(),
         kept=(),
         account=ParameterAccount(
             n_angles=n_circuits * n_layers * n_qubits,
             n_control=0,
             n_decoder=32 * n_circuits,
+            n_own=0,
             n_adapter=32,
         ),
     )

@@ -20,6 +20,7 @@ from qpa.adapters.registry import KINDS
 from qpa.documents import BaseModelReference, FrozenAdapter, TrainingResult
 from qpa.documents.trained_generator import perplexity_text
 from qpa.documents.verification import ENGINES
+from qpa.generators.generator import GENERATORS, GeneratorKind
 from qpa.models.linear_layers import ABSORBED, last_component
 from qpa.models.quantization import QUANTIZATIONS
 
@@ -61,7 +62,7 @@ def _fields(frozen: FrozenAdapter) -> dict[str, str]:
         "kind": KINDS[frozen.method].title,
         "merge_of": of_base and f"{of_base}merge\n",
         "modules": adapted_modules(frozen),
-        "origin": _part("origin"),
+        "origin": _part("origin", origin=_origin(frozen)),
         "result": _result(frozen),
         "version": __version__,
     }
@@ -97,6 +98,12 @@ def vllm_rank_option(rank: int) -> int | None:
 def targets_head(frozen: FrozenAdapter) -> bool:
     """Return whether the adapter changes the output head."""
     return frozen.base.head in frozen.modules
+
+
+def _origin(frozen: FrozenAdapter) -> str:
+    """Return what the adapter's numbers were in training; those of older runs came of circuits."""
+    name = frozen.generator
+    return GENERATORS[name].origin if name is not None and name in GENERATORS else GeneratorKind.origin
 
 
 def _account(frozen: FrozenAdapter) -> str:

@@ -17,6 +17,7 @@ from qpa.documents.logical_circuit import LogicalCircuit
 from qpa.documents.manifest import MANIFEST_PATH, Manifest, read_manifest
 from qpa.documents.measurement import Measurement
 from qpa.documents.native_circuit import GateCount, NativeCircuit
+from qpa.documents.parametrized_tensor import ParametrizedTensor
 from qpa.documents.resolved_configuration import Input, Package, ResolvedConfiguration, TrainedFrom
 from qpa.documents.selection import Selection, Strategy, TriedCircuit
 from qpa.documents.tensors import TENSOR_RULES, Method, Role, TensorRef, TensorRules, TensorShape
@@ -62,6 +63,7 @@ __all__ = [
     "NativeCircuit",
     "Package",
     "ParameterAccount",
+    "ParametrizedTensor",
     "ParentAdapter",
     "PassOption",
     "PlannedSize",

@@ -11,28 +11,36 @@ class ParameterAccount(Record):
     Args:    n_angles: angles of all circuits.
              n_control: the numbers that a control trains in the circuits' place.
              n_decoder: weights and biases of all groups' decoders.
+             n_own: numbers, other than angles, of tensors that come without chunks.
              n_adapter: m, the trainable numbers of the same adapter without a generator.
     """
 
     n_angles: int
     n_control: int
     n_decoder: int
+    n_own: int
     n_adapter: int
 
     @property
     def n_generator(self) -> int:
         """Return all trained numbers of the generator."""
-        return self.n_angles + self.n_control + self.n_decoder
+        return self.n_angles + self.n_control + self.n_decoder + self.n_own
 
     @property
     def trained(self) -> tuple[tuple[str, int], ...]:
         """Return what the generator trains, in words, and how many numbers; together they are all of them.
 
-        A control is named only where there is one, and the angles only where it does not replace them.
+        A control and own numbers are named only where there are some, and angles and decoders also where
+        nothing replaces them.
         """
-        parts = [("circuit angles", self.n_angles)] if self.n_angles or not self.n_control else []
-        parts += [("control", self.n_control)] if self.n_control else []
-        return (*parts, ("decoder", self.n_decoder))
+        replaced = {"circuit angles": self.n_control or self.n_own, "decoder": self.n_own}
+        parts = (
+            ("circuit angles", self.n_angles),
+            ("control", self.n_control),
+            ("decoder", self.n_decoder),
+            ("own numbers", self.n_own),
+        )
+        return tuple((words, n) for words, n in parts if n or not replaced.get(words, 1))
 
     @property
     def percent(self) -> float:
@@ -46,3 +54,11 @@ def with_control_account(content: JsonObject) -> JsonObject:
     if not isinstance(account, dict):
         raise TypeError("an account is an object")
     return content | {"account": account | {"n_control": 0}}
+
+
+def with_own_account(content: JsonObject) -> JsonObject:
+    """Return the content of a document from the time when every tensor came in chunks."""
+    account = content["account"]
+    if not isinstance(account, dict):
+        raise TypeError("an account is an object")
+    return content | {"account": account | {"n_own": 0}}

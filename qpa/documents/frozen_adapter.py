@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
-from qpa.documents.account import ParameterAccount, with_control_account
+from qpa.documents.account import ParameterAccount, with_control_account, with_own_account
 from qpa.documents.adapter_spec import BaseModelReference
 from qpa.documents.base import Attachment, Document, JsonObject, unchanged, with_parents
 from qpa.documents.tensors import TENSOR_RULES, Method, TensorRef, check_tensors
@@ -37,6 +37,11 @@ def _upgrade_4(content: JsonObject) -> JsonObject:
     return content | {"target_parameters": []}
 
 
+def _upgrade_6(content: JsonObject) -> JsonObject:
+    """Version 6 did not name the generator, and knew tensors of chunks only."""
+    return with_own_account(content) | {"generator": None}
+
+
 class FrozenAdapter(Document):
     """Everything an exporter needs, and nothing else of the run.
 
@@ -52,6 +57,7 @@ class FrozenAdapter(Document):
              where it is not known, or where the adapter did not move from where it started.
              frozen_loss: the loss of this adapter on the evaluation split of the training, in nats per token,
              to be compared with `result.eval_loss`; None where it was not scored.
+             generator: the name of what generated the adapter; None of older runs.
     """
 
     kind: ClassVar[str] = "frozen-adapter"
@@ -61,6 +67,7 @@ class FrozenAdapter(Document):
         _upgrade_3,
         _upgrade_4,
         with_whole_result,
+        _upgrade_6,
     )
 
     base: BaseModelReference
@@ -77,6 +84,7 @@ class FrozenAdapter(Document):
     shots: int | None
     weight_error: float | None
     frozen_loss: float | None
+    generator: str | None
     account: ParameterAccount
     result: TrainingResult
 

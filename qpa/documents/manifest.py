@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from pydantic import model_validator
 
-from qpa.documents.account import ParameterAccount, with_control_account
+from qpa.documents.account import ParameterAccount, with_control_account, with_own_account
 from qpa.documents.adapter_spec import AdapterSpec, BaseModelReference
 from qpa.documents.base import Attachment, Document, JsonObject, with_parents
 from qpa.documents.finding import Finding
@@ -55,7 +55,13 @@ class Manifest(Document):
     """
 
     kind: ClassVar[str] = "manifest"
-    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1, _upgrade_2, _upgrade_3, with_whole_result)
+    upgrades: ClassVar[tuple[Any, ...]] = (
+        _upgrade_1,
+        _upgrade_2,
+        _upgrade_3,
+        with_whole_result,
+        with_own_account,
+    )
 
     format: str
     method: Method

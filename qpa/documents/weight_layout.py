@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from qpa.documents.account import ParameterAccount
+from qpa.documents.account import ParameterAccount, with_own_account
 from qpa.documents.ansatz import MAX_QUBITS, Ansatz, chain_of_schema_1
 from qpa.documents.base import Document, JsonObject, Record, with_parents
+from qpa.documents.parametrized_tensor import ParametrizedTensor
 from qpa.documents.tensors import TensorShape
 
 ChunkAxis = Literal["row", "column", "spectrum", "flat"]
@@ -133,14 +134,17 @@ OF_TRAINED_CIRCUITS = ("circuit", "signed")
 WITH_CIRCUITS = (*OF_TRAINED_CIRCUITS, "random")
 """Kinds of features for which circuits are run, whether or not their angles are trained."""
 
+NO_FEATURES = "none"
+"""The kind of features of a layout without chunks, where nothing reads any."""
+
 
 class Features(Record):
     """What a decoder sees of a chunk: numbers that depend on the chunk's basis state alone.
 
     Args:    kind: a name in `qpa.generators.features.kind.FEATURES`. "circuit" means that feature k comes
              from the probability that circuit k gives to the basis state, "signed" from those of two basis
-             states, "random" is as "circuit" with angles that stay as drawn. The others are controls
-             in the circuits' place.
+             states, "random" is as "circuit" with angles that stay as drawn. "none" is that of a layout
+             without chunks. The others are controls in the circuits' place.
              n_circuits: the number of independent circuits, or of a control's columns; each gives one
              number to every chunk.
              windows: where the circuits start; None means that angles are drawn uniformly in [-pi, pi).
@@ -247,29 +251,38 @@ def _upgrade_3(content: JsonObject) -> JsonObject:
     return content | {"features": features, "kept": []}
 
 
+def _upgrade_4(content: JsonObject) -> JsonObject:
+    """Version 4 knew tensors of chunks only."""
+    return with_own_account(content) | {"parametrized": []}
+
+
 class WeightLayout(Document):
     """How a generator's outputs become the adapter.
 
-    Invariants: every chunk has a basis state of its own; a tensor is in one group, or in one of axis
-    "column" and one of axis "spectrum", which together fit its rank; decoders take n_features numbers;
-    the account adds up.
+    Invariants: every chunk has a basis state of its own; a tensor is parametrized, or in one group, or in one
+    of axis "column" and one of axis "spectrum", which together fit its rank; decoders take n_features
+    numbers; features are read where there are groups; the account adds up.
 
     Args:    generator: a name in `qpa.generators.generator.GENERATORS`.
              features: what decoders see of each chunk.
-             ansatz: the ansatz of the circuits whose probabilities are features.
-             kept: the tensors of the adapter that no chunk fills, which stay as they start.
+             ansatz: the ansatz of the circuits whose probabilities are features. Without groups no circuit
+             is run, and it is the smallest there is.
+             groups: of the tensors that chunks fill; () where there are none.
+             parametrized: the tensors that come of numbers of their own, without chunks.
+             kept: all other tensors of the adapter, which stay as they start.
              seed: the seed of everything the generator and the adapter draw before training.
              budget: the most numbers that may be trained; None where no budget chose the size.
              sizes: the chosen size and its neighbours, by growing size; () without a budget.
     """
 
     kind: ClassVar[str] = "weight-layout"
-    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1, _upgrade_2, _upgrade_3)
+    upgrades: ClassVar[tuple[Any, ...]] = (_upgrade_1, _upgrade_2, _upgrade_3, _upgrade_4)
 
     generator: str
     features: Features
     ansatz: Ansatz
     groups: tuple[ChunkGroup, ...]
+    parametrized: tuple[ParametrizedTensor, ...]
     kept: tuple[TensorShape, ...]
     account: ParameterAccount
     seed: int
@@ -300,6 +313,7 @@ class WeightLayout(Document):
     def tensors(self) -> tuple[TensorShape, ...]:
         """Return all tensors, in the order in which the generator emits them."""
         shapes = {tensor.path: tensor.shape for group in self.groups for tensor in group.tensors}
+        shapes |= {tensor.path: tensor.shape for tensor in self.parametrized}
         return tuple(TensorShape(path=path, shape=shape) for path, shape in shapes.items())
 
     @model_validator(mode="after")
@@ -311,7 +325,7 @@ class WeightLayout(Document):
             raise ValueError(f"{windows} do not fit {n_qubits} qubits")
         self._verify_features()
         self._verify_groups()
-        expected = account_of(self.features, self.ansatz, self.groups, self.kept)
+        expected = account_of(self.features, self.ansatz, self.groups, self.parametrized, self.kept)
         if self.account != expected:
             raise ValueError(f"the account {self.account} is not {expected}")
         return self
@@ -324,14 +338,20 @@ class WeightLayout(Document):
             raise ValueError(f"{self.features.kind} features do not train {n_control} numbers of a control")
 
     def _verify_groups(self) -> None:
-        if not self.groups:
-            raise ValueError("a layout has at least one group")
+        if not self.groups and not self.parametrized:
+            raise ValueError("a layout has at least one group or one parametrized tensor")
+        if bool(self.groups) == (self.features.kind == NO_FEATURES):
+            raise ValueError(f"{len(self.groups)} groups do not read {self.features.kind} features")
         places = [(tensor.path, g.axis == "spectrum") for g in self.groups for tensor in g.tensors]
         if len(set(places)) != len(places):
             raise ValueError("a tensor belongs to one group only")
+        chunked = {path for path, _ in places}
+        parametrized = {tensor.path for tensor in self.parametrized}
+        if len(parametrized) != len(self.parametrized) or parametrized & chunked:
+            raise ValueError("a tensor is parametrized once, and in no group")
         kept = {tensor.path for tensor in self.kept}
-        if len(kept) != len(self.kept) or kept & {path for path, _ in places}:
-            raise ValueError("a tensor is kept once, and by no group")
+        if len(kept) != len(self.kept) or kept & (chunked | parametrized):
+            raise ValueError("a tensor is kept once, in no group and not parametrized")
         states, n_qubits = self.states, self.ansatz.n_qubits
         if len(set(states)) != len(states) or not all(0 <= s < 2**n_qubits for s in states):
             raise ValueError(f"{len(states)} chunks need as many of the 2**{n_qubits} basis states")
@@ -352,14 +372,19 @@ class WeightLayout(Document):
 
 
 def account_of(
-    features: Features, ansatz: Ansatz, groups: Sequence[ChunkGroup], kept: Sequence[TensorShape]
+    features: Features,
+    ansatz: Ansatz,
+    groups: Sequence[ChunkGroup],
+    parametrized: Sequence[ParametrizedTensor],
+    kept: Sequence[TensorShape],
 ) -> ParameterAccount:
-    """Return the account of a generator with these features and groups."""
+    """Return the account of a generator with these features, groups and parametrized tensors."""
     sizes = {tensor.path: tensor.n_numbers for group in groups for tensor in group.tensors}
-    sizes |= {tensor.path: tensor.n_numbers for tensor in kept}
+    sizes |= {tensor.path: tensor.n_numbers for tensor in (*parametrized, *kept)}
     return ParameterAccount(
-        n_angles=features.n_angles(ansatz),
+        n_angles=features.n_angles(ansatz) + sum(tensor.n_angles for tensor in parametrized),
         n_control=features.n_control,
         n_decoder=sum(group.decoder.n_parameters for group in groups),
+        n_own=sum(tensor.n_own for tensor in parametrized),
         n_adapter=sum(sizes.values()),
     )

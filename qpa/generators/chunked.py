@@ -17,6 +17,7 @@ from qpa.generators.decoders import LinearDecoder
 from qpa.generators.features.kind import FEATURES, FeatureModule
 from qpa.generators.features.states import state_bits
 from qpa.generators.generator import Bases, ParameterGroup
+from qpa.generators.parametrized import ParametrizedTensors
 from qpa.seeds import split_seed
 
 
@@ -50,6 +51,8 @@ class ChunkedGenerator(nn.Module):
         if layout.features.has_index_bits:
             n_qubits = layout.ansatz.n_qubits
             self.register_buffer("bits", state_bits(2**n_qubits, n_qubits), persistent=False)
+        if layout.parametrized:
+            self.parametrized = ParametrizedTensors(layout, seed)
         self._alike = _find_alike(layout)
         self.basis_names = {path: f"basis_{index}" for index, path in enumerate(basis_shapes(layout))}
         self._basis_places: dict[str, tuple[str, int]] = {}
@@ -60,11 +63,12 @@ class ChunkedGenerator(nn.Module):
             self.set_bases(bases)
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
-        """Return the decoders' parameters, and those of the features that are trained."""
+        """Return the decoders' parameters, those of the features that are trained, and of other tensors."""
         of_features = tuple(p for p in self.chunk_features.parameters() if p.requires_grad)
         return (
             ParameterGroup("decoder", tuple(self.decoders.parameters()), rate="lr", decays=True),
             ParameterGroup("features", of_features, rate="angle_lr", decays=False),
+            *(self.parametrized.parameter_groups() if self.layout.parametrized else ()),
         )
 
     def run(self) -> Tensor | None:
@@ -93,7 +97,7 @@ class ChunkedGenerator(nn.Module):
             decoder(features[self.get_buffer(f"states_{index}")])
             for index, decoder in enumerate(self.decoders)
         ]
-        found: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = self.parametrized() if self.layout.parametrized else {}
         for number, alike in enumerate(self._alike):
             blocks = [self._blocks(number, place, decoded) for place in range(len(alike.blocks))]
             found.update(zip(alike.paths, _join(blocks, alike.shape).unbind(), strict=True))

@@ -114,8 +114,9 @@ def make_layout(
         features=features,
         ansatz=ansatz,
         groups=groups,
+        parametrized=(),
         kept=kept,
-        account=account_of(features, ansatz, groups, kept),
+        account=account_of(features, ansatz, groups, (), kept),
         seed=spec.seed,
         budget=None,
         sizes=(),
@@ -174,8 +175,12 @@ def basis_shapes(layout: WeightLayout) -> dict[str, tuple[int, int]]:
 
 
 def kept_rows(layout: WeightLayout) -> dict[str, int]:
-    """Return, for each tensor that holds a basis, how many of its rows keep their initial values."""
+    """Return, for each tensor that does not start as it is, how many of its rows keep their initial values.
+
+    These are the tensors that hold a basis, and those whose parametrization takes the initial value's place.
+    """
     with_basis = {t.path for g in layout.groups if g.axis == "spectrum" for t in g.tensors if not t.chunks}
     rows = dict.fromkeys(sorted(with_basis), 0)
     rows |= {t.path: len(t.chunks) for g in layout.groups if g.axis == "row" for t in g.tensors}
-    return {path: n for path, n in rows.items() if path in with_basis}
+    replaced = {tensor.path: 0 for tensor in layout.parametrized if tensor.replaces_initial}
+    return {path: n for path, n in rows.items() if path in with_basis} | replaced

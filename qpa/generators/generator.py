@@ -4,13 +4,15 @@
                                                                       -> features -> the adapter's tensors
 
 To add a kind, write a file of its own and add a line to `GENERATORS`. What a kind lays out in chunks is
-executed by `qpa.generators.chunked`; a kind may bring a module of its own instead.
+executed by `qpa.generators.chunked`, and what comes without chunks by `qpa.generators.parametrized`; a kind
+may bring a module of its own instead.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from qpa.adapters.registry import KINDS
@@ -101,15 +103,20 @@ class Generator(Protocol):
 class GeneratorKind(ABC):
     """A way to lay out an adapter for a generator.
 
-    Class attributes: `name` is how a user asks for it; `words` say in a sentence what it is; `defaults` say
-    by field what the options of plan-layout and train-generator mean where they are not given;
-    `needs_product` says that it generates products of two factors only, such as LoRA's; `angle_ratio`
-    is the learning rate of the angles over that of the decoders, where the user names none; `nats_per_efold`
-    is the loss, in nats per token, that e times as many trained numbers save (docs/results.md, qpa bench).
+    Class attributes: `name` is how a user asks for it; `words` say in a sentence what it is; `origin` says in
+    a model card what an adapter's numbers were in training; `defaults` say by field what the options of
+    plan-layout and train-generator mean where they are not given; `needs_product` says that it generates
+    products of two factors only, such as LoRA's; `angle_ratio` is the learning rate of the angles over that
+    of the decoders, where the user names none; `nats_per_efold` is the loss, in nats per token, that e times
+    as many trained numbers save (docs/results.md, qpa bench).
     """
 
     name: ClassVar[str]
     words: ClassVar[str]
+    origin: ClassVar[str] = (
+        "produced by a small generator around a parameterised quantum circuit, which was then evaluated once "
+        "and left behind"
+    )
     defaults: ClassVar[Mapping[str, str]] = {}
     needs_product: ClassVar[bool] = False
     angle_ratio: ClassVar[float] = 1.0
@@ -170,7 +177,10 @@ class GeneratorKind(ABC):
         Raises:  ShapeError: the bases are not the layout's.
         """
         from qpa.generators.chunked import ChunkedGenerator
+        from qpa.generators.parametrized import ParametrizedGenerator
 
+        if not layout.groups:
+            return ParametrizedGenerator(layout, seed)
         return ChunkedGenerator(layout, seed, bases, execution)
 
 
@@ -181,6 +191,7 @@ GENERATORS: Registry[GeneratorKind] = Registry(
         "state": "qpa.generators.state:STATE",
         "aligned": "qpa.generators.aligned:ALIGNED",
         "paper": "qpa.generators.paper:PAPER",
+        "direct": "qpa.generators.direct:DIRECT",
     },
 )
 
@@ -246,3 +257,16 @@ def refuse_chunk_size(options: LayoutOptions, generator: str) -> None:
         expected = f"no chunk size with `generator` {generator}, whose chunks are rows and columns"
         advice = "leave it out or use `generator` paper"
         raise OptionError("chunk_size", expected, str(options.chunk_size), advice)
+
+
+def refuse_options(options: LayoutOptions, generator: str, taken: Collection[str]) -> None:
+    """Check that none of the options of chunks and circuits is given, but for those that a generator takes.
+
+    Raises:  OptionError: one is given.
+    """
+    for field in fields(LayoutOptions):
+        given = getattr(options, field.name)
+        if field.name not in ("generator", "max_params", *taken) and given != field.default:
+            expected = f"no such option with `generator` {generator}, which has no chunks"
+            text = ",".join(given) if isinstance(given, tuple) else str(given)
+            raise OptionError(field.name, expected, text, "leave it out")

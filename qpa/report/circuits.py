@@ -14,14 +14,14 @@ from qpa.report.rows import Rows, number
 
 
 def circuit_rows(layout: WeightLayout, native: NativeCircuit) -> Rows:
-    """Return the layout's circuit and what the target makes of it, or the control in the circuit's place."""
-    rows = [
-        ("generator", layout.generator),
-        ("features", layout.features.kind),
-        ("chunks", number(layout.n_chunks)),
-    ]
+    """Return the layout's circuit and what the target makes of it, or what there is in its place."""
+    rows: Rows = [("generator", layout.generator)]
+    if layout.groups:
+        rows += [("features", layout.features.kind), ("chunks", number(layout.n_chunks))]
+    rows += _parametrized_rows(layout)
     if not layout.features.has_circuits:
-        return [*rows, ("circuits", "none, a control in their place")]
+        words = "none, a control in their place" if layout.groups else "none to measure"
+        return [*rows, ("circuits", words)]
     return [
         *rows,
         ("circuits", number(layout.n_circuits)),
@@ -30,6 +30,15 @@ def circuit_rows(layout: WeightLayout, native: NativeCircuit) -> Rows:
         *native_rows(native),
         *_step_rows(layout, native),
     ]
+
+
+def _parametrized_rows(layout: WeightLayout) -> Rows:
+    """Return how many tensors come without chunks, by what they are parametrized with."""
+    found: dict[str, int] = {}
+    for tensor in layout.parametrized:
+        words = ", ".join([tensor.kind, *(f"{name} {n}" for name, n in tensor.sizes)])
+        found[words] = found.get(words, 0) + 1
+    return [("tensors", f"{number(n)} of {words}") for words, n in found.items()]
 
 
 def native_rows(native: NativeCircuit) -> Rows:
@@ -158,6 +167,7 @@ def circuit_json(layout: WeightLayout, native: NativeCircuit) -> dict[str, Any]:
         "generator": layout.generator,
         "features": layout.features.kind,
         "n_chunks": layout.n_chunks,
+        "n_parametrized": len(layout.parametrized),
         "n_circuits": layout.n_circuits,
         "n_qubits": layout.ansatz.n_qubits,
         "n_layers": layout.ansatz.n_layers,

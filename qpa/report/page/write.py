@@ -265,8 +265,14 @@ def _circuit(run: RunDirectory, documents: Sequence[Document]) -> dict[str, Any]
     measured = _find(documents, Measurement) and _find(documents, FrozenAdapter)
     facts = circuit_rows(layout, native) + (measurement_rows(documents) if measured else [])
     if not layout.features.has_circuits:
-        words = "This generator has a control in the place of circuits, so there is nothing to draw."
-        return {"sentences": [words], "drawings": [], "facts": facts, "selection": None}
+        control = "This generator has a control in the place of circuits, so there is nothing to draw."
+        words = "This generator has no circuit that is measured. Every tensor comes of numbers of its own."
+        return {
+            "sentences": [control if layout.groups else words],
+            "drawings": [],
+            "facts": facts,
+            "selection": None,
+        }
     n_angles = f"{number(layout.ansatz.n_angles)} trained angles"
     several = f"{number(layout.n_circuits)} copies of it run, each with {n_angles} of its own."
     return {
