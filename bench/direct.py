@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from qpa.adapters.parameter_view import leaf_of
 from qpa.adapters.registry import KINDS
 from qpa.bench.generated import save_adapter, with_seed
 from qpa.bench.method import Attached, BenchBase, Configuration
+from qpa.errors import OptionError
 
 MAX_RANK = 256
 
@@ -33,6 +35,8 @@ class Direct:
         """Return the ranks below and above each budget."""
         if not self.has_rank:
             return [Configuration("its only size", (), base.inspect(None, self.name).n_numbers)]
+        if tried := KINDS[self.name].direct_ranks:
+            return list(self._sizes_of(base, tried))
         smallest, second = (base.inspect(rank, self.name).n_numbers for rank in (1, 2))
         first = [1 + (budget - smallest) // (second - smallest) for budget in budgets]
         sides = [t.vector_length for pair in base.inspect(1, self.name).pairs for t in pair]
@@ -42,6 +46,13 @@ class Direct:
             Configuration(f"r={rank}", (("r", rank),), smallest + (rank - 1) * (second - smallest))
             for rank in sorted(ranks)
         ]
+
+    def _sizes_of(self, base: BenchBase, ranks: Sequence[int]) -> Iterator[Configuration]:
+        """Yield the sizes of the ranks that the model takes."""
+        for rank in ranks:
+            with suppress(OptionError):
+                n_trained = base.inspect(rank, self.name).n_numbers
+                yield Configuration(f"r={rank}", (("r", rank),), n_trained)
 
     def attach(self, base: BenchBase, configuration: Configuration, *, rate: float, seed: int) -> Attached:
         """Put the adapter on a fresh model.

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
+from qpa.adapters.registry import KINDS
 from qpa.documents import FrozenAdapter, ParameterAccount, TrainingResult
 from qpa.models.base_model import load_model
 from qpa.models.probe import record_probe
@@ -42,13 +43,13 @@ def random_adapter(
 ) -> RandomAdapter:
     """Attach an adapter to a model, add normal numbers times `scale` to what makes it work, and freeze it.
 
-    Args:    rank: None with IA3, which has none.
+    Args:    rank: of kinds that have one.
              store: directory for the arrays and the probe; made when missing.
              scale: 0 gives an adapter that changes nothing.
     """
     store.mkdir(parents=True, exist_ok=True)
     context = PassContext(seed=seed, files=DirectoryStore(store))
-    options = {"rank": None if method == "ia3" else rank, "alpha": alpha, "targets": targets}
+    options = {"rank": rank if KINDS[method].has_rank else None, "alpha": alpha, "targets": targets}
     spec = InspectModel(model=str(model), method=method, **options).run(None, context)
     live = attach_adapter(load_model(spec.base, keep_dtype=False), spec)
     parameters = adapter_parameters(live, spec)

@@ -1,4 +1,4 @@
-"""DoRA, IA3, prefixes and feed-forward adapters: planned, attached, trained and frozen."""
+"""DoRA, IA3, prefixes, feed-forward and Cayley adapters: planned, attached, trained and frozen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, OFTConfig, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM, GPT2Config, Lfm2Config, MambaConfig
 
@@ -31,8 +31,10 @@ from tests.tiny_models import ARCHITECTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
 
-METHODS = ("dora", "ia3", "prefix", "ffa")
+METHODS = ("dora", "ia3", "prefix", "ffa", "cayley")
 RANK = 5
+RANKS: dict[str, int | None] = {"ia3": None, "cayley": 4}
+"""Where a rank is no number that suits every model: IA3 has none, and blocks must divide the inputs."""
 IDS = torch.arange(24)[None] * 7 % 200 + 33
 NOWHERE = DirectoryStore(Path("nowhere"))
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
@@ -59,8 +61,8 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def inspect(path: Path, method: str, *, seed: int = 0, **options: Any) -> AdapterSpec:
-    """Return a spec, of rank 5 where the method has a rank."""
-    options = {"rank": None if method == "ia3" else RANK} | options
+    """Return a spec, of rank 5 where the method takes it."""
+    options = {"rank": RANKS.get(method, RANK)} | options
     return InspectModel(model=str(path), method=method, **options).run(None, PassContext(seed, NOWHERE))
 
 
@@ -89,11 +91,15 @@ def by_hand(model: Any, name: str, method: str, targets: tuple[str, ...] | None)
         block, shapes = "fc2" if name == "opt" else "mlp", {"ffa_down": (RANK, 64), "ffa_up": (64, RANK)}
         paths = [path for path, _ in model.named_modules() if path.endswith(f".{block}")]
         return {f"{path}.{role}.weight": shape for path in paths for role, shape in shapes.items()}
+    if method == "cayley" and name == "gpt2":  # PEFT has no OFT on Conv1D
+        blocks = {path: (1, m.weight.shape[0] // 4 * 6) for path, m in model.named_modules() if "c_" in path}
+        return {f"{path}.oft_R.weight": shape for path, shape in blocks.items()}
     outputs, inputs = IA3[name]
     config = {
         "dora": LoraConfig(r=RANK, use_dora=True, target_modules=targets or "all-linear"),
         "ia3": IA3Config(target_modules=outputs + inputs, feedforward_modules=inputs),
         "prefix": PrefixTuningConfig(num_virtual_tokens=RANK, task_type="CAUSAL_LM"),
+        "cayley": OFTConfig(oft_block_size=4, target_modules=targets or "all-linear"),
     }[method]
     config.fan_in_fan_out = name == "gpt2"
     trained = {key: p for key, p in get_peft_model(model, config).named_parameters() if p.requires_grad}
@@ -102,6 +108,8 @@ def by_hand(model: Any, name: str, method: str, targets: tuple[str, ...] | None)
         return {f"layers.{part}": (RANK, config.token_dim) for part in parts}
     for part in ("base_model.model.", ".default"):
         trained = {key.replace(part, ""): parameter for key, parameter in trained.items()}
+    if method == "cayley":
+        return {key: (1, parameter.numel()) for key, parameter in trained.items()}
     return {key.replace("vector.weight", "vector"): (*p.shape, 1)[:2] for key, p in trained.items()}
 
 
@@ -111,7 +119,8 @@ def by_hand(model: Any, name: str, method: str, targets: tuple[str, ...] | None)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", IA3)
 def test_the_plan_is_what_peft_trains_and_the_model_stays_what_it_was(model_of, name, method):
-    targets = ("q_proj", "k_proj", "v_proj", "o_proj") if (name, method) == ("qwen3-moe", "dora") else None
+    is_beside_experts = name == "qwen3-moe" and method in ("dora", "cayley")
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj") if is_beside_experts else None
     spec = inspect(model_of(name), method, targets=targets)
     found = {tensor.path: tensor.shape for tensor in spec.tensors}
     assert found == by_hand(base_of(spec), name, method, targets)
@@ -128,13 +137,24 @@ def test_the_plan_is_what_peft_trains_and_the_model_stays_what_it_was(model_of, 
 @pytest.mark.parametrize(
     ("method", "options", "words"),
     [
-        ("tarot", {}, "method: expected lora, dora, ia3, prefix or ffa, found tarot"),
+        ("tarot", {}, "method: expected lora, dora, ia3, prefix, ffa or cayley, found tarot"),
         ("ia3", {"alpha": 8.0}, "alpha: expected no such option with `method` ia3, found 8.0"),
         ("ffa", {"alpha": 8.0}, "alpha: expected no such option with `method` ffa"),
         ("ia3", {"rank": 4}, "rank: expected no such option with `method` ia3, found 4"),
         ("prefix", {"rank": 0}, "rank: expected a whole number of at least 1, found 0"),
         ("prefix", {"targets": ("q_proj",)}, "targets: expected no such option .* found q_proj"),
         ("dora", {"rank": 33}, "rank: expected at most 32, the smaller side of .*k_proj, found 33"),
+        (
+            "cayley",
+            {"rank": 1},
+            "rank: expected a size of blocks, from 2 on, .* found 1; 2 divides those of ev",
+        ),
+        (
+            "cayley",
+            {"rank": 6},
+            "rank: expected a size .* that divides the 64 inputs of .*, found 6; 4 divid",
+        ),
+        ("cayley", {"alpha": 8.0}, "alpha: expected no such option with `method` cayley"),
         ("ia3", {"targets": ("v_porj",)}, "targets: .* which matches no layer; the nearest .* v_proj"),
         ("ffa", {"targets": ("mpl",)}, "targets: .* found mpl, which matches no layer; .* mlp"),
         ("ffa", {"targets": ("all-linear",)}, "targets: expected names of blocks with `method` ffa"),
@@ -234,7 +254,9 @@ def test_a_part_is_read_written_and_forgotten_with_its_parameter(llama):
     assert all(parameter.grad is None for parameter in parameters.values())
 
 
-@pytest.mark.parametrize(("method", "n_leaves"), [("prefix", 1), ("dora", 42), ("ia3", 6), ("ffa", 4)])
+@pytest.mark.parametrize(
+    ("method", "n_leaves"), [("prefix", 1), ("dora", 42), ("ia3", 6), ("ffa", 4), ("cayley", 14)]
+)
 def test_the_optimizer_holds_leaves_once_and_sets_them_to_initial_plus_generated(llama, method, n_leaves):
     spec = inspect(llama, method)
     layout, (model, parameters) = layout_of(spec, generator="aligned"), attached(spec)
@@ -281,7 +303,7 @@ def test_every_plan_of_dora_generates_one_magnitude_vector_a_module(model_of, na
     assert all(group.n_chunks == len(group.tensors) for group in groups)
 
 
-@pytest.mark.parametrize(("method", "n_heads"), [("ia3", 3), ("prefix", 8), ("ffa", 8)])
+@pytest.mark.parametrize(("method", "n_heads"), [("ia3", 3), ("prefix", 8), ("ffa", 8), ("cayley", 3)])
 def test_what_is_no_product_is_aligned_and_smaller_than_the_adapter(model_of, method, n_heads):
     spec = inspect(model_of("gemma3"), method)
     layout = layout_of(spec)
@@ -319,7 +341,7 @@ def test_the_papers_generator_makes_every_kind(llama, method):
 
 
 def planned(model: Path, out: Path, method: str) -> RunDirectory:
-    return plan(model, out, inspect={"method": method, "rank": None if method == "ia3" else 3}, circuits=None)
+    return plan(model, out, inspect={"method": method, "rank": RANKS.get(method, 3)}, circuits=None)
 
 
 @pytest.fixture(scope="module", params=METHODS)

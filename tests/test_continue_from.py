@@ -110,7 +110,9 @@ def test_it_is_resumed_to_the_same_bits(
     assert (halved.path / METRICS).read_bytes() == (whole.path / METRICS).read_bytes()
 
 
-@pytest.mark.parametrize(("method", "rank"), [("dora", 2), ("ia3", None), ("prefix", 2), ("ffa", 2)], ids=str)
+@pytest.mark.parametrize(
+    ("method", "rank"), [("dora", 2), ("ia3", None), ("prefix", 2), ("ffa", 2), ("cayley", 4)], ids=str
+)
 def test_other_kinds_go_on_too(
     llama: Path, text_file: Path, tmp_path: Path, method: str, rank: int | None
 ) -> None:

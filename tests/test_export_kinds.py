@@ -1,4 +1,4 @@
-"""What is exported of DoRA, IA3, prefixes and feed-forward adapters, and what PEFT and engines read of it."""
+"""What is exported of other kinds of adapters than LoRA, and what PEFT and engines read of it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True"),
 ]
 
-METHODS = ("dora", "ia3", "prefix", "ffa")
+METHODS = ("dora", "ia3", "prefix", "ffa", "cayley")
 IN_PEFT = ("dora", "ia3", "prefix")
 MODELS = ("llama", "gpt2", "opt")
 """Linear layers without biases, Conv1D with biases, and Linear layers with biases."""
@@ -72,7 +72,8 @@ def adapter_of(tmp_path_factory: pytest.TempPathFactory) -> AdapterOf:
     @cache
     def get(name: str, method: str) -> RandomAdapter:
         store, alpha = tmp_path_factory.mktemp("store"), 6.0 if method == "dora" else None
-        return random_adapter(model_of(name), store, method=method, rank=3, alpha=alpha)
+        rank = 4 if method == "cayley" else 3
+        return random_adapter(model_of(name), store, method=method, rank=rank, alpha=alpha)
 
     return get
 
@@ -139,7 +140,7 @@ def test_dora_on_a_bfloat16_base_is_rounded_once(tmp_path):
         assert bool((error <= exact.abs() * 2.0**-8 + 1e-6).all()), module
 
 
-@pytest.mark.parametrize("method", ["dora", "ia3", "ffa"])
+@pytest.mark.parametrize("method", ["dora", "ia3", "ffa", "cayley"])
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_what_onnx_traces_is_the_live_model(adapter_of, name, method):
@@ -243,7 +244,7 @@ def test_a_format_that_cannot_carry_a_method_names_those_that_can(adapter_of, tm
 
 
 def test_the_peft_format_is_not_for_lora(adapter_of, tmp_path):
-    words = "^`format` peft: expected DoRA, IA3 or prefix tuning, found LoRA; use lora, "
+    words = "^`format` peft: expected DoRA, IA3, prefix tuning or Cayley, found LoRA; use lora, "
     with pytest.raises(ExportError, match=words):
         export(adapter_of("llama", "lora"), tmp_path / "out")
 
@@ -277,6 +278,8 @@ def sealed(out: Path) -> Path:
         ("dora", {"target_modules": ".*"}),
         ("ia3", {"modules_to_save": ["lm_head"]}),
         ("prefix", {"prefix_projection": True}),
+        ("cayley", {"use_cayley_neumann": True}),
+        ("cayley", {"block_share": True}),
     ],
 )
 def test_a_config_of_another_method_is_found(adapter_of, tmp_path, method, change):
@@ -298,6 +301,8 @@ def test_a_config_of_another_method_is_found(adapter_of, tmp_path, method, chang
         ("ia3", {"target_modules": ["k_proj"]}),
         ("prefix", {"num_virtual_tokens": 2}),
         ("prefix", {"num_layers": 3}),
+        ("cayley", {"oft_block_size": 8}),
+        ("cayley", {"target_modules": ["q_proj"]}),
     ],
 )
 def test_a_config_that_its_tensors_do_not_keep_is_found(adapter_of, tmp_path, method, change):
@@ -308,7 +313,7 @@ def test_a_config_that_its_tensors_do_not_keep_is_found(adapter_of, tmp_path, me
     assert found and {finding.rule for finding in found} == {"L24"}
 
 
-@pytest.mark.parametrize("method", ["dora", "ia3", "prefix"])
+@pytest.mark.parametrize("method", ["dora", "ia3", "prefix", "cayley"])
 def test_other_tensors_are_found(adapter_of, tmp_path, method):
     out = export(adapter_of("llama", method), tmp_path / "out")
     save_file({"nonsense": torch.zeros(3)}, out / WEIGHTS_FILE, {"format": "pt"})
@@ -402,7 +407,9 @@ SPEC_FIELD = st.one_of(
 @settings(max_examples=100, deadline=None)
 def test_a_changed_spec_is_refused_or_as_good_as_any(method, fields, changes, order):
     """Fields of the spec and of some tensors change, and tensors come in another order, or twice."""
-    content = json.loads((GOLDEN / "adapter-spec-2" / f"{method}.json").read_bytes()) | dict(fields)
+    content = json.loads(
+        (GOLDEN / f"adapter-spec-{AdapterSpec.schema_version()}" / f"{method}.json").read_bytes()
+    ) | dict(fields)
     n_tensors = len(content["tensors"])
     for place, field in changes:
         content["tensors"][place % n_tensors] |= dict([field])
@@ -434,7 +441,7 @@ def test_a_tied_head_is_refused_unless_allowed(gpt2, tmp_path, method):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "cayley"])
 def test_a_graph_has_conv1d_and_linear_layers_in_one_adapter(gpt2, tmp_path, method):
     made = random_adapter(gpt2, tmp_path / "store", method=method, targets=("c_attn", "lm_head"))
     model = load_model(made.frozen.base, keep_dtype=False)

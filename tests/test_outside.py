@@ -225,7 +225,9 @@ def test_an_adapter_kind_from_outside(llama: Path, text_file: Path, tmp_path: Pa
             export_and_verify(run, tmp_path / "merged", "merged")
         verification = export_and_verify(run, tmp_path / "out", "onnx")
         assert [check.engine for check in verification.engines] == ["onnxruntime"]
-    with pytest.raises(DocumentError, match=r"found method: .* bitfit is not lora, dora, ia3, prefix or ffa"):
+    with pytest.raises(
+        DocumentError, match=r"found method: .* bitfit is not lora, dora, ia3, prefix, ffa or cayley"
+    ):
         run.read(AdapterSpec)
 
 

@@ -24,6 +24,7 @@ PATHS = {
     "prefix_value": "m.0.prefix_value",
     "ffa_down": "m.0.ffa_down.weight",
     "ffa_up": "m.0.ffa_up.weight",
+    "oft_R": "m.0.oft_R.weight",
 }
 """The paths by which the arrays of every run so far name their tensors."""
 
@@ -64,6 +65,7 @@ def test_tensors_by_their_paths_become_modules_and_roles(file: Path) -> None:
         ("ia3_l", (1, 9), "row"),
         ("ffa_down", (4, 9), "row"),
         ("prefix_key", (4, 9), "row"),
+        ("oft_R", (1, 9), "row"),
     ],
 )
 def test_vectors_are_rows_or_columns(role: str, shape: tuple[int, int], axis: str) -> None:

@@ -186,7 +186,8 @@ class Merge:
     def _write_part(self, key: str, source: Array, result: Array, part: int | EllipsisType) -> None:
         """Write a tensor, or an expert's part of it, as it is to be."""
         change = self._change(key, source, part)
-        for rows, numbers in _blocks(source):
+        n_together = 1 if change is None else change.n_rows_together
+        for rows, numbers in _blocks(source, n_together):
             changed = numbers if change is None else change.apply(key, rows, numbers)
             _matrix(result)[rows] = self._cast(key, changed)
 
@@ -309,10 +310,13 @@ def _check_not_quantized(config: JsonObject, folder: Path) -> None:
         raise ExportError(str(folder / CONFIG_FILE), expected, "one that is", advice)
 
 
-def _blocks(source: Array) -> Iterator[tuple[slice, Array]]:
-    """Yield the rows of a tensor of any shape as matrices of at most `_BLOCK` numbers, or one row."""
+def _blocks(source: Array, n_together: int = 1) -> Iterator[tuple[slice, Array]]:
+    """Yield the rows of a tensor of any shape as matrices of at most `_BLOCK` numbers.
+
+    Args:    n_together: the number of rows is a multiple of it, however many numbers these have.
+    """
     matrix = _matrix(source)
-    n_rows = max(1, _BLOCK // max(1, matrix.shape[1]))
+    n_rows = max(1, _BLOCK // max(1, n_together * matrix.shape[1])) * n_together
     for start in range(0, len(matrix), n_rows):
         rows = slice(start, start + n_rows)
         yield rows, matrix[rows]

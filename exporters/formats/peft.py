@@ -1,4 +1,4 @@
-"""peft: a directory for PEFT of an adapter that is no LoRA: DoRA, IA3 or prefix tuning.
+"""peft: a directory for PEFT of an adapter that is no LoRA: DoRA, IA3, prefix tuning or Cayley.
 
 Rules:
 1. Tensors are named and shaped as PEFT saves them, of one type, contiguous; the kind of adapter says how
@@ -59,10 +59,11 @@ class ExportPeft(Exporter):
             yield from check_peft_contract(directory, manifest.method)
 
     def check(self, frozen: FrozenAdapter) -> None:
-        """Refuse a tied head.
+        """Refuse a tied head, and what PEFT does not have of the kind.
 
-        Raises:  ExportError: the adapter is on one, and it was not allowed.
+        Raises:  ExportError: the adapter is on a tied head, and it was not allowed; or PEFT has none such.
         """
+        _directory(frozen).refuse(frozen)
         if not self.allow_tied_head:
             refuse_tied(frozen)
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from qpa.adapters.experts import names_of_other_layers
+from qpa.adapters.experts import layers_beside_experts
 from qpa.adapters.kind import Rates
 from qpa.adapters.low_rank import LORA_A, LORA_B, LowRankKind, check_factors, lora_config, product
 from qpa.adapters.peft_directory import (
@@ -27,7 +27,7 @@ from qpa.documents import AdapterSpec, AdapterTensor, FrozenAdapter, TensorRules
 from qpa.documents.base import JsonObject
 from qpa.documents.finding import Finding, short
 from qpa.documents.tensors import Role
-from qpa.models.linear_layers import Layer, last_component, linear_layers, stores_transpose
+from qpa.models.linear_layers import Layer, stores_transpose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,9 +112,7 @@ class Dora(LowRankKind):
 
     def candidates(self, model: Any) -> dict[str, Layer]:
         """Return the linear layers, without those whose names PEFT takes for experts."""
-        taken = names_of_other_layers(model)
-        layers = linear_layers(model)
-        return {path: layer for path, layer in layers.items() if last_component(path) not in taken}
+        return layers_beside_experts(model)
 
     def shapes(self, path: str, layer: Layer, rank: int) -> Sequence[tuple[int, int]]:
         """Return the shapes of lora_A, lora_B and the magnitudes."""

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from qpa.compat.peft_ import FUSED_GATE_UP_B, module_parameter, names_of_experts, parameter_inside
 from qpa.compat.transformers_ import stores_experts_transposed
 from qpa.documents import AdapterSpec, AdapterTensor, TensorRef
-from qpa.models.linear_layers import Layer
+from qpa.models.linear_layers import Layer, last_component, linear_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,6 +197,12 @@ def fused_parameters(model: Any) -> list[str]:
 def names_of_other_layers(model: Any) -> frozenset[str]:
     """Return names of layers outside the experts that in target_modules would mean the experts."""
     return frozenset(names_of_experts(model.config.model_type)) if fused_parameters(model) else frozenset()
+
+
+def layers_beside_experts(model: Any) -> dict[str, Layer]:
+    """Return the linear layers, without those whose names PEFT takes for fused experts."""
+    taken = names_of_other_layers(model)
+    return {path: layer for path, layer in linear_layers(model).items() if last_component(path) not in taken}
 
 
 def parameter_name(tensor: AdapterTensor, expert: ExpertLayer, adapted: Collection[str]) -> str:

@@ -1,4 +1,4 @@
-"""A base model with an adapter that PEFT does not have: it hangs behind modules of the model, as hooks.
+"""A base model with an adapter that PEFT does not have: it hangs before or behind modules of it, as hooks.
 
 Whatever qpa does with a model in PEFT, it does with this one as well.
 """
@@ -18,7 +18,7 @@ Change = Callable[[Any, Tensor], Tensor]
 
 
 class HookedModel(nn.Module):
-    """A causal language model whose modules return something else while its adapter is enabled.
+    """A causal language model whose modules read or return something else while its adapter is enabled.
 
     Args:    model: of transformers; changed in place: its own parameters are frozen.
     """
@@ -81,6 +81,16 @@ class HookedModel(nn.Module):
         Args:    change: the change of a tensor; where a module returns several tensors, of the first one.
         """
         module.register_forward_hook(partial(self._changed, change))
+
+    def change_input(self, module: Any, change: Change) -> None:
+        """Let a module read `change(module, input)` while the adapter is enabled.
+
+        Args:    change: the change of the first tensor that the module is given.
+        """
+        module.register_forward_pre_hook(partial(self._changed_inputs, change))
+
+    def _changed_inputs(self, change: Change, module: Any, inputs: Any) -> Any:
+        return (change(module, inputs[0]), *inputs[1:]) if self.is_enabled else inputs
 
     def _changed(self, change: Change, module: Any, inputs: Any, output: Any) -> Any:
         if not self.is_enabled:

@@ -21,7 +21,7 @@ from qpa.adapters.peft_directory import (
     common_config,
     is_one_of,
 )
-from qpa.adapters.weight_kind import WeightKind
+from qpa.adapters.weight_kind import PeftWeightKind
 from qpa.compat.peft_ import KEY_PREFIX, module_parameter
 from qpa.documents import AdapterSpec, AdapterTensor, FrozenAdapter, TensorRef, TensorRules
 from qpa.documents.base import JsonObject
@@ -86,7 +86,7 @@ class _Directory(PeftDirectory):
 
 
 @final
-class Ia3(WeightKind):
+class Ia3(PeftWeightKind):
     """IA3: one vector of scales in every module."""
 
     name: ClassVar[str] = "ia3"

@@ -2,7 +2,8 @@
 
 A kind from outside is a subclass in a file of its own; `qpa.adapters.registry.KINDS.add` makes it known.
 Kinds that are on modules of the base model are subclasses of `qpa.adapters.module_kind.ModuleKind`, which
-finds the modules; those that PEFT has and that change weights are `qpa.adapters.weight_kind.WeightKind`.
+finds the modules; those that change weights are `qpa.adapters.weight_kind.WeightKind`, and `PeftWeightKind`
+where they are trained as PEFT has them.
 
 The files of kinds are read when a document names the kind, so they import torch, PEFT and transformers only
 inside the functions that need them.
@@ -70,6 +71,7 @@ class AdapterKind(ABC):
              rate: peak learning rate of that generator; None for the generator's own.
              direct_rates: learning rates at which a bench trains the adapter's own numbers; None where the
              bench knows the kind already, by PEFT's name.
+             direct_ranks: the ranks among which a bench looks for sizes; () stands for every whole number.
              generated_rates: learning rates at which a bench trains a generator of the adapter; None for
              those of the generator itself.
     Source:  ours.
@@ -88,6 +90,7 @@ class AdapterKind(ABC):
     default_generator: ClassVar[str] = "aligned"
     rate: ClassVar[float | None] = None
     direct_rates: ClassVar[Rates | None] = None
+    direct_ranks: ClassVar[tuple[int, ...]] = ()
     generated_rates: ClassVar[Rates | None] = None
 
     @abstractmethod

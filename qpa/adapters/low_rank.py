@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qpa.adapters.peft_directory import common_config
-from qpa.adapters.weight_kind import WeightKind
+from qpa.adapters.weight_kind import PeftWeightKind
 from qpa.documents import AdapterSpec, FrozenAdapter
 from qpa.documents.base import JsonObject
 from qpa.documents.tensors import Role
@@ -53,7 +53,7 @@ def lora_config(frozen: FrozenAdapter, rank: int, *, use_dora: bool) -> JsonObje
     }
 
 
-class LowRankKind(WeightKind):
+class LowRankKind(PeftWeightKind):
     """A kind with lora_A and lora_B in every module."""
 
     default_rank: ClassVar[int] = 32

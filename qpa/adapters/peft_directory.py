@@ -48,6 +48,12 @@ class PeftDirectory(ABC):
         Args:    config: the config, whose `fields` are known to be right.
         """
 
+    def refuse(self, frozen: FrozenAdapter) -> None:  # noqa: B027 - most kinds have nothing to refuse
+        """Refuse an adapter that PEFT does not have although it has the kind.
+
+        Raises:  ExportError: with the reason, and a format that carries it.
+        """
+
     def shapes(self, frozen: FrozenAdapter) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor of the file, by its key."""
         return {KEY_PREFIX + tensor.path: tensor.shape for tensor in frozen.tensors}

@@ -32,6 +32,7 @@ KINDS = KindRegistry(
         "ia3": "qpa.adapters.ia3:KIND",
         "prefix": "qpa.adapters.prefix:KIND",
         "ffa": "qpa.adapters.feed_forward:KIND",
+        "cayley": "qpa.adapters.cayley:KIND",
     },
 )
 

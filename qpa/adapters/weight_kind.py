@@ -1,4 +1,4 @@
-"""Kinds of adapters that PEFT has on linear layers and that are a change of each layer's weight."""
+"""Kinds of adapters on linear layers that are a change of each layer's weight."""
 
 from __future__ import annotations
 
@@ -24,10 +24,6 @@ class WeightKind(ModuleKind):
     """A kind of adapter that can be merged into the weights of a checkpoint."""
 
     @abstractmethod
-    def peft_config(self, spec: AdapterSpec) -> Any:
-        """Return PEFT's config of an adapter that is to be trained."""
-
-    @abstractmethod
     def sides(self, arrays: FrozenArrays, module: str) -> tuple[int | None, int | None]:
         """Return out_features and in_features of an adapted module; None is one the adapter leaves open."""
 
@@ -46,6 +42,20 @@ class WeightKind(ModuleKind):
         """Return float32[out], what the adapter multiplies a module's bias with; None where it leaves it."""
         return None
 
+    def put_into(self, model: Any, arrays: FrozenArrays) -> None:
+        """Change the weights of the adapted modules, see `AdapterKind.put_into`."""
+        from qpa.adapters.merge_into_model import change_weights
+
+        change_weights(model, arrays, self)
+
+
+class PeftWeightKind(WeightKind):
+    """A kind that is trained as PEFT has it."""
+
+    @abstractmethod
+    def peft_config(self, spec: AdapterSpec) -> Any:
+        """Return PEFT's config of an adapter that is to be trained."""
+
     def check(self, model: Any, spec: AdapterSpec) -> None:
         """Check that PEFT makes exactly the tensors of the spec, where that is in question.
 
@@ -60,12 +70,6 @@ class WeightKind(ModuleKind):
     def wrap(self, model: Any, spec: AdapterSpec) -> Any:
         """Return a `peft.PeftModel`."""
         return wrap_in_peft(model, self.peft_config(spec), self.title)
-
-    def put_into(self, model: Any, arrays: FrozenArrays) -> None:
-        """Change the weights of the adapted modules, see `AdapterKind.put_into`."""
-        from qpa.adapters.merge_into_model import change_weights
-
-        change_weights(model, arrays, self)
 
 
 def weight_kind(frozen: FrozenAdapter) -> WeightKind:

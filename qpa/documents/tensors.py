@@ -115,6 +115,7 @@ TENSOR_RULES = RulesRegistry(
         "ia3": "qpa.adapters.ia3:RULES",
         "prefix": "qpa.adapters.prefix:RULES",
         "ffa": "qpa.adapters.feed_forward:RULES",
+        "cayley": "qpa.adapters.cayley:RULES",
     },
 )
 

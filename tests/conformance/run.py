@@ -85,6 +85,7 @@ KINDS = {
     "IA3": Kind("ia3", architectures=FIRST),
     "prefix tuning": Kind("prefix", architectures=FIRST),
     "feed-forward adapter": Kind("ffa", architectures=FIRST, scale=3.0),
+    "Cayley": Kind("cayley", BESIDE_EXPERTS, architectures=FIRST),
 }
 """The tables, by their titles."""
 
