@@ -16,6 +16,7 @@ from qpa.adapters.registry import DEFAULT, KINDS
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.documents import AdapterSpec, WeightLayout
 from qpa.documents.weight_layout import WITH_CIRCUITS
+from qpa.generators.direct import DIRECT
 from qpa.generators.features.kind import FEATURES
 from qpa.generators.generator import GENERATORS, kind_for, layout_of, make_generator
 from qpa.generators.layout_options import LayoutOptions
@@ -225,5 +226,9 @@ def _of_kind(name: str) -> Generated:
     return Generated(f"qpa:{name}", LayoutOptions(), plans, kind.generated_rates or RATES, adapter=name)
 
 
-GENERATED_KINDS = {f"qpa:{name}": _of_kind(name) for name in KINDS if name != DEFAULT}
-"""Generators of the other kinds of adapters."""
+GENERATED_KINDS = {
+    f"qpa:{name}": _of_kind(name)
+    for name in KINDS
+    if name != DEFAULT and KINDS[name].default_generator != DIRECT.name
+}
+"""Generators of the other kinds of adapters; what suits no generator is in `qpa.bench.direct` as it is."""

@@ -130,6 +130,8 @@ class Cayley(WeightKind):
     default_rank: ClassVar[int] = 4
     peft: ClassVar[PeftDirectory] = _Directory()
     formats: ClassVar[tuple[str, ...]] = ("peft", "merged", "onnx")
+    default_generator: ClassVar[str] = "direct"
+    rate: ClassVar[float] = 3e-2
     direct_rates: ClassVar[Rates] = (1e-2, 3e-2, 1e-1)
     direct_ranks: ClassVar[tuple[int, ...]] = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 
