@@ -301,7 +301,7 @@ def decode_adapter(
     try:
         generator.load_state_dict({n: a for n, a in arrays.items() if not n.startswith(INITIAL_PREFIX)})
         with torch.no_grad():
-            outputs = generator.decode(generator.features(probabilities))
+            outputs = [output.detach() for output in generator.decode(generator.features(probabilities))]
     except (RuntimeError, IndexError) as error:
         expected, found = "tensors of this layout", one_sentence(error)
         raise DocumentError("the generator's arrays", expected, found, "train again") from error
