@@ -113,8 +113,14 @@ def write_adapter(folder: Path, n_modules: int) -> None:
         weight_error=0.0,
         frozen_loss=None,
         generator="spectral",
+        context=None,
         account=ParameterAccount(
-            n_angles=24, n_control=0, n_decoder=1200, n_own=0, n_adapter=n_modules * 2 * RANK * HIDDEN_SIZE
+            n_angles=24,
+            n_control=0,
+            n_program=0,
+            n_decoder=1200,
+            n_own=0,
+            n_adapter=n_modules * 2 * RANK * HIDDEN_SIZE,
         ),
         result=TrainingResult(
             n_steps=1,

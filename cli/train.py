@@ -148,7 +148,7 @@ def _check_untrained(run: RunDirectory) -> None:
 
 def report_frozen(run: Path, documents: Sequence[Document], words: str, *, as_json: bool) -> None:
     """Print what a frozen adapter is, and how far it is from the exact one."""
-    from qpa.documents import FrozenAdapter
+    from qpa.documents import FrozenAdapter, TrainedGenerator
     from qpa.exporters.registry import formats_for
     from qpa.pipeline.pass_protocol import newest
     from qpa.report.facts import frozen_json, frozen_rows
@@ -163,6 +163,9 @@ def report_frozen(run: Path, documents: Sequence[Document], words: str, *, as_js
         print_line(
             "the adapter is no better than the base model: train again with a lower --lr and --angle-lr"
         )
+    others = [one.name for one in newest(documents, TrainedGenerator).contexts if one.name != frozen.context]
+    if others:
+        print_line(f"of its other contexts: qpa freeze {run} --context {' or '.join(others)}")
     plainest = formats_for(frozen.method)[0]
     print_line(f"wrote {run}; next: qpa export {run} --format {plainest} --out <directory>")
 

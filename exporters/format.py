@@ -273,5 +273,6 @@ def _manifest(
         files=tuple(sorted(files, key=lambda entry: entry.file)),
         probe=PROBE_FILE,
         account=frozen.account,
+        context=frozen.context,
         result=frozen.result,
     )

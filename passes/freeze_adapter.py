@@ -28,11 +28,12 @@ from qpa.documents import (
     DataSummary,
     Document,
     FrozenAdapter,
+    MeasuredContext,
     Measurement,
     TrainedGenerator,
     WeightLayout,
 )
-from qpa.documents.trained_generator import ANGLES_ARRAY, INITIAL_PREFIX
+from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import DataError, DocumentError, VerificationError, one_sentence
 from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
@@ -77,23 +78,25 @@ class FreezeAdapter(TrainingData):
 
         spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
         trained = context.document(TrainedGenerator)
-        recorded = load_file(context.files.get(trained.adapter))
+        vector, live = context_vector(source, context), trained.live(source.context_name)
+        recorded = load_file(context.files.get(live.adapter))
         arrays = load_file(context.files.get(trained.arrays))
-        generated = decode_adapter(spec, layout, arrays, measured_probabilities(source, context))
+        generated = decode_adapter(spec, layout, arrays, measured_probabilities(source, context), vector)
         _check_names(recorded, generated)
         difference = _difference(recorded, generated)
-        is_the_same = source.source == trained.source and source.shots is None
+        is_live = source.context is None or source.context.name is not None
+        is_the_same = is_live and source.source == trained.source and source.shots is None
         if is_the_same and difference is not None:
             raise difference
-        adapter, probe = trained.adapter, trained.probe
+        adapter, probe, result = live
         weight_error: float | None = 0.0
-        frozen_loss: float | None = trained.result.eval_loss
+        frozen_loss: float | None = result.eval_loss
         if difference is not None or trained.result.quantization is not None:
             values = recorded if difference is None else generated
-            probe, frozen_loss = self._ask(spec, values, trained, context)
+            probe, frozen_loss = self._ask(spec, values, trained, source, context)
         if difference is not None:
             adapter = context.put_tensors(generated)
-            weight_error = relative_error(spec, layout, arrays, generated)
+            weight_error = relative_error(spec, layout, arrays, generated, vector)
         return FrozenAdapter(
             provenance=context.provenance(self, source),
             base=spec.base,
@@ -112,11 +115,17 @@ class FreezeAdapter(TrainingData):
             frozen_loss=frozen_loss,
             generator=layout.generator,
             account=layout.account,
-            result=trained.result,
+            result=result,
+            context=source.context.words if source.context else None,
         )
 
     def _ask(
-        self, spec: AdapterSpec, adapter: dict[str, Tensor], trained: TrainedGenerator, context: PassContext
+        self,
+        spec: AdapterSpec,
+        adapter: dict[str, Tensor],
+        trained: TrainedGenerator,
+        measured: Measurement,
+        context: PassContext,
     ) -> tuple[Attachment, float | None]:
         """Return the probe and the loss of the base as it is with an adapter, not of the live model."""
         from safetensors.torch import load_file
@@ -124,9 +133,10 @@ class FreezeAdapter(TrainingData):
         from qpa.models.probe import record_probe
 
         context.progress("asking the adapted model", 0, 1)
-        scorer = Scorer.of(spec, trained, self, context, self.trust_remote_code)
+        scorer = Scorer.of(spec, trained, self, context, self.trust_remote_code, measured.context)
         loss = scorer.loss(adapter)
-        prompt = load_file(context.files.get(trained.probe))["input_ids"]
+        probe = trained.live(measured.context_name).probe
+        prompt = load_file(context.files.get(probe))["input_ids"]
         return context.put_tensors(record_probe(scorer.model, prompt)), loss
 
 
@@ -151,8 +161,11 @@ class Scorer:
         data: TrainingData,
         context: PassContext,
         trust_remote_code: bool = False,
+        measured: MeasuredContext | None = None,
     ) -> Scorer:
         """Load the base model, and read the training's data again where it is given.
+
+        Args:    measured: the context whose data scores; where it is a prompt, no data is its own.
 
         Raises:  DataError: the data is not that of the training.
         """
@@ -161,20 +174,24 @@ class Scorer:
         from qpa.models.base_model import load_model, load_tokenizer
         from qpa.seeds import split_seed
         from qpa.training.data.splits import Splits
-        from qpa.training.evaluation import digest_of_rows
         from qpa.training.objectives.objective import LOSS, OBJECTIVES
+        from qpa.training.tasks import digest_of, read_tasks, together
 
         base = load_model(spec.base, keep_dtype=False, trust_remote_code=trust_remote_code)
         model = attach_adapter(base, spec, parent=parent_of(spec, context))
         parameters = adapter_parameters(model, spec)
-        if data.data is None:
+        if data.data is None or (measured is not None and measured.name is None):
             return cls(model, parameters, None)
         options = _options_of(trained, data)
         tokenizer = load_tokenizer(spec.base, trust_remote_code=trust_remote_code)
         objective = OBJECTIVES[options.objective](options, tokenizer)
-        splits = objective.rows(split_seed(trained.provenance.seed, "split"))
-        if digest_of_rows(splits.training, splits.evaluation) != trained.result.data_digest:
+        seed = split_seed(trained.provenance.seed, "split")
+        tasks = read_tasks(options, tokenizer, context.document(WeightLayout).features.contexts, seed)
+        splits = together(tasks) if tasks else objective.rows(seed)
+        if digest_of(splits, tasks) != trained.result.data_digest:
             raise _other_data(data, trained, splits.summary)
+        if measured is not None:
+            splits = next(task.splits for task in tasks if task.name == measured.name)
         to_score = Splits([], splits.evaluation, splits.summary)
         scored = objective.with_reference(model, to_score, context.progress).evaluation
         words = "evaluating the frozen adapter"
@@ -243,8 +260,8 @@ def check_frozen(context: PassContext) -> tuple[Measurement, int]:
                 context.files.get(kept_file)
     arrays = load_file(context.files.get(trained.arrays))
     kept = load_file(context.files.get(frozen.arrays))
-    found = decode_adapter(spec, layout, arrays, probabilities)
-    is_live = frozen.arrays == trained.adapter
+    found = decode_adapter(spec, layout, arrays, probabilities, context_vector(measurement, context))
+    is_live = frozen.arrays == trained.live(measurement.context_name).adapter
     for path, tensor in found.items():
         same = (
             _difference({path: kept[path]}, {path: tensor}) is None if is_live else kept[path].equal(tensor)
@@ -259,6 +276,7 @@ def relative_error(
     layout: WeightLayout,
     arrays: dict[str, Tensor],
     found: dict[str, Tensor],
+    vector: Tensor | None = None,
 ) -> float | None:
     """Return ||found - exact|| / ||exact - initial|| over the tensors that differ from the exact ones.
 
@@ -269,9 +287,13 @@ def relative_error(
 
     from qpa.adapters.attach import initial_adapter
     from qpa.generators.chunks import kept_rows
+    from qpa.generators.generator import angles_of
 
     circuit = Circuit(layout.ansatz)
-    exact = decode_adapter(spec, layout, arrays, circuit.exact_probabilities(arrays[ANGLES_ARRAY]))
+    probabilities = None
+    if layout.features.has_circuits:
+        probabilities = circuit.exact_probabilities(angles_of(layout, arrays, vector))
+    exact = decode_adapter(spec, layout, arrays, probabilities, vector)
     initial = initial_adapter(spec, kept_rows(layout), _given(arrays))
     paths = [path for path in exact if not torch.equal(exact[path], found[path])]
     if not paths:
@@ -282,24 +304,28 @@ def relative_error(
 
 
 def decode_adapter(
-    spec: AdapterSpec, layout: WeightLayout, arrays: dict[str, Tensor], probabilities: Tensor | None
+    spec: AdapterSpec,
+    layout: WeightLayout,
+    arrays: dict[str, Tensor],
+    probabilities: Tensor | None,
+    vector: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return initial + decoded for a trained generator's arrays, float32 on the CPU, by path.
 
     Args:    probabilities: float32[n_circuits, 2**n_qubits], as they were measured; None for a control.
+             vector: of the context, float32[size]; None where the layout has none.
     Raises:  DocumentError: the arrays or the probabilities are not this layout's.
     """
     import torch
 
     from qpa.adapters.attach import initial_adapter
     from qpa.generators.chunks import kept_rows
-    from qpa.generators.generator import make_generator
+    from qpa.generators.generator import load_generator
 
-    generator = make_generator(layout, layout.seed)
     given = _given(arrays)
     _check_given(spec, given)
+    generator = load_generator(layout, arrays, vector)
     try:
-        generator.load_state_dict({n: a for n, a in arrays.items() if not n.startswith(INITIAL_PREFIX)})
         with torch.no_grad():
             outputs = [output.detach() for output in generator.decode(generator.features(probabilities))]
     except (RuntimeError, IndexError) as error:
@@ -321,17 +347,28 @@ def _given(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def context_vector(measurement: Measurement, context: PassContext) -> Tensor | None:
+    """Return float32[size], the context that was measured; None where the layout has none."""
+    if measurement.context is None:
+        return None
+    return _only_array(measurement.context.vector, "context", context)
+
+
 def measured_probabilities(measurement: Measurement, context: PassContext) -> Tensor | None:
     if measurement.probabilities is None:
         return None
+    return _only_array(measurement.probabilities, "probabilities", context)
+
+
+def _only_array(attachment: Attachment, name: str, context: PassContext) -> Tensor:
     from safetensors.torch import load_file
 
-    path = context.files.get(measurement.probabilities)
+    path = context.files.get(attachment)
     arrays = load_file(path)
-    if arrays.keys() != {"probabilities"}:
-        raise DocumentError(str(path), "one tensor, probabilities", ", ".join(sorted(arrays)) or "none")
-    probabilities: Tensor = arrays["probabilities"]
-    return probabilities
+    if arrays.keys() != {name}:
+        raise DocumentError(str(path), f"one tensor, {name}", ", ".join(sorted(arrays)) or "none")
+    array: Tensor = arrays[name]
+    return array
 
 
 def _check_given(spec: AdapterSpec, found: dict[str, Tensor]) -> None:

@@ -10,10 +10,13 @@ measures
    run may be transpiled for another device afterwards.
 4. The distance to the exact probabilities is computed and kept.
 5. A control without circuits has nothing to measure; its document says so.
+6. Where contexts program the angles, the circuits run at those of one context: the one that is asked for, by
+   name or by a prompt, or else the first. The numbers that tell it are kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -22,15 +25,16 @@ from qpa.circuits.mitigation.mitigation import NONE, calibrate, corrected, parse
 from qpa.circuits.sources.sampling_options import SamplingOptions
 from qpa.circuits.sources.source import SOURCES, Cost, Source, total
 from qpa.documents import (
+    AdapterSpec,
     Document,
     LogicalCircuit,
+    MeasuredContext,
     Measurement,
     NativeCircuit,
     TrainedGenerator,
     WeightLayout,
 )
-from qpa.documents.trained_generator import ANGLES_ARRAY
-from qpa.errors import DocumentError, OptionError
+from qpa.errors import OptionError, one_of, unknown_name
 from qpa.pipeline.options import check_options, option
 from qpa.pipeline.pass_protocol import PassContext
 
@@ -75,6 +79,9 @@ class MeasureCircuit(SamplingOptions):
              mitigation: how the counts are corrected, names of
              `qpa.circuits.mitigation.mitigation.MITIGATIONS` joined by "+", in their order; "none" for not.
              shots, backend, session, batch, yes: see `SamplingOptions`.
+             context: the name of the context whose angles are measured; None means the first.
+             context_prompt: the text of a prompt instead, where prompts are the contexts.
+             trust_remote_code: the user allows the model's own Python code to run, which reads a prompt.
     Source:  ours.
     """
 
@@ -98,25 +105,106 @@ class MeasureCircuit(SamplingOptions):
         panel=SamplingOptions.panel,
     )
 
+    context: str | None = option(
+        None, help="Which of the plan's contexts to freeze, by its name.", shown_default="the first"
+    )
+    context_prompt: str | None = option(
+        None,
+        help="A text that tells the context instead, where the plan's contexts are of kind prompt.",
+        shown_default="none",
+    )
+    trust_remote_code: bool = option(
+        False, help="Run Python code that comes with the model.", provenance=False
+    )
+
     def run(self, source: TrainedGenerator, context: PassContext) -> Measurement:
         """Return the measurement; leave its counts and probabilities in the context's files.
 
-        Raises:  OptionError: there is no such source, or it cannot use the options.
+        Raises:  OptionError: there is no such source or context, or the source cannot use the options.
                  DocumentError: a file is missing or damaged, or the angles are not the circuit's.
                  SourceError: what runs the circuits fails.
         """
+        from safetensors.torch import load_file
+
+        from qpa.generators.generator import angles_of
+
         name = self.source or source.source
         self.check(name)
-        has_circuits = context.document(WeightLayout).features.has_circuits
+        layout = context.document(WeightLayout)
+        self.check_context(layout)
         facts = dict(_NOTHING)
-        if has_circuits:
-            facts = self._measure(source, self._source(source, context), context)
+        arrays = load_file(context.files.get(source.arrays))
+        vector = self._vector(arrays, layout, source, context)
+        if layout.features.has_circuits:
+            angles = angles_of(layout, arrays, vector)
+            facts = self._measure(angles, self._source(source, context), context)
         return Measurement(
             provenance=context.provenance(self, source),
             source=name,
             backend=self._inherited(source, "backend"),
             mitigation=self.mitigation,
+            context=self._measured_context(layout, vector, context),
             **facts,
+        )
+
+    def check_context(self, layout: WeightLayout) -> None:
+        """Check that a plan has the context that is to be frozen.
+
+        Raises:  OptionError: it does not.
+        """
+        contexts = layout.features.contexts
+        for name, value in (("context", self.context), ("context_prompt", self.context_prompt)):
+            if value is not None and contexts is None:
+                raise OptionError(name, "none, since the plan has no `contexts`", value, "leave it out")
+        if contexts is None:
+            return
+        if self.context is not None and self.context not in contexts.names:
+            raise unknown_name("context", contexts.names, self.context)
+        if self.context_prompt is not None and contexts.kind != "prompt":
+            expected = f"`context`, one of {one_of(contexts.names)}"
+            raise OptionError("context_prompt", expected, self.context_prompt)
+        if self.context is not None and self.context_prompt is not None:
+            raise OptionError("context_prompt", "one of `context` and `context_prompt`", "both")
+
+    def _vector(
+        self,
+        arrays: Mapping[str, Tensor],
+        layout: WeightLayout,
+        trained: TrainedGenerator,
+        context: PassContext,
+    ) -> Tensor | None:
+        """Return the numbers that tell the context, float32[size]; None where the plan has no contexts."""
+        from qpa.generators.fast_weights import contexts_of
+        from qpa.generators.generator import load_generator
+
+        contexts = layout.features.contexts
+        if contexts is None:
+            return None
+        vectors = contexts_of(load_generator(layout, arrays))
+        if self.context_prompt is None:
+            index = contexts.names.index(self.context or contexts.names[0])
+            return vectors.vectors[index].detach().clone()
+        from qpa.models.base_model import load_model, load_tokenizer
+        from qpa.training.contexts import context_of_prompt
+
+        base, trust = context.document(AdapterSpec).base, self.trust_remote_code
+        context.progress("reading the prompt", 0, 1)
+        model = load_model(base, keep_dtype=False, trust_remote_code=trust)
+        tokenizer = load_tokenizer(base, trust_remote_code=trust)
+        max_length = trained.provenance.option_values["max_length"]
+        assert isinstance(max_length, int)
+        return context_of_prompt(model, tokenizer, self.context_prompt, vectors, layout, max_length)
+
+    def _measured_context(
+        self, layout: WeightLayout, vector: Tensor | None, context: PassContext
+    ) -> MeasuredContext | None:
+        if layout.features.contexts is None or vector is None:
+            return None
+        name = self.context or layout.features.contexts.names[0]
+        return MeasuredContext(
+            name=None if self.context_prompt is not None else name,
+            prompt=self.context_prompt,
+            vector=context.put_tensors({"context": vector}),
         )
 
     def check(self, source: str) -> None:
@@ -138,6 +226,7 @@ class MeasureCircuit(SamplingOptions):
         Raises:  OptionError: see `run`.
         """
         layout, runs_on = context.document(WeightLayout), self._source(trained, context)
+        self.check_context(layout)  # before a training, which would be in vain
         if runs_on.shots is None or not layout.features.has_circuits:
             return None
         return self._cost(runs_on, load_circuit(context, native=runs_on.runs_native), layout.n_circuits)
@@ -164,12 +253,11 @@ class MeasureCircuit(SamplingOptions):
         )
         return options.make_source(self.source or trained.source, context.seed_for(self.name))
 
-    def _measure(self, trained: TrainedGenerator, runs_on: Source, context: PassContext) -> dict[str, Any]:
+    def _measure(self, angles: Tensor, runs_on: Source, context: PassContext) -> dict[str, Any]:
         """Return what a measurement says of a run of the circuits."""
         from qpa.circuits.sources.sampled import SampledSource
 
         circuit = load_circuit(context, native=runs_on.runs_native)
-        angles = _angles(trained, circuit, context)
         mitigations = parse_mitigations(self.mitigation)
         cost = self._cost(runs_on, circuit, len(angles))
         self.check_consent(runs_on, cost)
@@ -219,18 +307,3 @@ def _as_run(context: PassContext) -> dict[str, Any]:
         "lacks_last_layer": native.lacks_last_layer,
         **files_as_run(native, context),
     }
-
-
-def _angles(trained: TrainedGenerator, circuit: Circuit, context: PassContext) -> Tensor:
-    """Return float32[n_circuits, n_angles], radians."""
-    from safetensors.torch import load_file
-
-    path = context.files.get(trained.arrays)
-    arrays = load_file(path)
-    if ANGLES_ARRAY not in arrays or arrays[ANGLES_ARRAY].shape[1:] != (circuit.n_angles,):
-        found = str(list(arrays[ANGLES_ARRAY].shape)) if ANGLES_ARRAY in arrays else "none"
-        raise DocumentError(
-            str(path), f"{ANGLES_ARRAY} [n_circuits, {circuit.n_angles}]", found, "train again"
-        )
-    angles: Tensor = arrays[ANGLES_ARRAY]
-    return angles

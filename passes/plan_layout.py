@@ -5,7 +5,7 @@ Rules:
    the one for single vectors; what each lays out is in its own file in `qpa.generators`.
 2. n_qubits is the smallest number whose basis states are enough, unless more are asked for.
 3. With `max_params` the size follows from it (`qpa.generators.size_search`), and the layout keeps the chosen
-   size and its neighbours.
+   size and its neighbours. Not with `contexts`, whose sizes were not measured.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from qpa.documents import AdapterSpec, Document, WeightLayout
+from qpa.errors import OptionError
 from qpa.generators.generator import kind_for, layout_of
 from qpa.generators.layout_options import LayoutOptions
 from qpa.generators.size_search import choose_size, parse_max_params, size_table, sizes_around
@@ -46,6 +47,9 @@ class PlanLayout(LayoutOptions):
         kind.check(self, source)
         if self.max_params is None:
             return layout_of(self, source, provenance)
+        if self.contexts is not None:
+            found, advice = str(self.max_params), "choose `layers` or `circuits`"
+            raise OptionError("max_params", "no budget with `contexts`", found, advice)
         kind.sizes(self, source)  # refuses a budget of a kind that has none, before it is read
         budget = parse_max_params(self.max_params, source)
         sizes = sizes_around(self, source, budget)

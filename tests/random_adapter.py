@@ -80,7 +80,10 @@ def random_adapter(
         weight_error=0.0,
         frozen_loss=None,
         generator="spectral",
-        account=ParameterAccount(n_angles=24, n_control=0, n_decoder=1200, n_own=0, n_adapter=spec.n_numbers),
+        context=None,
+        account=ParameterAccount(
+            n_angles=24, n_control=0, n_program=0, n_decoder=1200, n_own=0, n_adapter=spec.n_numbers
+        ),
         result=TrainingResult(
             n_steps=10,
             frozen_step=10,

@@ -25,6 +25,7 @@ from qpa.documents import (
     LeftOut,
     LogicalCircuit,
     Manifest,
+    MeasuredContext,
     Measurement,
     NativeCircuit,
     Package,
@@ -35,6 +36,7 @@ from qpa.documents import (
     Selection,
     SplitSummary,
     Strategy,
+    TrainedContext,
     TrainedFrom,
     TrainedGenerator,
     TrainingResult,
@@ -233,6 +235,14 @@ def weight_layouts(draw):
                 features=st.sampled_from(("circuit", "random", "constant", "log-linear", "own")),
             ),
             st.just(PlanLayout(generator="direct")),
+            st.builds(
+                PlanLayout,
+                generator=st.sampled_from(("state", "spectral", "aligned")),
+                layers=st.integers(1, 3),
+                contexts=st.lists(NAME, min_size=2, max_size=4, unique=True).map(tuple),
+                context_kind=st.sampled_from(("task", "prompt")),
+                context_size=st.integers(1, 3),
+            ),
         )
     )
     return plan.run(draw(adapter_specs(min_rank=2)), NOWHERE)
@@ -281,6 +291,7 @@ def frozen_adapters(draw):
         weight_error=draw(st.none() | st.floats(0, 9)),
         frozen_loss=draw(st.none() | FLOAT),
         generator=draw(st.none() | NAME),
+        context=draw(st.none() | TEXT),
         account=layout.account.model_copy(update={"n_adapter": spec.n_numbers}),
         result=draw(RESULT),
     )
@@ -300,6 +311,7 @@ def manifests(draw):
         probe=draw(st.sampled_from(names)),
         account=draw(weight_layouts()).account,
         result=draw(RESULT),
+        context=draw(st.none() | TEXT),
     )
 
 
@@ -328,6 +340,8 @@ MEASUREMENT = st.builds(
     device=st.none() | ATTACHMENT,
     probabilities=ATTACHMENT,
     distance=st.floats(0, 1),
+    context=st.none()
+    | st.builds(MeasuredContext, name=st.none() | TEXT, prompt=st.none() | TEXT, vector=ATTACHMENT),
 )
 LOGICAL_CIRCUIT = st.builds(
     LogicalCircuit,
@@ -346,6 +360,16 @@ DATA = st.builds(
     training=SPLIT,
     evaluation=SPLIT,
 )
+TRAINED_CONTEXT = st.builds(
+    TrainedContext,
+    name=NAME,
+    adapter=ATTACHMENT,
+    probe=ATTACHMENT,
+    n_train_tokens=POSITIVE,
+    n_eval_tokens=POSITIVE,
+    base_loss=FLOAT,
+    eval_loss=FLOAT,
+)
 TRAINED_GENERATOR = st.builds(
     TrainedGenerator,
     provenance=PROVENANCE,
@@ -360,6 +384,7 @@ TRAINED_GENERATOR = st.builds(
     gradient=NAME,
     result=RESULT,
     data=st.none() | DATA,
+    contexts=st.lists(TRAINED_CONTEXT, max_size=2).map(tuple),
 )
 CHECKPOINT = st.builds(
     Checkpoint,

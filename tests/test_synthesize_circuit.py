@@ -41,6 +41,7 @@ def layout(n_circuits, n_layers, n_qubits):
             registers=(),
             has_index_bits=False,
             n_control=0,
+            contexts=None,
         ),
         ansatz=chain(n_layers, n_qubits),
         seed=0,
@@ -52,6 +53,7 @@ def layout(n_circuits, n_layers, n_qubits):
         account=ParameterAccount(
             n_angles=n_circuits * n_layers * n_qubits,
             n_control=0,
+            n_program=0,
             n_decoder=32 * n_circuits,
             n_own=0,
             n_adapter=32,

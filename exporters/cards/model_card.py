@@ -119,8 +119,10 @@ def _account(frozen: FrozenAdapter) -> str:
 
 
 def _result(frozen: FrozenAdapter) -> str:
-    """Return what the training gained, and what the base was in it where that was not the base as it is."""
+    """Return what the training gained, of which context, and what the base was where it was not as it is."""
     text = _scores(frozen.result) if frozen.result.scores else _losses(frozen.result)
+    if frozen.context is not None:
+        text = f"{text}\n\n{_part('context', context=frozen.context)}"
     if frozen.result.quantization is None:
         return text
     scored = frozen.frozen_loss

@@ -15,17 +15,18 @@ from qpa.documents.data_summary import DataSummary, HubDataset, SplitSummary
 from qpa.documents.frozen_adapter import FrozenAdapter
 from qpa.documents.logical_circuit import LogicalCircuit
 from qpa.documents.manifest import MANIFEST_PATH, Manifest, read_manifest
-from qpa.documents.measurement import Measurement
+from qpa.documents.measurement import MeasuredContext, Measurement
 from qpa.documents.native_circuit import GateCount, NativeCircuit
 from qpa.documents.parametrized_tensor import ParametrizedTensor
 from qpa.documents.resolved_configuration import Input, Package, ResolvedConfiguration, TrainedFrom
 from qpa.documents.selection import Selection, Strategy, TriedCircuit
 from qpa.documents.tensors import TENSOR_RULES, Method, Role, TensorRef, TensorRules, TensorShape
-from qpa.documents.trained_generator import Score, TrainedGenerator, TrainingResult
+from qpa.documents.trained_generator import Score, TrainedContext, TrainedGenerator, TrainingResult
 from qpa.documents.verification import EngineCheck, Verification
 from qpa.documents.weight_layout import (
     ChunkedTensor,
     ChunkGroup,
+    Contexts,
     Decoder,
     Features,
     PlannedSize,
@@ -46,6 +47,7 @@ __all__ = [
     "Checkpoint",
     "ChunkGroup",
     "ChunkedTensor",
+    "Contexts",
     "DataSummary",
     "Decoder",
     "Document",
@@ -58,6 +60,7 @@ __all__ = [
     "LeftOut",
     "LogicalCircuit",
     "Manifest",
+    "MeasuredContext",
     "Measurement",
     "Method",
     "NativeCircuit",
@@ -78,6 +81,7 @@ __all__ = [
     "TensorRef",
     "TensorRules",
     "TensorShape",
+    "TrainedContext",
     "TrainedFrom",
     "TrainedGenerator",
     "TrainingResult",

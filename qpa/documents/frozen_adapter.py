@@ -38,8 +38,8 @@ def _upgrade_4(content: JsonObject) -> JsonObject:
 
 
 def _upgrade_6(content: JsonObject) -> JsonObject:
-    """Version 6 did not name the generator, and knew tensors of chunks only."""
-    return with_own_account(content) | {"generator": None}
+    """Version 6 did not name the generator, and knew tensors of chunks only, and no contexts."""
+    return with_own_account(content) | {"generator": None, "context": None}
 
 
 class FrozenAdapter(Document):
@@ -58,6 +58,9 @@ class FrozenAdapter(Document):
              frozen_loss: the loss of this adapter on the evaluation split of the training, in nats per token,
              to be compared with `result.eval_loss`; None where it was not scored.
              generator: the name of what generated the adapter; None of older runs.
+             result: of the training; where there are several contexts, of this one's data.
+             context: the context whose adapter this is, in words: its name, or the prompt and its text; None
+             where the generator has one adapter only.
     """
 
     kind: ClassVar[str] = "frozen-adapter"
@@ -87,6 +90,7 @@ class FrozenAdapter(Document):
     generator: str | None
     account: ParameterAccount
     result: TrainingResult
+    context: str | None
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -39,6 +39,11 @@ def _upgrade_3(content: JsonObject) -> JsonObject:
     return with_control_account(with_parents(content))
 
 
+def _upgrade_5(content: JsonObject) -> JsonObject:
+    """Version 5 knew tensors of chunks only, and no contexts."""
+    return with_own_account(content) | {"context": None}
+
+
 class Manifest(Document):
     """The contract of an exported directory.
 
@@ -52,6 +57,7 @@ class Manifest(Document):
              rank: the rank as it is written, with its padding; see `AdapterSpec`.
              files: every other file of the directory, paths relative to it, sorted.
              probe: path of the probe among `files`.
+             context: of the adapter, see `FrozenAdapter`.
     """
 
     kind: ClassVar[str] = "manifest"
@@ -60,7 +66,7 @@ class Manifest(Document):
         _upgrade_2,
         _upgrade_3,
         with_whole_result,
-        with_own_account,
+        _upgrade_5,
     )
 
     format: str
@@ -72,6 +78,7 @@ class Manifest(Document):
     probe: str
     account: ParameterAccount
     result: TrainingResult
+    context: str | None
 
     @model_validator(mode="after")
     def _verify(self) -> Self:

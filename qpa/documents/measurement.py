@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from qpa.documents.base import Attachment, Document, JsonObject
+from qpa.documents.base import Attachment, Document, JsonObject, Record
 
 
 def _upgrade_1(content: JsonObject) -> JsonObject:
@@ -21,6 +21,29 @@ def _upgrade_1(content: JsonObject) -> JsonObject:
         "circuit": None,
         "device": None,
     }
+
+
+def _upgrade_2(content: JsonObject) -> JsonObject:
+    """Version 2 knew no contexts."""
+    return content | {"context": None}
+
+
+class MeasuredContext(Record):
+    """The context from which the angles were programmed.
+
+    Args:    name: of a context of the training; None for a prompt that is none of them.
+             prompt: its text; None for a name.
+             vector: safetensors; "context" float32[size], the numbers that tell the context.
+    """
+
+    name: str | None
+    prompt: str | None
+    vector: Attachment
+
+    @property
+    def words(self) -> str:
+        """Return the name, or that it is a prompt, and its text."""
+        return f'the prompt "{self.prompt}"' if self.name is None else self.name
 
 
 class Measurement(Document):
@@ -47,10 +70,11 @@ class Measurement(Document):
              probabilities: safetensors; "probabilities" float32[n_circuits, 2**n_qubits], every row a
              distribution over basis states. None where the features come from a control without circuits.
              distance: largest total variation distance of a row to the exact probabilities, within 0 and 1.
+             context: whose angles were measured; None where the angles are the same for all data.
     """
 
     kind: ClassVar[str] = "measurement"
-    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1,)
+    upgrades: ClassVar[tuple[Callable[[JsonObject], JsonObject], ...]] = (_upgrade_1, _upgrade_2)
 
     source: str
     backend: str | None
@@ -66,6 +90,12 @@ class Measurement(Document):
     device: Attachment | None
     probabilities: Attachment | None
     distance: float
+    context: MeasuredContext | None
+
+    @property
+    def context_name(self) -> str | None:
+        """Return the name of the context of the training that was measured; None where there is none."""
+        return None if self.context is None else self.context.name
 
     @model_validator(mode="after")
     def _verify(self) -> Self:

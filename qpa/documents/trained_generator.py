@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import model_validator
 
@@ -19,6 +19,9 @@ INITIAL_PREFIX = "initial."
 
 ANGLES_ARRAY = "chunk_features.angles"
 """The name of the array of angles."""
+
+
+_OF_ONE_CONTEXT = ("n_train_tokens", "n_eval_tokens", "base_loss", "eval_loss")
 
 
 class Score(Record):
@@ -103,6 +106,36 @@ def _upgrade_3(content: JsonObject) -> JsonObject:
     return content | {"data": None}
 
 
+def _upgrade_5(content: JsonObject) -> JsonObject:
+    """Version 5 knew no contexts."""
+    return content | {"contexts": []}
+
+
+class TrainedContext(Record):
+    """What the training left of one of its contexts.
+
+    Args:    name: of the context.
+             adapter, probe: as in `TrainedGenerator`, of this context.
+             n_train_tokens, n_eval_tokens, base_loss, eval_loss: as in `TrainingResult`, of its data alone.
+    """
+
+    name: str
+    adapter: Attachment
+    probe: Attachment
+    n_train_tokens: int
+    n_eval_tokens: int
+    base_loss: float
+    eval_loss: float
+
+
+class Live(NamedTuple):
+    """The adapter of a live model, its probe, and what the training gained on the data that it is for."""
+
+    adapter: Attachment
+    probe: Attachment
+    result: TrainingResult
+
+
 class TrainedGenerator(Document):
     """The result of train-generator.
 
@@ -121,6 +154,8 @@ class TrainedGenerator(Document):
              gradient: the estimator that pulled gradients back through it, a name in
              `qpa.circuits.gradients.estimator.GRADIENTS`.
              data: what was read, cut and left out; None where the objective does not say, and of older runs.
+             contexts: the contexts of the layout, in its order; () where it has none. `adapter` and `probe`
+             are those of the first, and the losses of the result those of all data together.
     """
 
     kind: ClassVar[str] = "trained-generator"
@@ -129,6 +164,7 @@ class TrainedGenerator(Document):
         _upgrade_2,
         _upgrade_3,
         with_whole_result,
+        _upgrade_5,
     )
 
     arrays: Attachment
@@ -142,6 +178,18 @@ class TrainedGenerator(Document):
     gradient: str
     result: TrainingResult
     data: DataSummary | None
+    contexts: tuple[TrainedContext, ...]
+
+    def live(self, context: str | None) -> Live:
+        """Return what the live model was.
+
+        Args:    context: the name of one of the contexts; None for what `adapter` and `result` are.
+        """
+        for one in self.contexts:
+            if one.name == context:
+                own = {name: getattr(one, name) for name in _OF_ONE_CONTEXT}
+                return Live(one.adapter, one.probe, self.result.model_copy(update={**own, "scores": ()}))
+        return Live(self.adapter, self.probe, self.result)
 
     @model_validator(mode="after")
     def _verify(self) -> Self:

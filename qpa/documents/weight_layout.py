@@ -138,6 +138,23 @@ NO_FEATURES = "none"
 """The kind of features of a layout without chunks, where nothing reads any."""
 
 
+class Contexts(Record):
+    """The contexts from each of which a network programs what is trained in the features.
+
+    Args:    kind: "task" for trained vectors, "prompt" for what the base model makes of a text.
+             names: of the contexts, in the order of the data's sources.
+             size: how many numbers tell one context.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    size: int
+
+    def n_program(self, n_programmed: int) -> int:
+        """Return how many numbers are trained to program others, and to tell the contexts apart."""
+        return self.size * (n_programmed + (len(self.names) if self.kind == "task" else 0))
+
+
 class Features(Record):
     """What a decoder sees of a chunk: numbers that depend on the chunk's basis state alone.
 
@@ -152,6 +169,7 @@ class Features(Record):
              most significant bits; the generator says what a register counts. () means no registers.
              has_index_bits: whether the bits of the basis state are features too, most significant first.
              n_control: the numbers that a control trains in the place of angles; 0 for circuits.
+             contexts: what programs these numbers or the angles; None where they are the same for all data.
     """
 
     kind: str
@@ -160,6 +178,7 @@ class Features(Record):
     registers: tuple[int, ...]
     has_index_bits: bool
     n_control: int
+    contexts: Contexts | None
 
     @property
     def has_circuits(self) -> bool:
@@ -169,6 +188,11 @@ class Features(Record):
     def n_angles(self, ansatz: Ansatz) -> int:
         """Return how many angles are trained."""
         return self.n_circuits * ansatz.n_angles if self.kind in OF_TRAINED_CIRCUITS else 0
+
+    def n_program(self, ansatz: Ansatz) -> int:
+        """Return how many numbers are trained to program the others from contexts."""
+        n_programmed = self.n_angles(ansatz) + self.n_control
+        return self.contexts.n_program(n_programmed) if self.contexts else 0
 
 
 class PlannedSize(Record):
@@ -252,8 +276,9 @@ def _upgrade_3(content: JsonObject) -> JsonObject:
 
 
 def _upgrade_4(content: JsonObject) -> JsonObject:
-    """Version 4 knew tensors of chunks only."""
-    return with_own_account(content) | {"parametrized": []}
+    """Version 4 knew tensors of chunks only, and no contexts."""
+    features: Any = content["features"]
+    return with_own_account(content) | {"parametrized": [], "features": features | {"contexts": None}}
 
 
 class WeightLayout(Document):
@@ -336,6 +361,11 @@ class WeightLayout(Document):
             raise ValueError(f"registers of {registers} qubits do not make {self.ansatz.n_qubits}")
         if n_control < 0 or (self.features.has_circuits and n_control):
             raise ValueError(f"{self.features.kind} features do not train {n_control} numbers of a control")
+        contexts = self.features.contexts
+        if contexts is not None and (
+            contexts.size < 1 or len(contexts.names) < 2 or len(set(contexts.names)) < len(contexts.names)
+        ):
+            raise ValueError("contexts have at least 1 number each, and at least 2 names, each once")
 
     def _verify_groups(self) -> None:
         if not self.groups and not self.parametrized:
@@ -384,6 +414,7 @@ def account_of(
     return ParameterAccount(
         n_angles=features.n_angles(ansatz) + sum(tensor.n_angles for tensor in parametrized),
         n_control=features.n_control,
+        n_program=features.n_program(ansatz),
         n_decoder=sum(group.decoder.n_parameters for group in groups),
         n_own=sum(tensor.n_own for tensor in parametrized),
         n_adapter=sum(sizes.values()),

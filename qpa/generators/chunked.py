@@ -14,6 +14,7 @@ from qpa.documents import ChunkedTensor, WeightLayout
 from qpa.errors import ShapeError
 from qpa.generators.chunks import basis_shapes
 from qpa.generators.decoders import LinearDecoder
+from qpa.generators.fast_weights import add_program
 from qpa.generators.features.kind import FEATURES, FeatureModule
 from qpa.generators.features.states import state_bits
 from qpa.generators.generator import Bases, ParameterGroup
@@ -45,6 +46,7 @@ class ChunkedGenerator(nn.Module):
         self.chunk_features: FeatureModule = FEATURES[layout.features.kind].build(
             layout, seed, execution or Execution(Circuit(layout.ansatz))
         )
+        add_program(self, self.chunk_features, layout, seed)
         self.decoders = nn.ModuleList(
             LinearDecoder(group.decoder, split_seed(seed, group.name)) for group in layout.groups
         )
@@ -63,8 +65,9 @@ class ChunkedGenerator(nn.Module):
             self.set_bases(bases)
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
-        """Return the decoders' parameters, those of the features that are trained, and of other tensors."""
-        of_features = tuple(p for p in self.chunk_features.parameters() if p.requires_grad)
+        """Return the decoders' parameters, those of features and contexts that are trained, and others."""
+        programming = self.get_submodule("contexts").parameters() if self.layout.features.contexts else ()
+        of_features = tuple(p for p in (*self.chunk_features.parameters(), *programming) if p.requires_grad)
         return (
             ParameterGroup("decoder", tuple(self.decoders.parameters()), rate="lr", decays=True),
             ParameterGroup("features", of_features, rate="angle_lr", decays=False),

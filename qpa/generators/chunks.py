@@ -12,6 +12,7 @@ from qpa.documents import (
     Ansatz,
     ChunkedTensor,
     ChunkGroup,
+    Contexts,
     Decoder,
     Features,
     Provenance,
@@ -105,7 +106,10 @@ def make_layout(
         registers=registers,
         has_index_bits=has_index_bits,
         n_control=_n_control(options.features, room, generator),
+        contexts=_contexts(options),
     )
+    if features.contexts and not features.n_angles(ansatz) + features.n_control:
+        raise OptionError("features", "a kind that trains what `contexts` could program", features.kind)
     filled = {tensor.path for group in groups for tensor in group.tensors}
     kept = tuple(TensorShape(path=t.path, shape=t.shape) for t in spec.tensors if t.path not in filled)
     return WeightLayout(
@@ -134,6 +138,19 @@ def _n_control(features: str, room: Room, generator: str) -> int:
         expected = "no size of a control, since the circuits' size is that of their layers"
         raise OptionError("control_size", expected, str(room.limit))
     return kind.n_control(room)
+
+
+def _contexts(options: LayoutOptions) -> Contexts | None:
+    """Return the contexts that options ask for.
+
+    Raises:  OptionError: there are fewer than two, or two of one name.
+    """
+    names = options.contexts
+    if names is None:
+        return None
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise OptionError("contexts", "at least two names, each once", ",".join(names) or "none")
+    return Contexts(kind=options.context_kind, names=names, size=options.context_size)
 
 
 def n_qubits_for(options: LayoutOptions, n_states: int) -> int:

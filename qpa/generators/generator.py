@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 
 from qpa.adapters.registry import KINDS
 from qpa.documents import AdapterSpec, Provenance, WeightLayout
-from qpa.errors import OptionError, one_of
+from qpa.documents.trained_generator import ANGLES_ARRAY, INITIAL_PREFIX
+from qpa.errors import DocumentError, OptionError, one_of, one_sentence
 from qpa.generators.layout_options import ALL, LayoutOptions
 from qpa.registry import Registry
 
@@ -208,6 +209,46 @@ def make_generator(
     return GENERATORS[layout.generator].build(layout, seed, bases, execution)
 
 
+def load_generator(
+    layout: WeightLayout, arrays: Mapping[str, Tensor], context: Tensor | None = None
+) -> Generator:
+    """Return the generator of a layout with the arrays of a training.
+
+    Args:    arrays: see `qpa.documents.TrainedGenerator`.
+             context: float32[size], what its features are programmed from; None where nothing programs them.
+    Raises:  DocumentError: the arrays are not this layout's.
+    """
+    from qpa.generators.fast_weights import contexts_of
+
+    generator = make_generator(layout, layout.seed)
+    try:
+        generator.load_state_dict({n: a for n, a in arrays.items() if not n.startswith(INITIAL_PREFIX)})
+    except (RuntimeError, IndexError) as error:
+        expected, found = "tensors of this layout", one_sentence(error)
+        raise DocumentError("the generator's arrays", expected, found, "train again") from error
+    if context is not None:
+        contexts_of(generator).choose(context)
+    return generator
+
+
+def angles_of(layout: WeightLayout, arrays: Mapping[str, Tensor], context: Tensor | None = None) -> Tensor:
+    """Return the trained angles, float32[n_circuits, n_angles], in radians.
+
+    Args:    arrays, context: see `load_generator`.
+    Raises:  DocumentError: there are none, or they are not those of the layout's circuits.
+    """
+    if context is not None:
+        programmed: Any = load_generator(layout, arrays, context)
+        found: Tensor | None = programmed.chunk_features.angles.detach()
+    else:
+        found = arrays.get(ANGLES_ARRAY)
+    if found is None or found.shape[1:] != (layout.ansatz.n_angles,):
+        shape = "none" if found is None else str(list(found.shape))
+        expected = f"{ANGLES_ARRAY} [n_circuits, {layout.ansatz.n_angles}]"
+        raise DocumentError("the generator's arrays", expected, shape, "train again")
+    return found
+
+
 def kind_for(options: LayoutOptions, spec: AdapterSpec) -> GeneratorKind:
     """Return the kind that options ask for, or the one that suits the adapter."""
     return GENERATORS[options.generator or default_generator(spec)]
@@ -225,7 +266,10 @@ def layout_of(options: LayoutOptions, spec: AdapterSpec, provenance: Provenance)
     """
     kind = kind_for(options, spec)
     kind.check(options, spec)
-    return kind.plan(options, spec, provenance)
+    layout = kind.plan(options, spec, provenance)
+    if options.contexts is not None and layout.features.contexts is None:
+        raise OptionError("contexts", f"none with `generator` {kind.name}", ",".join(options.contexts))
+    return layout
 
 
 def refuse_budget(options: LayoutOptions) -> OptionError:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 ALL = "all"
 NONE = "none"
 
+CONTEXTS = {
+    "task": "a trained vector for each source of the data",
+    "prompt": "what the base model makes of a text",
+}
+"""The kinds of contexts, in words; `qpa.generators.fast_weights` says what they do."""
+
 
 def _generators() -> Registry[GeneratorKind]:
     from qpa.generators.generator import GENERATORS
@@ -56,6 +62,10 @@ class LayoutOptions:
              vectors: module types that have generated rows and columns besides their directions; or "all",
              "none". The generator of one state takes "all", the default, for "none".
              max_params: "5000", or "25%" of LoRA r=4: the size follows from it.
+             contexts: names of the data's sources, for each of which the features are programmed; None means
+             that they are the same for all data.
+             context_kind: a name in `CONTEXTS`.
+             context_size: numbers of a context.
              spectrum, windows, share_inputs: parts of the default generator, to be left out in ablations.
     """
 
@@ -106,6 +116,18 @@ class LayoutOptions:
     max_params: str | None = option(
         None, help="The most numbers to train, 5000 or 25% of LoRA r=4; circuits and vectors follow."
     )
+    contexts: tuple[str, ...] | None = option(
+        None,
+        help="Names for the sources of the data, for each of which a network programs an adapter.",
+        shown_default="one adapter for all data",
+    )
+    context_kind: str = option(
+        "task",
+        help="What tells one of `contexts` from the others: {choices}.",
+        choices=CONTEXTS,
+        choice_words=lambda name: CONTEXTS[name],
+    )
+    context_size: int = option(4, help="Numbers that tell one of `contexts`.", at_least=1)
     spectrum: bool = option(True, help="Factors of the gradient's singular directions.")
     windows: bool = option(True, help="A start of every circuit on neighbouring layers of its own.")
     share_inputs: bool = option(

@@ -17,7 +17,8 @@ def circuit_rows(layout: WeightLayout, native: NativeCircuit) -> Rows:
     """Return the layout's circuit and what the target makes of it, or what there is in its place."""
     rows: Rows = [("generator", layout.generator)]
     if layout.groups:
-        rows += [("features", layout.features.kind), ("chunks", number(layout.n_chunks))]
+        rows += [("features", layout.features.kind), *_context_rows(layout)]
+        rows += [("chunks", number(layout.n_chunks))]
     rows += _parametrized_rows(layout)
     if not layout.features.has_circuits:
         words = "none, a control in their place" if layout.groups else "none to measure"
@@ -39,6 +40,17 @@ def _parametrized_rows(layout: WeightLayout) -> Rows:
         words = ", ".join([tensor.kind, *(f"{name} {n}" for name, n in tensor.sizes)])
         found[words] = found.get(words, 0) + 1
     return [("tensors", f"{number(n)} of {words}") for words, n in found.items()]
+
+
+def _context_rows(layout: WeightLayout) -> Rows:
+    """Return what programs the features, where anything does."""
+    contexts = layout.features.contexts
+    if contexts is None:
+        return []
+    return [
+        ("contexts", ", ".join(contexts.names)),
+        ("a context is", f"{contexts.kind}, {contexts.size} numbers"),
+    ]
 
 
 def native_rows(native: NativeCircuit) -> Rows:
@@ -166,6 +178,7 @@ def circuit_json(layout: WeightLayout, native: NativeCircuit) -> dict[str, Any]:
     return {
         "generator": layout.generator,
         "features": layout.features.kind,
+        "contexts": layout.features.contexts.model_dump() if layout.features.contexts else None,
         "n_chunks": layout.n_chunks,
         "n_parametrized": len(layout.parametrized),
         "n_circuits": layout.n_circuits,

@@ -56,7 +56,16 @@ def frozen_rows(documents: Sequence[Document]) -> Rows:
     """Return what a frozen adapter gained, how it was measured, and its account."""
     frozen = newest(documents, FrozenAdapter)
     rows = result_rows(frozen.result) + measurement_rows(documents) + account_rows(frozen.account)
-    return [*_data_rows(documents), *rows]
+    return [*_data_rows(documents), *context_rows(documents), *rows]
+
+
+def context_rows(documents: Sequence[Document]) -> Rows:
+    """Return the loss of every context after the training, and which of them is frozen."""
+    trained, frozen = newest(documents, TrainedGenerator), newest(documents, FrozenAdapter)
+    rows: Rows = [
+        (f"loss on {one.name}", f"{one.base_loss:.4f} -> {one.eval_loss:.4f}") for one in trained.contexts
+    ]
+    return rows if frozen.context is None else [*rows, ("frozen for the context", frozen.context)]
 
 
 def _data_rows(documents: Sequence[Document]) -> Rows:
@@ -77,7 +86,17 @@ def frozen_json(documents: Sequence[Document]) -> dict[str, Any]:
         "data": _data_json(documents),
         "measurement": measurement_json(documents),
         "result": result_json(frozen.result),
+        **_context_json(documents),
     }
+
+
+def _context_json(documents: Sequence[Document]) -> dict[str, Any]:
+    """Return the same by name; nothing where the generator has one adapter only."""
+    trained, frozen = newest(documents, TrainedGenerator), newest(documents, FrozenAdapter)
+    if frozen.context is None:
+        return {}
+    losses = {one.name: {"base_loss": one.base_loss, "eval_loss": one.eval_loss} for one in trained.contexts}
+    return {"context": frozen.context, "contexts": losses}
 
 
 def result_rows(result: TrainingResult) -> Rows:
@@ -178,7 +197,8 @@ def run_rows(documents: Sequence[Document], stages: Iterable[type[Document]]) ->
     if NativeCircuit in made:
         rows += plan_rows(documents)
     if FrozenAdapter in made:
-        rows += _data_rows(documents) + result_rows(newest(documents, FrozenAdapter).result)
+        rows += _data_rows(documents) + context_rows(documents)
+        rows += result_rows(newest(documents, FrozenAdapter).result)
         if Measurement in made:
             rows += measurement_rows(documents)
     return rows
@@ -194,6 +214,7 @@ def run_json(documents: Sequence[Document]) -> dict[str, Any]:
     if FrozenAdapter in kinds:
         content["result"] = result_json(newest(documents, FrozenAdapter).result)
         content["data"] = _data_json(documents)
+        content |= _context_json(documents)
         if Measurement in kinds:
             content["measurement"] = measurement_json(documents)
     return content

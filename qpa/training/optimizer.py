@@ -6,6 +6,10 @@
       3. inner AdamW on the generator's own parameters
       4. push forward:  adapter <- initial + generator()
 
+A generator with contexts makes an adapter for each. A step's context is chosen before the push forward of the
+step before, so the adapter that a step's rows go through, and the features that its gradient is pulled back
+through, are of the context of these rows.
+
 Of several processes the first one takes steps 2 and 3 and runs the circuits; the others get its numbers, and
 all decode them.
 
@@ -23,6 +27,7 @@ from torch import Tensor
 from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.compat.torch_ import add_each, copy_each, norm_of_each
 from qpa.errors import CheckpointError, DivergedError, OptionError, ShapeError, one_sentence
+from qpa.generators.fast_weights import contexts_of
 from qpa.generators.generator import Generator, ParameterGroup
 from qpa.training.processes import ALONE, Processes
 
@@ -45,6 +50,8 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
              processes: that train the adapter together, and step together.
              max_grad_norm: the norm to which the gradient of all numbers of the generator is clipped, after
              it was pulled back; None or 0 for not. A trainer that clips, clips the adapter's gradient.
+             context_of_step: tells of which of the generator's contexts a step is, by its number from 0; None
+             where there are none, or where `use_context` chooses them.
     Raises:  ShapeError: the adapter is not the one the layout was made for.
              OptionError: lr is not above 0.
     """
@@ -61,6 +68,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         processes: Processes = ALONE,
         max_grad_norm: float | None = None,
+        context_of_step: Callable[[int], int] | None = None,
     ) -> None:
         _check_shapes(adapter, generator)
         if not lr > 0:
@@ -87,8 +95,10 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         self._features = torch.empty(0)
         self.n_steps = 0
         self._processes = processes
+        self._context_of_step = context_of_step
         leaves = list(dict.fromkeys(leaf_of(parameter) for parameter in adapter))
         super().__init__(leaves, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._enter_context()
         self._measure()
 
     def _measure(self) -> None:
@@ -100,6 +110,24 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
             else:
                 probabilities = self.generator.connect(self._share(None))
             self._push(probabilities)
+
+    def use_context(self, index: int) -> None:
+        """Set the adapter to that of one of the generator's contexts; the circuits run at its angles.
+
+        In several processes all of them call it. A step that follows is of this context.
+        """
+        contexts_of(self.generator).choose(index)
+        self._measure()
+
+    def leave_context(self) -> None:
+        """Set the adapter back to that of the context of the next step."""
+        if self._context_of_step is not None:
+            self.use_context(self._context_of_step(self.n_steps))
+
+    def _enter_context(self) -> None:
+        """Choose the context of the next step; the adapter of the last one stays until it is measured."""
+        if self._context_of_step is not None:
+            contexts_of(self.generator).choose(self._context_of_step(self.n_steps))
 
     def push_forward(self) -> None:
         """Set adapter <- initial + generator() by what the circuits gave last; no device runs again."""
@@ -153,6 +181,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
         if self._processes.is_first:
             self._move_generator()
         self.n_steps += 1
+        self._enter_context()
         self._measure()
         return loss
 
@@ -238,6 +267,7 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
             raise CheckpointError("optimizer state", expected, one_sentence(error)) from error
         self.n_steps = n_steps
         self._measured = None if measured is None else measured.to(self._adapter[0].device)
+        self._enter_context()
         self.push_forward()
 
 

@@ -7,15 +7,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PrinterCallback
 
 from qpa.adapters.attach import adapter_parameters, set_adapter, wrap_model
+from qpa.adapters.parameter_view import AdapterParameter
 from qpa.adapters.parent import parent_of
 from qpa.adapters.registry import KINDS
 from qpa.circuits.sources.source import SOURCES, Cost
@@ -26,12 +28,14 @@ from qpa.documents import (
     NativeCircuit,
     Provenance,
     Score,
+    TrainedContext,
     TrainedGenerator,
     TrainingResult,
     WeightLayout,
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import DivergedError, OptionError, OtherDataError, SourceError
+from qpa.generators.fast_weights import contexts_of
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_model, load_tokenizer, torch_device
 from qpa.models.probe import record_probe
@@ -50,14 +54,16 @@ from qpa.training.checkpoints import (
     restore_optimizer,
 )
 from qpa.training.circuits import cost_of_step, execution_of, files_of_circuit, gradient_name
+from qpa.training.contexts import set_contexts
 from qpa.training.data.splits import Splits
-from qpa.training.evaluation import count_row_tokens, digest_of_rows
+from qpa.training.evaluation import count_row_tokens
 from qpa.training.generated_adapter import GeneratedAdapter, attach_generator
 from qpa.training.generator_callback import GeneratorCallback, is_patience_over
 from qpa.training.objectives.objective import LOSS, OBJECTIVES, PERPLEXITY, Objective, as_metrics
 from qpa.training.processes import ALONE, Processes, naming_lost_processes
-from qpa.training.row_order import even_out
+from qpa.training.row_order import ContextOrder, even_out, order_contexts
 from qpa.training.schedules import SCHEDULES
+from qpa.training.tasks import Task, digest_of, read_tasks, score_name, score_tasks, together
 from qpa.training.trackers import Trackers
 from qpa.training.training_log import TrainingLog
 from qpa.training.training_options import TrainingOptions
@@ -72,6 +78,7 @@ class Session:
 
     Args:    options, provenance, context: of the pass.
              splits: the tokenised splits; data_digest: the digest of both.
+             tasks: the same rows by context; () where the generator has none.
              adapted: the model with its adapter, and the optimizer with the generator.
              trainer: of transformers, which has all of these.
              trackers: what draws the lines of metrics.jsonl.
@@ -86,6 +93,7 @@ class Session:
     context: PassContext
     objective: Objective
     splits: Splits
+    tasks: tuple[Task, ...]
     data_digest: str
     adapted: GeneratedAdapter
     trainer: Any
@@ -139,12 +147,13 @@ def _train(session: Session) -> TrainedGenerator | None:
     fitted = fit(session, resumed, log)
     frozen_step, after = choose(session, fitted)
     session.adapted.optimizer.check_same("at the end")
+    adapters = adapters_of(session)
     if log is None:
         return None
     frozen = {"frozen_step": frozen_step} if session.options.freezes_best else {}
     log.write(fitted.n_steps, {**as_metrics(after), **frozen})
     session.trackers.close()
-    return record(session, before, after, fitted.n_steps, frozen_step)
+    return record(session, adapters, before, after, fitted.n_steps, frozen_step)
 
 
 def prepare(
@@ -162,7 +171,9 @@ def prepare(
     context.progress("loading the base model and the data", 0, 1)
     tokenizer = load_tokenizer(spec.base, trust_remote_code=trust)
     objective = OBJECTIVES[options.objective](options, tokenizer)
-    splits = objective.rows(context.seed_for("split"))
+    tasks = read_tasks(options, tokenizer, layout.features.contexts, context.seed_for("split"))
+    splits = together(tasks) if tasks else objective.rows(context.seed_for("split"))
+    order = _order_of(tasks, options, context)
     model = load_base(options, spec, device, processes)
     _check_length(options.max_length, spec, model.config)
     generator = make_generator(layout, layout.seed, execution=execution)
@@ -177,9 +188,10 @@ def prepare(
         weight_decay=options.weight_decay,
         processes=processes,
         max_grad_norm=options.max_grad_norm,
+        context_of_step=order.context_of_step if order else None,
     )
     splits = objective.with_reference(adapted.model, splits, context.progress)
-    n_steps = _count_steps(options, len(splits.training))
+    n_steps = _count_steps(options, len(splits.training), order)
     step_cost = cost_of_step(execution, layout)
     options.check_consent(execution.source, step_cost.times(n_steps + 1))  # once at the start
     trainer = objective.trainer(
@@ -204,14 +216,18 @@ def prepare(
         logging_steps=1,
         logging_nan_inf_filter=False,
     )
-    even_out(trainer, processes.n)
+    if order is None:
+        even_out(trainer, processes.n)
+    else:
+        order_contexts(trainer, order)
     return Session(
         options=options,
         provenance=provenance,
         context=context,
         objective=objective,
         splits=splits,
-        data_digest=digest_of_rows(splits.training, splits.evaluation),
+        tasks=tasks,
+        data_digest=digest_of(splits, tasks),
         adapted=adapted,
         trainer=trainer,
         trackers=Trackers(
@@ -227,6 +243,11 @@ def prepare(
 def calibrate(session: Session) -> None:
     """Give the generator's spectra the directions of the gradient of a few training batches."""
     context, rows = session.context, session.splits.training
+    layout = context.document(WeightLayout)
+    if layout.features.contexts is not None and layout.features.contexts.kind == "prompt":
+        vectors = contexts_of(session.adapted.generator)
+        of_tasks = [task.splits.training for task in session.tasks]
+        set_contexts(session.adapted.model, vectors, of_tasks, layout.seed)
     chosen = choose_rows(len(rows), session.options.batch_size, context.seed_for("calibration"))
     context.progress("reading the gradient", 0, 1)
     session.adapted.calibrate(
@@ -326,9 +347,12 @@ def score(session: Session, description: str, *, step: int) -> Mapping[str, floa
 
     Raises:  DivergedError: the loss is not finite.
     """
-    own = session.objective.scores(
-        session.adapted.model, session.splits.evaluation, session.context.progress, description
-    )
+    model, objective, progress = session.adapted.model, session.objective, session.context.progress
+    if session.tasks:
+        optimizer = session.adapted.optimizer
+        own = score_tasks(objective, model, session.tasks, optimizer, progress, description)
+    else:
+        own = objective.scores(model, session.splits.evaluation, progress, description)
     scores = session.processes.share_numbers(own, session.trainer.args.device)
     if not math.isfinite(scores[LOSS]):
         advice = "lower `lr` or `angle_lr`" if step else "the base model itself gives it"
@@ -336,30 +360,50 @@ def score(session: Session, description: str, *, step: int) -> Mapping[str, floa
     return scores
 
 
+def adapters_of(session: Session) -> list[dict[str, Tensor]]:
+    """Return the adapter of each context, float32 on the CPU, by path; or the only one there is."""
+    adapters = []
+    for index in range(max(1, len(session.tasks))):
+        if session.tasks:
+            session.adapted.optimizer.use_context(index)
+        parameters = session.adapted.parameters.items()
+        adapters.append({path: one.detach().cpu().clone().contiguous() for path, one in parameters})
+    return adapters
+
+
 def record(
-    session: Session, before: Mapping[str, float], after: Mapping[str, float], n_steps: int, frozen_step: int
+    session: Session,
+    adapters: Sequence[Mapping[str, Tensor]],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    n_steps: int,
+    frozen_step: int,
 ) -> TrainedGenerator:
-    """Leave generator, adapter and a probe of the adapted model in the files, and return their document.
+    """Leave generator, adapters and probes of the adapted model in the files, and return their document.
 
     The model is on the CPU and in float32 afterwards, unless its weights were quantised.
 
-    Args:    before, after: the scores of the base model and of what is frozen.
+    Args:    adapters: of each context, or the only one.
+             before, after: the scores of the base model and of what is frozen.
              n_steps: the steps that were taken.
              frozen_step: the step after which the generator was as it is now.
     """
     adapted, splits, options = session.adapted, session.splits, session.options
-    model = _whole_model(session)
+    model, parameters = _whole_model(session)
     model = model if options.quantize else model.cpu().float()
     arrays = {name: tensor.cpu().contiguous() for name, tensor in adapted.generator.state_dict().items()}
     arrays |= {f"{INITIAL_PREFIX}{path}": tensor for path, tensor in adapted.given.items()}
-    adapter = {path: parameter.detach().cpu().contiguous() for path, parameter in adapted.parameters.items()}
-    probe = record_probe(model, torch.tensor(splits.evaluation[0]["input_ids"]))
     put = session.context.put_tensors
+    kept = []
+    for adapter, rows in zip(adapters, [task.splits for task in session.tasks] or [splits], strict=True):
+        set_adapter(parameters, adapter)
+        probe = record_probe(model, torch.tensor(rows.evaluation[0]["input_ids"]))
+        kept.append({"adapter": put(adapter), "probe": put(probe)})
     return TrainedGenerator(
         provenance=session.provenance,
         arrays=put(arrays),
-        adapter=put(adapter),
-        probe=put(probe),
+        adapter=kept[0]["adapter"],
+        probe=kept[0]["probe"],
         source=options.source,
         shots=options.shots,
         backend=options.backend,
@@ -382,23 +426,35 @@ def record(
             quantization=options.quantize,
         ),
         data=splits.summary,
+        contexts=tuple(
+            TrainedContext(
+                name=task.name,
+                **files,
+                n_train_tokens=count_row_tokens(task.splits.training),
+                n_eval_tokens=count_row_tokens(task.splits.evaluation),
+                base_loss=before[score_name(task.name)],
+                eval_loss=after[score_name(task.name)],
+            )
+            for task, files in zip(session.tasks, kept, strict=False)
+        ),
     )
 
 
-def _whole_model(session: Session) -> Any:
-    """Return the adapted model without autocast; of one whose processes hold a share each, another copy."""
+def _whole_model(session: Session) -> tuple[Any, Mapping[str, AdapterParameter]]:
+    """Return the adapted model without autocast, and its adapter by path.
+
+    Of a model whose processes hold a share each it is another copy.
+    """
     if not session.processes.is_sharded:
         # A trainer puts its autocast around its model's own function, and leaves it there.
         session.trainer.accelerator.unwrap_model(session.trainer.model, keep_fp32_wrapper=False)
-        return session.adapted.model
+        return session.adapted.model, session.adapted.parameters
     options, context = session.options, session.context
     spec = context.document(AdapterSpec)
     trust = options.trust_remote_code
     base = load_model(spec.base, keep_dtype=options.autocast_to is not None, trust_remote_code=trust)
     model = wrap_model(base, spec)
-    values = {path: parameter.detach() for path, parameter in session.adapted.parameters.items()}
-    set_adapter(adapter_parameters(model, spec), values)
-    return model
+    return model, adapter_parameters(model, spec)
 
 
 def learning_rates(options: TrainingOptions, spec: AdapterSpec, layout: WeightLayout) -> tuple[float, float]:
@@ -408,9 +464,18 @@ def learning_rates(options: TrainingOptions, spec: AdapterSpec, layout: WeightLa
     return lr, lr * kind.angle_ratio if options.angle_lr is None else options.angle_lr
 
 
-def _count_steps(options: TrainingOptions, n_rows: int) -> int:
+def _order_of(tasks: tuple[Task, ...], options: TrainingOptions, context: PassContext) -> ContextOrder | None:
+    """Return the order of the rows where every step is of one context."""
+    if not tasks:
+        return None
+    n_rows = [len(task.splits.training) for task in tasks]
+    return ContextOrder(n_rows, options.batch_size * options.grad_accum, context.seed_for("data order"))
+
+
+def _count_steps(options: TrainingOptions, n_rows: int, order: ContextOrder | None) -> int:
     """Return how many optimizer steps there will be."""
     n_per_epoch = math.ceil(math.ceil(n_rows / options.batch_size) / options.grad_accum)
+    n_per_epoch = order.n_steps if order else n_per_epoch
     return options.max_steps or math.ceil(options.epochs * n_per_epoch)
 
 

@@ -50,6 +50,8 @@ def attachments_of(record: Record) -> Iterable[Attachment]:
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, Attachment):
                 yield one
+            elif isinstance(one, Record):
+                yield from attachments_of(one)
 
 
 def _word(value: object) -> str:

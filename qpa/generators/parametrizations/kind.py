@@ -88,7 +88,13 @@ def parametrized_layout(
     paths = {tensor.path for tensor in tensors}
     kept = tuple(TensorShape(path=t.path, shape=t.shape) for t in spec.tensors if t.path not in paths)
     features = Features(
-        kind=NO_FEATURES, n_circuits=1, windows=None, registers=(), has_index_bits=False, n_control=0
+        kind=NO_FEATURES,
+        n_circuits=1,
+        windows=None,
+        registers=(),
+        has_index_bits=False,
+        n_control=0,
+        contexts=None,
     )
     ansatz = make_ansatz("ry-cnot-chain", 1, 1)
     return WeightLayout(
