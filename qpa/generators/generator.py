@@ -192,6 +192,7 @@ GENERATORS: Registry[GeneratorKind] = Registry(
         "state": "qpa.generators.state:STATE",
         "aligned": "qpa.generators.aligned:ALIGNED",
         "paper": "qpa.generators.paper:PAPER",
+        "quantum-peft": "qpa.generators.quantum_peft:QUANTUM_PEFT",
         "direct": "qpa.generators.direct:DIRECT",
     },
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
 
 from qpa.documents import ParametrizedTensor, WeightLayout
 from qpa.documents.tensors import Shape
@@ -15,18 +14,6 @@ from qpa.seeds import split_seed
 
 ANGLES = "angles"
 """The name of the parameters of a parametrization that are angles."""
-
-
-class OwnNumbers(nn.Module):
-    """The numbers of several tensors of one shape, which start at zero."""
-
-    def __init__(self, n_tensors: int, shape: Shape) -> None:
-        super().__init__()
-        self.numbers = Parameter(torch.zeros(n_tensors, *shape))
-
-    def forward(self) -> Tensor:
-        """Return the parameter itself, float32[n_tensors, *shape]."""
-        return self.numbers
 
 
 class ParametrizedTensors(nn.Module):

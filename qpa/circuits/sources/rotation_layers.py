@@ -31,7 +31,7 @@ def simulate_layers(ry: Tensor, rz: Tensor | None, entangle: Callable[[Tensor], 
     Returns: float[n_circuits, 2**n_qubits], qubit 0 the most significant bit.
     """
     n_layers, n_circuits, n_qubits = ry.shape
-    groups = _rotations(ry)
+    groups = rotation_matrices(ry)
     state = ry.new_zeros(n_circuits, 2**n_qubits)
     state[:, 0] = 1
     if rz is not None:
@@ -55,7 +55,7 @@ def bits_of_states(n_qubits: int) -> Tensor:
     return torch.stack([(index & (1 << bit)).bool() for bit in range(n_qubits)[::-1]], dim=1)
 
 
-def _rotations(angles: Tensor) -> list[Tensor]:
+def rotation_matrices(angles: Tensor) -> list[Tensor]:
     """Return RY on all qubits as one matrix [n_layers, n_circuits, d, d] for each group of qubits."""
     half = 0.5 * angles
     cos, sin = half.cos(), half.sin()

@@ -63,6 +63,8 @@ PARAMETRIZATIONS: Registry[Parametrization] = Registry(
     "parametrization",
     {
         "numbers": "qpa.generators.parametrizations.numbers:NUMBERS",
+        "orthogonal-rows": "qpa.generators.parametrizations.orthogonal:ORTHOGONAL_ROWS",
+        "scaled-orthogonal-columns": "qpa.generators.parametrizations.orthogonal:SCALED_ORTHOGONAL_COLUMNS",
     },
 )
 

@@ -10,13 +10,26 @@ Source:  ours; it is what LoRA and every other kind of adapter does, arXiv 2106.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
 
 from qpa.documents.tensors import Shape
 from qpa.generators.parametrizations.kind import Parametrization, Sizes
 
-if TYPE_CHECKING:
-    from torch.nn import Module
+
+class OwnNumbers(nn.Module):
+    """The numbers of several tensors of one shape, which start at zero."""
+
+    def __init__(self, n_tensors: int, shape: Shape) -> None:
+        super().__init__()
+        self.numbers = Parameter(torch.zeros(n_tensors, *shape))
+
+    def forward(self) -> Tensor:
+        """Return the parameter itself, float32[n_tensors, *shape]."""
+        return self.numbers
 
 
 @final
@@ -29,10 +42,8 @@ class NumbersKind(Parametrization):
         """Return that no angle and every number of the tensor is trained."""
         return 0, shape[0] * shape[1]
 
-    def build(self, shape: Shape, sizes: Sizes, seeds: Sequence[int]) -> Module:
+    def build(self, shape: Shape, sizes: Sizes, seeds: Sequence[int]) -> OwnNumbers:
         """Return zeros; nothing is drawn."""
-        from qpa.generators.parametrized import OwnNumbers
-
         return OwnNumbers(len(seeds), shape)
 
 
