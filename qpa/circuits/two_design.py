@@ -16,6 +16,8 @@ they keep the number of angles logarithmic.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -45,28 +47,50 @@ def orthogonal_columns(angles: Tensor, side: int, n_columns: int, n_layers: int)
     Returns: float[n_matrices, side, n_columns], orthonormal columns.
     """
     rows = 1 << two_design_qubits(side)
-    columns = torch.eye(side, n_columns, dtype=angles.dtype, device=angles.device)
-    first = columns[:rows].expand(len(angles), rows, n_columns)
-    first = _run(angles[:, 0], first, n_layers)
+    rotations = _rotations(angles[:, 0], rows, n_layers)
+    first = _run(rotations[1:], _columns_of_product(rotations[0], min(rows, n_columns)))
     if side == rows:
         return first
-    rest = columns[rows:].expand(len(angles), side - rows, n_columns)
-    last = torch.cat((first[:, side - rows :], rest), dim=1)
-    return torch.cat((first[:, : side - rows], _run(angles[:, 1], last, n_layers)), dim=1)
+    rest = angles.new_zeros(side - rows, n_columns)
+    rest.diagonal(rows).fill_(1)  # of the columns beyond the first circuit, where there are any
+    first = torch.nn.functional.pad(first, (0, n_columns - first.shape[2]))
+    last = torch.cat((first[:, side - rows :], rest.expand(len(angles), side - rows, n_columns)), dim=1)
+    rotations = _rotations(angles[:, 1], rows, n_layers)
+    last = _run(rotations[1:], _rotate(rotations[0], last))
+    return torch.cat((first[:, : side - rows], last), dim=1)
 
 
-def _run(angles: Tensor, columns: Tensor, n_layers: int) -> Tensor:
-    """Apply one circuit to columns, float[n_matrices, 2**n_qubits, n_columns]."""
+def _rotations(angles: Tensor, side: int, n_layers: int) -> list[list[Tensor]]:
+    """Return for every half layer RY on all qubits, a matrix [n_matrices, d, d] for each group of qubits."""
+    groups = rotation_matrices(_placed(angles, two_design_qubits(side), n_layers))
+    return [[group[number] for group in groups] for number in range(2 * n_layers + 1)]
+
+
+def _run(rotations: list[list[Tensor]], columns: Tensor) -> Tensor:
+    """Apply half layers, of CZ and RY each, to columns, float[n_matrices, 2**n_qubits, n_columns]."""
     n_qubits = two_design_qubits(columns.shape[1])
-    groups = rotation_matrices(_placed(angles, n_qubits, n_layers))
-    for number in range(2 * n_layers + 1):
-        if number:
-            columns = columns * _signs(n_qubits, 1 - number % 2).to(columns)[:, None]
-        # A group's axis is the first one, and becomes the last: after all of them that of the columns is.
-        for group in groups:
-            matrix = group[number]
-            columns = columns.reshape(len(angles), matrix.shape[-1], -1).mT @ matrix.mT
-        columns = columns.reshape(len(angles), -1, 1 << n_qubits).mT
+    for number, groups in enumerate(rotations):
+        columns = _rotate(groups, columns * _signs(n_qubits, number % 2, columns.device))
+    return columns
+
+
+def _rotate(groups: list[Tensor], columns: Tensor) -> Tensor:
+    """Apply RY on all qubits to columns."""
+    n_matrices, side, _ = columns.shape
+    # A group's axis is the first one, and becomes the last: after all of them that of the columns is first.
+    for matrix in groups:
+        columns = columns.reshape(n_matrices, matrix.shape[-1], -1).mT @ matrix.mT
+    return columns.reshape(n_matrices, -1, side).mT
+
+
+def _columns_of_product(groups: list[Tensor], n_columns: int) -> Tensor:
+    """Return the first columns of the Kronecker product of the groups' matrices."""
+    *before, columns = groups
+    columns = columns[..., :n_columns]
+    for matrix in reversed(before):
+        n_used = -(-n_columns // columns.shape[1])
+        product = matrix[..., :, None, :n_used, None] * columns[..., None, :, None, :]
+        columns = product.flatten(-4, -3).flatten(-2, -1)[..., :n_columns]
     return columns
 
 
@@ -85,9 +109,10 @@ def _paired(n_qubits: int, odd: int) -> range:
     return range(odd, odd + (n_qubits - odd) // 2 * 2)
 
 
-def _signs(n_qubits: int, odd: int) -> Tensor:
-    """Return float[2**n_qubits], what CZ on all pairs makes of every basis state."""
+@lru_cache(maxsize=64)
+def _signs(n_qubits: int, odd: int, device: torch.device) -> Tensor:
+    """Return float32[2**n_qubits, 1], what CZ on all pairs makes of every basis state."""
     bits = bits_of_states(n_qubits)
     qubits = _paired(n_qubits, odd)
     both = bits[:, qubits.start : qubits.stop : 2] & bits[:, qubits.start + 1 : qubits.stop : 2]
-    return 1.0 - 2.0 * (both.sum(dim=1) % 2)
+    return (1.0 - 2.0 * (both.sum(dim=1, keepdim=True) % 2)).to(device)
