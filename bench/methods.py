@@ -10,6 +10,7 @@ from qpa.bench.fixed_basis import FIXED_BASIS
 from qpa.bench.generated import GENERATED, GENERATED_KINDS, GENERATED_STATES
 from qpa.bench.method import Method
 from qpa.bench.peft_methods import PEFT_METHODS
+from qpa.bench.ranked import RANKED
 from qpa.errors import OptionError
 
 METHODS: dict[str, Method] = {
@@ -19,6 +20,7 @@ METHODS: dict[str, Method] = {
     **PEFT_METHODS,
     **DIRECT,
     **FIXED_BASIS,
+    **RANKED,
 }
 
 ABLATION = tuple(GENERATED)

@@ -57,9 +57,6 @@ class QuantumPeftKind(GeneratorKind):
         smallest = min(side for a, b in spec.pairs for side in (a.shape[1], b.shape[0]))
         if smallest < 2:
             raise OptionError("targets", f"sides of at least 2 with `generator` {self.name}", str(smallest))
-        if spec.rank > smallest:
-            expected = f"at most {smallest}, the smallest side, with `generator` {self.name}"
-            raise OptionError("rank", expected, str(spec.rank), "lower it or name other `targets`")
 
     def plan(self, options: LayoutOptions, spec: AdapterSpec, provenance: Provenance) -> WeightLayout:
         """Return the layout: two tensors for every module, with circuits of their own."""
