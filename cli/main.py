@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from qpa import __version__
 from qpa.cli import (
     bench,
+    explain,
     export,
     freeze,
     generate,
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Command] = {
             transpile,
             train,
             freeze,
+            explain,
             export,
             generate,
             inspect,

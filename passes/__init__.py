@@ -4,6 +4,7 @@ plan       inspect-model -> plan-layout -> synthesize-circuit -> transpile-circu
 transpile  transpile-circuit, again for another device, before or after training
 train      train-generator -> measure-circuit -> freeze-adapter
 freeze     measure-circuit -> freeze-adapter, again, on another source
+explain    explain-generator, on a trained run
 verify     verify-adapter, on an exported directory
 """
 
@@ -11,7 +12,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qpa.documents import AdapterSpec, LogicalCircuit, Manifest, TrainedGenerator, WeightLayout
+from qpa.documents import (
+    AdapterSpec,
+    FrozenAdapter,
+    LogicalCircuit,
+    Manifest,
+    Measurement,
+    TrainedGenerator,
+    WeightLayout,
+)
 from qpa.passes.freeze_adapter import FreezeAdapter
 from qpa.passes.measure_circuit import MeasureCircuit
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
@@ -19,6 +28,7 @@ from qpa.pipeline.pipeline import Pipeline
 from qpa.training.data.data_options import names_of
 
 if TYPE_CHECKING:
+    from qpa.passes.explain_generator import ExplainGenerator
     from qpa.passes.inspect_model import InspectModel
     from qpa.passes.plan_layout import PlanLayout
     from qpa.passes.train_generator import TrainGenerator
@@ -57,6 +67,11 @@ def training_pipeline(
 def freezing_pipeline(measure: MeasureCircuit, freeze: FreezeAdapter) -> Pipeline:
     """Return the passes of `qpa freeze`: from a trained generator to a frozen adapter."""
     return Pipeline(measure, freeze, given=(*PLANNED, TrainedGenerator))
+
+
+def explaining_pipeline(explain: ExplainGenerator) -> Pipeline:
+    """Return the pass of `qpa explain`: from a frozen adapter to what its generator's parts contribute."""
+    return Pipeline(explain, given=(*PLANNED, TrainedGenerator, Measurement, FrozenAdapter))
 
 
 def verification_pipeline(verify: VerifyAdapter) -> Pipeline:

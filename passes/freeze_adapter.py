@@ -17,8 +17,9 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 from qpa.circuits.circuit import Circuit
@@ -42,6 +43,10 @@ from qpa.training.data.data_options import TrainingData, names_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qpa.progress import Progress
+    from qpa.training.data.token_rows import Row
+    from qpa.training.evaluation import RowLosses
+    from qpa.training.objectives.objective import Objective
     from qpa.training.training_options import TrainingOptions
 
 TOLERANCE = 1e-5
@@ -146,12 +151,16 @@ class Scorer:
 
     Args:    model: with the adapter, float32 on the CPU.
              parameters: the adapter's, by path.
-             score: returns the loss of the model as it is; None where there is no data.
+             objective: of the training; None where there is no data.
+             rows: its evaluation split.
+             progress: called while rows are scored.
     """
 
     model: Any
     parameters: Any
-    score: Callable[[], float] | None
+    objective: Objective | None
+    rows: Sequence[Row]
+    progress: Progress
 
     @classmethod
     def of(
@@ -174,14 +183,14 @@ class Scorer:
         from qpa.models.base_model import load_model, load_tokenizer
         from qpa.seeds import split_seed
         from qpa.training.data.splits import Splits
-        from qpa.training.objectives.objective import LOSS, OBJECTIVES
+        from qpa.training.objectives.objective import OBJECTIVES
         from qpa.training.tasks import digest_of, read_tasks, together
 
         base = load_model(spec.base, keep_dtype=False, trust_remote_code=trust_remote_code)
         model = attach_adapter(base, spec, parent=parent_of(spec, context))
         parameters = adapter_parameters(model, spec)
         if data.data is None or (measured is not None and measured.name is None):
-            return cls(model, parameters, None)
+            return cls(model, parameters, None, (), context.progress)
         options = _options_of(trained, data)
         tokenizer = load_tokenizer(spec.base, trust_remote_code=trust_remote_code)
         objective = OBJECTIVES[options.objective](options, tokenizer)
@@ -194,19 +203,33 @@ class Scorer:
             splits = next(task.splits for task in tasks if task.name == measured.name)
         to_score = Splits([], splits.evaluation, splits.summary)
         scored = objective.with_reference(model, to_score, context.progress).evaluation
-        words = "evaluating the frozen adapter"
+        return cls(model, parameters, objective, scored, context.progress)
 
-        def score() -> float:
-            return objective.scores(model, scored, context.progress, words)[LOSS]
+    def with_rows(self, n_rows: int | None, seed: int) -> Scorer:
+        """Return a scorer of so many rows, drawn without replacement and in their order; None is all."""
+        if n_rows is None or n_rows >= len(self.rows):
+            return self
+        drawn = Random(seed).sample(range(len(self.rows)), n_rows)
+        return replace(self, rows=[self.rows[index] for index in sorted(drawn)])
 
-        return cls(model, parameters, score)
+    def row_losses(self, adapter: dict[str, Tensor]) -> RowLosses:
+        """Give the model an adapter, and return the losses of single rows; the data has to be there."""
+        from qpa.adapters.attach import set_adapter
+
+        assert self.objective is not None
+        set_adapter(self.parameters, adapter)
+        return self.objective.row_losses(self.model, self.rows)
 
     def loss(self, adapter: dict[str, Tensor]) -> float | None:
         """Give the model an adapter, and return its loss on the training's evaluation split."""
         from qpa.adapters.attach import set_adapter
+        from qpa.training.objectives.objective import LOSS
 
         set_adapter(self.parameters, adapter)
-        return self.score() if self.score else None
+        if self.objective is None:
+            return None
+        words = "evaluating the frozen adapter"
+        return self.objective.scores(self.model, self.rows, self.progress, words)[LOSS]
 
 
 def _options_of(trained: TrainedGenerator, data: TrainingData) -> TrainingOptions:
@@ -285,8 +308,6 @@ def relative_error(
     """
     import torch
 
-    from qpa.adapters.attach import initial_adapter
-    from qpa.generators.chunks import kept_rows
     from qpa.generators.generator import angles_of
 
     circuit = Circuit(layout.ansatz)
@@ -294,7 +315,7 @@ def relative_error(
     if layout.features.has_circuits:
         probabilities = circuit.exact_probabilities(angles_of(layout, arrays, vector))
     exact = decode_adapter(spec, layout, arrays, probabilities, vector)
-    initial = initial_adapter(spec, kept_rows(layout), _given(arrays))
+    initial = initial_values(spec, layout, arrays)
     paths = [path for path in exact if not torch.equal(exact[path], found[path])]
     if not paths:
         return 0.0
@@ -309,33 +330,46 @@ def decode_adapter(
     arrays: dict[str, Tensor],
     probabilities: Tensor | None,
     vector: Tensor | None = None,
+    features: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return initial + decoded for a trained generator's arrays, float32 on the CPU, by path.
 
     Args:    probabilities: float32[n_circuits, 2**n_qubits], as they were measured; None for a control.
              vector: of the context, float32[size]; None where the layout has none.
+             features: float32[2**n_qubits, n_features], to be decoded in the place of those that the
+             probabilities give.
     Raises:  DocumentError: the arrays or the probabilities are not this layout's.
     """
     import torch
 
-    from qpa.adapters.attach import initial_adapter
-    from qpa.generators.chunks import kept_rows
     from qpa.generators.generator import load_generator
 
-    given = _given(arrays)
-    _check_given(spec, given)
+    initial = initial_values(spec, layout, arrays)
     generator = load_generator(layout, arrays, vector)
     try:
         with torch.no_grad():
-            outputs = [output.detach() for output in generator.decode(generator.features(probabilities))]
+            seen = generator.features(probabilities) if features is None else features
+            outputs = [output.detach() for output in generator.decode(seen)]
     except (RuntimeError, IndexError) as error:
         expected, found = "tensors of this layout", one_sentence(error)
         raise DocumentError("the generator's arrays", expected, found, "train again") from error
-    initial = initial_adapter(spec, kept_rows(layout), given)
     values = dict(initial)  # what a generator leaves alone stays as it started
     for tensor, output in zip(layout.tensors, outputs, strict=True):
         values[tensor.path] = initial[tensor.path] + output
     return {tensor.path: values[tensor.path] for tensor in spec.tensors}
+
+
+def initial_values(spec: AdapterSpec, layout: WeightLayout, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the adapter as the training started with it, float32 on the CPU, by path.
+
+    Raises:  DocumentError: the arrays lack values that the base model or the parent gave.
+    """
+    from qpa.adapters.attach import initial_adapter
+    from qpa.generators.chunks import kept_rows
+
+    given = _given(arrays)
+    _check_given(spec, given)
+    return initial_adapter(spec, kept_rows(layout), given)
 
 
 def _given(arrays: dict[str, Tensor]) -> dict[str, Tensor]:

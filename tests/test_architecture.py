@@ -82,7 +82,8 @@ def test_functions_of_the_command_line_are_short():
 FLOORS = (
     *({"errors", "seeds", "progress", "registry", "termination"}, {"documents"}, {"pipeline"}, {"store"}),
     *({"compat"},),
-    *({"models"}, {"adapters"}, {"circuits"}, {"generators"}, {"training"}, {"passes"}, {"exporters"}),
+    *({"models"}, {"adapters"}, {"circuits"}, {"generators"}, {"training"}),
+    *({"explanation"}, {"passes"}, {"exporters"}),
     *({"engines"}, {"report"}, {"workflow"}, {"bench"}, {"cli"}, {"__main__"}),
 )
 """A file draws only on rooms of its own floor or of one before it."""

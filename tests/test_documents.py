@@ -15,9 +15,13 @@ from qpa.documents import (
     Attachment,
     BaseModelReference,
     Checkpoint,
+    Contribution,
     DataSummary,
+    DirectionShare,
     Document,
     EngineCheck,
+    ExplainedPart,
+    Explanation,
     FrozenAdapter,
     GateCount,
     HubDataset,
@@ -30,6 +34,7 @@ from qpa.documents import (
     NativeCircuit,
     Package,
     PassOption,
+    PlaceShare,
     Provenance,
     ResolvedConfiguration,
     Score,
@@ -477,6 +482,58 @@ CONFIGURATION = st.builds(
     trained=st.none() | st.builds(TrainedFrom, document=DIGEST, inputs=INPUTS, n_processes=POSITIVE),
     packages=by_name(Package, version=TEXT),
 )
+CONTRIBUTION = st.lists(FLOAT, min_size=3, max_size=3).map(
+    lambda found: Contribution(low=min(found), value=sorted(found)[1], high=max(found))
+)
+
+
+@st.composite
+def explanations(draw):
+    n_places, knows = draw(st.integers(0, 4)), draw(st.booleans())
+    probability = 1 / (n_places + 1) if knows and n_places else None
+    places = tuple(
+        PlaceShare(
+            layer=draw(st.none() | COUNT),
+            module_type=draw(NAME),
+            probability=probability,
+            squared=draw(st.none() | st.floats(0, 1)),
+        )
+        for _ in range(n_places)
+    )
+    names = draw(st.lists(st.tuples(NAME, NAME), max_size=3, unique=True))
+    return Explanation(
+        provenance=draw(PROVENANCE),
+        n_rows=draw(POSITIVE),
+        n_tokens=draw(POSITIVE),
+        n_evaluations=draw(POSITIVE),
+        base_loss=draw(FLOAT),
+        trained_loss=draw(FLOAT),
+        gain=draw(CONTRIBUTION),
+        parts=tuple(
+            ExplainedPart(
+                kind=kind,
+                name=name,
+                ablation=draw(st.none() | CONTRIBUTION),
+                permutation=draw(st.none() | CONTRIBUTION),
+            )
+            for kind, name in names
+        ),
+        places=places,
+        directions=draw(
+            st.lists(
+                st.builds(
+                    DirectionShare,
+                    number=POSITIVE,
+                    probability=st.none() | st.floats(0, 1),
+                    squared=st.floats(0, 1),
+                ),
+                max_size=3,
+            ).map(tuple)
+        ),
+        unused=probability,
+    )
+
+
 DOCUMENTS = {
     "adapter-spec": adapter_specs(),
     "weight-layout": weight_layouts(),
@@ -485,6 +542,7 @@ DOCUMENTS = {
     "trained-generator": TRAINED_GENERATOR,
     "measurement": MEASUREMENT,
     "frozen-adapter": frozen_adapters(),
+    "explanation": explanations(),
     "manifest": manifests(),
     "checkpoint": CHECKPOINT,
     "verification": VERIFICATION,

@@ -21,6 +21,7 @@ from qpa.documents import PassOption
 from qpa.documents.manifest import FORMATS
 from qpa.errors import DirectoryError, ModelError, OptionError
 from qpa.exporters.registry import FormatChoice
+from qpa.passes.explain_generator import ExplainGenerator
 from qpa.passes.freeze_adapter import FreezeAdapter
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.measure_circuit import MeasureCircuit
@@ -43,6 +44,7 @@ TAKEN_BY: dict[str, tuple[type[Any], ...]] = {
     "preview": (DataOptions,),
     "train": (TrainGenerator, MeasureCircuit, FreezeAdapter, TranspileCircuit),
     "freeze": (MeasureCircuit, FreezeAdapter, TranspileCircuit),
+    "explain": (ExplainGenerator,),
     "export": (FormatChoice, *EXPORTERS),
     "verify": (VerifyAdapter,),
     "generate": (ContinuePrompts,),

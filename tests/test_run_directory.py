@@ -7,6 +7,7 @@ import pytest
 from qpa.documents import (
     AdapterSpec,
     Attachment,
+    Explanation,
     FrozenAdapter,
     LogicalCircuit,
     Measurement,
@@ -21,7 +22,7 @@ from qpa.store.run_directory import DirectoryStore, RunDirectory, check_free
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = tuple(stage.document for stage in STAGES)
-NAMES = ("llama", "aligned", "three-qubits", "generic", "twenty-steps", "exact", "llama")
+NAMES = ("llama", "aligned", "three-qubits", "generic", "twenty-steps", "exact", "llama", "llama")
 
 
 FILES = [GOLDEN / f"{kind.kind}-1" / f"{name}.json" for kind, name in zip(KINDS, NAMES, strict=True)]
@@ -65,7 +66,7 @@ def put_stale(run, document):
 
 
 def test_a_run_holds_the_documents_that_were_written(run):
-    assert run.read_through(FrozenAdapter) == tuple(DOCUMENTS)
+    assert run.read_through(KINDS[-1]) == tuple(DOCUMENTS)
     assert [run.read(kind) for kind in KINDS] == DOCUMENTS
     assert all(run.has(kind) for kind in KINDS)
     assert sorted(file.name for file in run.path.iterdir()) == sorted(kind.file_name() for kind in KINDS)
@@ -84,14 +85,14 @@ def test_a_run_is_not_replaced_without_force(run):
         RunDirectory.create(run.path, force=False),
     ):
         pytest.fail("the block must not start")
-    assert run.read(FrozenAdapter) == DOCUMENTS[-1]
+    assert run.read(KINDS[-1]) == DOCUMENTS[-1]
 
 
 def check_not_replaced(run, match, *, force):
     """Check that a new run in the place of this one is refused, and that this one stays as it is."""
     with pytest.raises(OptionError, match=match), RunDirectory.create(run.path, force=force):
         pytest.fail("the block must not start")
-    assert run.read(FrozenAdapter) == DOCUMENTS[-1]
+    assert run.read(KINDS[-1]) == DOCUMENTS[-1]
     assert list(run.path.parent.iterdir()) == [run.path]
 
 
@@ -168,7 +169,7 @@ def test_a_block_that_fails_leaves_no_new_run(tmp_path):
 
 def test_a_run_of_the_first_schemas_is_read(tmp_path):
     """Circuits were not measured again in those days, and training was made from the native circuit."""
-    kinds = [kind for kind in KINDS if kind is not Measurement]
+    kinds = [kind for kind in KINDS if kind not in (Measurement, Explanation)]
     for kind, file in zip(KINDS, FILES, strict=True):
         if kind in kinds:
             (tmp_path / kind.file_name()).write_bytes(file.read_bytes())
@@ -189,7 +190,7 @@ def test_opening_what_is_no_run_says_how_to_make_one(tmp_path):
 def test_a_missing_stage_names_the_command_that_makes_it(run, kind):
     (run.path / kind.file_name()).unlink()
     trained = (TrainedGenerator, Measurement, FrozenAdapter)
-    command = "qpa train" if kind in trained else "qpa plan"
+    command = "qpa explain" if kind is Explanation else "qpa train" if kind in trained else "qpa plan"
     with pytest.raises(DocumentError, match=f"{kind.file_name()}: .* found nothing; run {command} first"):
         run.read(kind)
     assert not run.has(kind)
@@ -239,9 +240,9 @@ def test_a_native_circuit_that_is_missing_or_stale_keeps_nobody_from_what_was_tr
     provenance = native.provenance.model_copy(update={"parents": ("sha256:" + "0" * 64,)})
     put_stale(run, native.model_copy(update={"provenance": provenance}))
     others = tuple(document for document in DOCUMENTS if document != native)
-    assert run.read_through(FrozenAdapter) == others
+    assert run.read_through(KINDS[-1]) == others
     (run.path / NativeCircuit.file_name()).unlink()
-    assert run.read_through(FrozenAdapter) == others
+    assert run.read_through(KINDS[-1]) == others
 
 
 # Files beside the documents
@@ -335,6 +336,7 @@ def test_files_that_are_no_arrays_of_this_run_stay(run, tmp_path):
     others += [f"export/{'4' * 64}.safetensors", f"checkpoints/step-00000001/{'5' * 64}.safetensors"]
     for name in others:
         run.files.put(name, b"another's")
+    run.files.drop_from(Explanation)
     before = sorted(run.path.rglob("*"))
     run.write(FROZEN)
     assert sorted(run.path.rglob("*")) == before

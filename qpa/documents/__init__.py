@@ -12,6 +12,13 @@ from qpa.documents.ansatz import MAX_QUBITS, Ansatz
 from qpa.documents.base import Attachment, Document, PassOption, Provenance, Record
 from qpa.documents.checkpoint import Checkpoint
 from qpa.documents.data_summary import DataSummary, HubDataset, SplitSummary
+from qpa.documents.explanation import (
+    Contribution,
+    DirectionShare,
+    ExplainedPart,
+    Explanation,
+    PlaceShare,
+)
 from qpa.documents.frozen_adapter import FrozenAdapter
 from qpa.documents.logical_circuit import LogicalCircuit
 from qpa.documents.manifest import MANIFEST_PATH, Manifest, read_manifest
@@ -48,10 +55,14 @@ __all__ = [
     "ChunkGroup",
     "ChunkedTensor",
     "Contexts",
+    "Contribution",
     "DataSummary",
     "Decoder",
+    "DirectionShare",
     "Document",
     "EngineCheck",
+    "ExplainedPart",
+    "Explanation",
     "Features",
     "FrozenAdapter",
     "GateCount",
@@ -69,6 +80,7 @@ __all__ = [
     "ParametrizedTensor",
     "ParentAdapter",
     "PassOption",
+    "PlaceShare",
     "PlannedSize",
     "Provenance",
     "Record",

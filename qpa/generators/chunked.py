@@ -12,7 +12,7 @@ from qpa.circuits.circuit import Circuit
 from qpa.circuits.execution import Execution
 from qpa.documents import ChunkedTensor, WeightLayout
 from qpa.errors import ShapeError
-from qpa.generators.chunks import basis_shapes
+from qpa.generators.chunks import basis_names, basis_shapes
 from qpa.generators.decoders import LinearDecoder
 from qpa.generators.fast_weights import add_program
 from qpa.generators.features.kind import FEATURES, FeatureModule
@@ -56,7 +56,7 @@ class ChunkedGenerator(nn.Module):
         if layout.parametrized:
             self.parametrized = ParametrizedTensors(layout, seed)
         self._alike = _find_alike(layout)
-        self.basis_names = {path: f"basis_{index}" for index, path in enumerate(basis_shapes(layout))}
+        self.basis_names = basis_names(layout)
         self._basis_places: dict[str, tuple[str, int]] = {}
         self._register_places()
         self.register_state_dict_post_hook(_name_bases)  # type: ignore[no-untyped-call]

@@ -191,6 +191,11 @@ def basis_shapes(layout: WeightLayout) -> dict[str, tuple[int, int]]:
     return shapes
 
 
+def basis_names(layout: WeightLayout) -> dict[str, str]:
+    """Return under which names a generator's arrays hold the bases of its spectra, by path."""
+    return {path: f"basis_{index}" for index, path in enumerate(basis_shapes(layout))}
+
+
 def kept_rows(layout: WeightLayout) -> dict[str, int]:
     """Return, for each tensor that does not start as it is, how many of its rows keep their initial values.
 

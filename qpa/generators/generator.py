@@ -109,7 +109,8 @@ class GeneratorKind(ABC):
     plan-layout and train-generator mean where they are not given; `needs_product` says that it generates
     products of two factors only, such as LoRA's; `angle_ratio` is the learning rate of the angles over that
     of the decoders, where the user names none; `nats_per_efold` is the loss, in nats per token, that e times
-    as many trained numbers save (docs/results.md, qpa bench).
+    as many trained numbers save (docs/results.md, qpa bench); `registers` are words for what the registers of
+    its layouts count, without one for the sign.
     """
 
     name: ClassVar[str]
@@ -122,6 +123,7 @@ class GeneratorKind(ABC):
     needs_product: ClassVar[bool] = False
     angle_ratio: ClassVar[float] = 1.0
     nats_per_efold: ClassVar[float] = 0.1
+    registers: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:

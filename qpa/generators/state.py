@@ -95,6 +95,7 @@ class StateKind(GeneratorKind):
     needs_product: ClassVar[bool] = True
     angle_ratio: ClassVar[float] = ANGLE_RATIO
     nats_per_efold: ClassVar[float] = 0.04
+    registers: ClassVar[tuple[str, ...]] = ("layer", "module type", "direction")
 
     def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:
         """Refuse an adapter that is no product of factors, and options of other generators."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from qpa.documents import (
     AdapterSpec,
     Document,
+    Explanation,
     FrozenAdapter,
     LogicalCircuit,
     Measurement,
@@ -37,6 +38,7 @@ STAGES = (
     Stage(TrainedGenerator, "qpa train", LogicalCircuit),
     Stage(Measurement, "qpa train", TrainedGenerator),
     Stage(FrozenAdapter, "qpa train", Measurement),
+    Stage(Explanation, "qpa explain", FrozenAdapter),
 )
 """All stages, each after the one that it is made from.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,23 @@ from torch import Tensor
 
 from qpa.progress import Progress
 from qpa.training.data.token_rows import IGNORED
+
+
+class RowLosses(NamedTuple):
+    """The losses of single rows, whose weighted mean is the loss of all.
+
+    Args:    sums: float64[n_rows], a row's loss times its weight: in nats where rows weigh as many as they
+             have tokens with a loss.
+             weights: float64[n_rows].
+    """
+
+    sums: Tensor
+    weights: Tensor
+
+    @property
+    def loss(self) -> float:
+        """Return the loss of all rows together."""
+        return float(self.sums.sum() / self.weights.sum())
 
 
 class TokenLoss(NamedTuple):
@@ -40,10 +57,46 @@ def evaluate(
     Returns: sum over tokens of -log p, divided by their number.
     Source:  ours. The paper's own evaluation counts padding (arXiv 2410.09846, public code).
     """
+    total, n_tokens, n_done = torch.zeros((), dtype=torch.float64), 0, 0
+    for logits, labels in _answers(model, rows, collate, batch_size, autocast_to):
+        total += summed_token_loss(logits, labels).cpu().double()
+        n_tokens += count_tokens(labels)
+        n_done += len(labels)
+        progress(description, n_done, len(rows))
+    return TokenLoss(float(total) / max(1, n_tokens), n_tokens)
+
+
+@torch.no_grad()
+def evaluate_rows(
+    model: Any,
+    rows: Sequence[dict[str, Any]],
+    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
+    *,
+    batch_size: int,
+    autocast_to: torch.dtype | None,
+) -> RowLosses:
+    """Return the loss of every row, weighted by its tokens with a loss.
+
+    Args:    rows .. autocast_to: see `evaluate`, whose loss is that of all rows, but for rounding.
+    """
+    sums, weights = [], []
+    for logits, labels in _answers(model, rows, collate, batch_size, autocast_to):
+        sums.append(-log_likelihoods(logits, labels).cpu().double())
+        weights.append((labels[:, 1:] != IGNORED).sum(dim=1).cpu().double())
+    return RowLosses(torch.cat(sums), torch.cat(weights))
+
+
+def _answers(
+    model: Any,
+    rows: Sequence[dict[str, Any]],
+    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
+    batch_size: int,
+    autocast_to: torch.dtype | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits and labels, batch by batch, of the model in eval mode."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    total, n_tokens = torch.zeros((), dtype=torch.float64), 0
     for start in range(0, len(rows), batch_size):
         batch = {
             k: v.to(device)
@@ -52,11 +105,8 @@ def evaluate(
         labels = batch.pop("labels")
         with torch.autocast(device.type, autocast_to, enabled=autocast_to is not None):
             logits = model(**batch, use_cache=False).logits
-        total += summed_token_loss(logits, labels).cpu().double()
-        n_tokens += count_tokens(labels)
-        progress(description, min(start + batch_size, len(rows)), len(rows))
+        yield logits, labels
     model.train(was_training)
-    return TokenLoss(float(total) / max(1, n_tokens), n_tokens)
 
 
 def causal_loss(model: Any, ids: Tensor, labels: Tensor, *, bf16: bool) -> Tensor:

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainingArguments
 
 from qpa.training.data.splits import instruction_splits
+from qpa.training.evaluation import RowLosses
 from qpa.training.objectives.objective import LOSS, make_arguments
 
 SMOOTHING = 0.3
@@ -41,6 +42,12 @@ class SmoothedLabels:
         loss, accuracy = smoothed_loss(model.eval(), rows)
         progress(description, len(rows), len(rows))
         return {LOSS: float(loss), "accuracy": float(accuracy)}
+
+    @torch.no_grad()
+    def row_losses(self, model, rows):
+        losses = torch.stack([smoothed_loss(model.eval(), [row])[0].double() for row in rows])
+        n_tokens = torch.tensor([len(row["labels"]) - 1.0 for row in rows], dtype=torch.float64)
+        return RowLosses(losses * n_tokens, n_tokens)
 
 
 def collate(rows):

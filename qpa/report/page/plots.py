@@ -128,6 +128,85 @@ def bars(title: str, rows: Sequence[tuple[str, float, str, str]]) -> str:
     return _svg("plot", title, 48 * len(rows) - 12, "".join(parts))
 
 
+@dataclass(frozen=True)
+class Interval:
+    """A number between two others.
+
+    Args:    style: class of its bar or dot, which the page's CSS knows.
+    """
+
+    value: float
+    low: float
+    high: float
+    style: str
+
+
+def interval_plot(title: str, x: Axis, rows: Sequence[tuple[str, Interval | None, Interval | None]]) -> str:
+    """Return rows of numbers with intervals over one axis, with their names above.
+
+    Args:    rows: name, what is drawn as a bar from zero, and what is drawn as a dot.
+    """
+    height = 40 * len(rows)
+    parts = []
+    for tick in x.ticks:
+        at = f"{x.percent(tick):.2f}%"
+        style = "axis" if tick == 0 else "grid"
+        parts.append(f'<line class="{style}" x1="{at}" x2="{at}" y1="0" y2="{height}"/>')
+        parts.append(f'<text class="tick mid" x="{at}" y="{height}" dy="17">{escape(x.write(tick))}</text>')
+    for index, (name, bar, dot) in enumerate(rows):
+        y = 40 * index
+        parts.append(f'<text class="label" x="0" y="{y + 13}">{escape(name)}</text>')
+        if bar is not None:
+            left, right = sorted((x.percent(0), x.percent(bar.value)))
+            place = f'x="{left:.2f}%" width="{right - left:.2f}%" y="{y + 19}" height="9"'
+            parts.append(f'<rect class="bar {bar.style}" {place}/>')
+            parts.append(_whisker(x, bar, y + 23.5))
+        if dot is not None:
+            parts.append(_whisker(x, dot, y + 32))
+            parts.append(
+                f'<circle class="dot {dot.style}" cx="{x.percent(dot.value):.2f}%" cy="{y + 32}" r="4"/>'
+            )
+    label = f'<text class="label mid" x="50%" y="{height + 34}">{escape(x.label)}</text>'
+    return _svg("plot area", title, height, "".join([*parts, label]))
+
+
+def _whisker(x: Axis, found: Interval, y: float) -> str:
+    low, high = x.percent(found.low), x.percent(found.high)
+    return f'<line class="whisker" x1="{low:.2f}%" x2="{high:.2f}%" y1="{y}" y2="{y}"/>'
+
+
+MAX_WRITTEN = 10
+"""The most columns of a heat map with room for numbers."""
+
+
+def heat_map(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[float | None]]]) -> str:
+    """Return a table of shares as squares, the darker the larger; None is left blank.
+
+    Args:    rows: a name, and a share for each column.
+    """
+    top = max((share for _, shares in rows for share in shares if share is not None), default=0.0) or 1.0
+    width = 76 / len(columns)
+    parts = []
+    every = max(1, -(-len(columns) // MAX_WRITTEN))
+    for index, name in enumerate(columns[::every]):
+        at = 24 + width * (every * index + 0.5)
+        parts.append(f'<text class="tick mid" x="{at:.2f}%" y="12">{escape(name)}</text>')
+    for row, (name, shares) in enumerate(rows):
+        y = 20 + 28 * row
+        parts.append(f'<text class="label" x="0" y="{y + 18}">{escape(name)}</text>')
+        for column, share in enumerate(shares):
+            if share is None:
+                continue
+            at = 24 + width * column
+            place = f'x="{at:.2f}%" y="{y}" width="{0.96 * width:.2f}%" height="26"'
+            parts.append(f'<rect class="track" {place}/>')
+            parts.append(f'<rect class="bar adapted" {place} fill-opacity="{share / top:.3f}"/>')
+            if len(columns) <= MAX_WRITTEN:
+                text = f"{100 * share:.1f} %"
+                parts.append(f'<text class="cell mid" x="{at + width / 2:.2f}%" y="{y + 17}">{text}</text>')
+    return _svg("plot", title, 20 + 28 * len(rows), "".join(parts))
+
+
 def _plot(title: str, parts: Sequence[str], x_label: str, y_label: str, height: int = 200) -> str:
     """Return an area with what is in it, and the labels of its axes."""
     labels = (

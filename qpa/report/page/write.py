@@ -15,6 +15,7 @@ from qpa.adapters.registry import KINDS
 from qpa.documents import (
     AdapterSpec,
     Document,
+    Explanation,
     FrozenAdapter,
     LogicalCircuit,
     Manifest,
@@ -29,14 +30,17 @@ from qpa.documents import (
 from qpa.documents.trained_generator import perplexity_text
 from qpa.documents.verification import read_verification
 from qpa.errors import DocumentError, ModelError
+from qpa.explanation.parts import left_out
 from qpa.pipeline.pass_protocol import newest
 from qpa.pipeline.stages import STAGES
 from qpa.progress import Progress, silent
 from qpa.report.circuits import circuit_rows, measurement_rows
 from qpa.report.data import DATA_HEADER, data_rows
+from qpa.report.explanation import contribution_text, parts_title
 from qpa.report.exports import VERIFICATION_HEADER, verification_rows, verification_title
 from qpa.report.facts import account_rows, adapter_words, result_rows, run_title
 from qpa.report.page import figures
+from qpa.report.page.explanation_figures import explanation_figures
 from qpa.report.page.loading import ways_to_load
 from qpa.report.page.parts import Figure, Table
 from qpa.report.rows import Rows, number
@@ -108,6 +112,7 @@ def render_report(
         "data": _data(documents),
         "account": _account(documents),
         "circuit": _circuit(run, documents),
+        "explanation": _explanation(documents),
         "histograms": _histograms(run, documents),
         "trained": frozen,
         "exports": [_export(path, manifest) for path, manifest in made],
@@ -140,6 +145,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("training", "Training", content["losses"]),
         ("account", "Account", True),
         ("circuit", "Circuit", True),
+        ("explanation", "Parts", content["explanation"]),
         ("numbers", "Numbers", content["histograms"]),
         ("verification", "Verification", content["trained"]),
         ("loading", "Loading", content["trained"]),
@@ -295,6 +301,22 @@ def _selection(run: RunDirectory) -> Table | None:
     selection = Selection.from_json(path.read_bytes(), str(path))
     title = selection_title(selection)
     return Table(f"{title[:1].upper()}{title[1:]}.", SELECTION_HEADER, selection_rows(selection))
+
+
+def _explanation(documents: Sequence[Document]) -> dict[str, Any] | None:
+    found, layout = _find(documents, Explanation), newest(documents, WeightLayout)
+    if found is None:
+        return None
+    title = parts_title(found)
+    return {
+        "sentences": [
+            f"{title[:1].upper()}{title[1:]}. All together are worth {contribution_text(found.gain)}.",
+            "Above zero a part lowers the loss; at zero the model does as well without it; below zero it "
+            "would do better. Parts act together, so that their contributions do not add up.",
+            *filter(None, [left_out(layout)]),
+        ],
+        "figures": explanation_figures(found),
+    }
 
 
 def _histograms(run: RunDirectory, documents: Sequence[Document]) -> list[Figure]:

@@ -15,7 +15,7 @@ Source:  Rafailov et al., arXiv 2305.18290, equation 7.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -30,7 +30,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from qpa.progress import Progress
 from qpa.training.data.splits import Splits, preference_splits
 from qpa.training.data.token_rows import IGNORED, Row
-from qpa.training.evaluation import log_likelihoods
+from qpa.training.evaluation import RowLosses, log_likelihoods
 from qpa.training.objectives.objective import LOSS, make_arguments
 from qpa.training.training_options import TrainingOptions
 
@@ -97,20 +97,30 @@ class DPO:
         self, model: Any, rows: Sequence[Row], progress: Progress, description: str
     ) -> dict[str, float]:
         """Return the loss, in how many pairs the chosen answer rose further, and by how much in the mean."""
+        every = self._judge_all(model, rows, lambda n_done: progress(description, n_done, len(rows)))
+        return {
+            LOSS: float(every.losses.mean()),
+            "accuracy": float(every.accuracies().mean()),
+            "margin": float(every.margins.mean()),
+        }
+
+    @torch.no_grad()
+    def row_losses(self, model: Any, rows: Sequence[Row]) -> RowLosses:
+        """Return the losses of single pairs, which all have the same weight."""
+        losses = self._judge_all(model, rows, lambda n_done: None).losses
+        return RowLosses(losses, torch.ones_like(losses))
+
+    def _judge_all(self, model: Any, rows: Sequence[Row], tell: Callable[[int], None]) -> Judged:
+        """Return what a model in eval mode makes of all pairs, float64 on the CPU."""
         was_training = model.training
         model.eval()
         judged = []
         for first in range(0, len(rows), self.options.batch_size):
             batch = rows[first : first + self.options.batch_size]
             judged.append(Judged(*(part.double().cpu() for part in self.judge(model, self.collate(batch)))))
-            progress(description, first + len(batch), len(rows))
+            tell(first + len(batch))
         model.train(was_training)
-        every = Judged(*(torch.cat(parts) for parts in zip(*judged, strict=True)))
-        return {
-            LOSS: float(every.losses.mean()),
-            "accuracy": float(every.accuracies().mean()),
-            "margin": float(every.margins.mean()),
-        }
+        return Judged(*(torch.cat(parts) for parts in zip(*judged, strict=True)))
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Return a batch of pairs: first the prompts with chosen answers, then those with rejected ones.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
     from qpa.progress import Progress
+    from qpa.training.evaluation import RowLosses
     from qpa.training.training_options import TrainingOptions
 
     A = TypeVar("A", bound=TrainingArguments)
@@ -84,6 +85,10 @@ class Objective(Protocol):
 
         Args:    progress: called with the description, and with how many rows are done.
         """
+        ...
+
+    def row_losses(self, model: Any, rows: Sequence[Row]) -> RowLosses:
+        """Return the losses of a model on the single rows of a split; that of all is the score `LOSS`."""
         ...
 
 

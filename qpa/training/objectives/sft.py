@@ -26,7 +26,7 @@ from qpa.progress import Progress
 from qpa.training.data.packing import check_rows_apart, collate_packed
 from qpa.training.data.splits import Splits, instruction_splits
 from qpa.training.data.token_rows import Row
-from qpa.training.evaluation import count_tokens, evaluate, summed_token_loss
+from qpa.training.evaluation import RowLosses, count_tokens, evaluate, evaluate_rows, summed_token_loss
 from qpa.training.objectives.objective import LOSS, PERPLEXITY, make_arguments
 from qpa.training.training_options import TrainingOptions
 
@@ -107,6 +107,13 @@ class SFT:
             description=description,
         )
         return {LOSS: found.loss, PERPLEXITY: perplexity(found.loss)}
+
+    def row_losses(self, model: Any, rows: Sequence[Row]) -> RowLosses:
+        """Return the losses of single rows, weighted by tokens."""
+        options = self.options
+        return evaluate_rows(
+            model, rows, self.collate, batch_size=options.batch_size, autocast_to=options.autocast_to
+        )
 
 
 def _needs_whole_model(model: Any) -> bool:
