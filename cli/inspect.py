@@ -69,7 +69,7 @@ def _show_run(run: RunDirectory, *, gradients: bool, as_json: bool) -> None:
     from qpa.report.facts import run_json, run_rows, run_title
     from qpa.report.trainability import trainability_json
 
-    stages = [stage.document for stage in STAGES]
+    stages = [stage.document for stage in STAGES if run.has(stage.document) or not stage.is_optional]
     documents: tuple[Document, ...] = ()
     for stage in stages:
         if run.has(stage):

@@ -18,6 +18,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {"models/stories260K": tiny_llama, "
 SMALLER = {
     "train": ("--max-steps", "2", "--max-length", "32", "--batch-size", "2"),
     "freeze": ("--shots", "256"),
+    "explain": ("--rows", "2", "--permutations", "1"),
     "run": ("--set", "train.max_steps=2", "--set", "train.max_length=32", "--set", "train.batch_size=2"),
     "demo.build_model": ("--steps", "3"),
     "noise": ("--shots", "64,256", "--targets", "none", "--seeds", "1"),

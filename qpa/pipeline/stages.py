@@ -23,11 +23,13 @@ class Stage(NamedTuple):
     Args:    document: its type, which also names its file.
              made_by: the command that makes it.
              made_from: the document that its pass consumes; None for the first stage.
+             is_optional: whether a run is whole without it.
     """
 
     document: type[Document]
     made_by: str
     made_from: type[Document] | None
+    is_optional: bool = False
 
 
 STAGES = (
@@ -38,7 +40,7 @@ STAGES = (
     Stage(TrainedGenerator, "qpa train", LogicalCircuit),
     Stage(Measurement, "qpa train", TrainedGenerator),
     Stage(FrozenAdapter, "qpa train", Measurement),
-    Stage(Explanation, "qpa explain", FrozenAdapter),
+    Stage(Explanation, "qpa explain", FrozenAdapter, is_optional=True),
 )
 """All stages, each after the one that it is made from.
 

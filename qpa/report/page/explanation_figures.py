@@ -12,18 +12,32 @@ from qpa.report.page.parts import Figure, Table
 from qpa.report.page.plots import Interval, Series, heat_map, interval_plot, line_plot, nice_axis
 from qpa.report.rows import Rows
 
-TITLES = {
-    ("circuit", "control", "decoder"): "Circuits and decoders",
-    ("directions",): "Directions in which the loss fell",
-    ("qubit",): "Qubits",
-    ("layer",): "Layers of the model",
-    ("module type",): "Module types",
+CAPTIONS = {
+    ("circuit", "control", "decoder"): (
+        "Circuits and decoders",
+        "At its start: every chunk has the feature from before the first step. All alike: the mean of its "
+        "group. Without a decoder: weights of zero. In another order: chunks exchange their features.",
+    ),
+    ("directions",): (
+        "Directions in which the loss fell",
+        "Without one: a coefficient of zero in every module. In another order: exchanged within each module.",
+    ),
+    ("qubit",): (
+        "Qubits",
+        "Without one: its bit is a coin's. In another order: its bit is flipped. Basis states that stand for "
+        "nothing take part in both.",
+    ),
+    ("layer",): (
+        "Layers of the model",
+        "Without one: its part of the adapter is as it started. In another order: layers exchange features.",
+    ),
+    ("module type",): ("Module types", "Without one: its part of the adapter is as it started."),
 }
-"""The figures of contributions, by the kinds of parts that they show."""
+"""The titles and captions of figures of contributions, by the kinds of parts that they show."""
 
 MARKS = (
-    "A bar is the loss without the part, a dot with its values in another order, less the loss as trained. "
-    "Lines are intervals of 95 % over the rows that were scored."
+    "In the pictures a bar is what the loss rises by without the part, a dot what it rises by with the "
+    "part's values in another order, and lines are the intervals."
 )
 
 
@@ -33,13 +47,15 @@ def explanation_figures(found: Explanation) -> list[Figure]:
 
 
 def _contributions(found: Explanation) -> Iterator[Figure]:
-    for kinds, title in TITLES.items():
+    for kinds, (title, words) in CAPTIONS.items():
         parts = [part for part in found.parts if part.kind in kinds]
         if parts:
-            yield _contribution_figure(title, parts, found)
+            yield _contribution_figure(title, words, parts, found)
 
 
-def _contribution_figure(title: str, parts: Sequence[ExplainedPart], found: Explanation) -> Figure:
+def _contribution_figure(
+    title: str, words: str, parts: Sequence[ExplainedPart], found: Explanation
+) -> Figure:
     every = [one for part in parts for one in (part.ablation, part.permutation) if one is not None]
     ends = [end for one in every for end in (one.low, one.high)]
     axis = nice_axis("rise of the loss", [0.0, *ends])
@@ -49,7 +65,7 @@ def _contribution_figure(title: str, parts: Sequence[ExplainedPart], found: Expl
     ]
     rows = [part_row(part, found) for part in parts]
     svg = Markup(interval_plot(title, axis, shown))
-    return Figure(title, svg, f"{title}. {MARKS}", Table(title, PARTS_HEADER, rows))
+    return Figure(title, svg, f"{title}. {words}", Table(title, PARTS_HEADER, rows))
 
 
 def _interval(found: Contribution | None, style: str) -> Interval | None:

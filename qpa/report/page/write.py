@@ -40,7 +40,7 @@ from qpa.report.explanation import contribution_text, parts_title
 from qpa.report.exports import VERIFICATION_HEADER, verification_rows, verification_title
 from qpa.report.facts import account_rows, adapter_words, result_rows, run_title
 from qpa.report.page import figures
-from qpa.report.page.explanation_figures import explanation_figures
+from qpa.report.page.explanation_figures import MARKS, explanation_figures
 from qpa.report.page.loading import ways_to_load
 from qpa.report.page.parts import Figure, Table
 from qpa.report.rows import Rows, number
@@ -313,6 +313,7 @@ def _explanation(documents: Sequence[Document]) -> dict[str, Any] | None:
             f"{title[:1].upper()}{title[1:]}. All together are worth {contribution_text(found.gain)}.",
             "Above zero a part lowers the loss; at zero the model does as well without it; below zero it "
             "would do better. Parts act together, so that their contributions do not add up.",
+            MARKS,
             *filter(None, [left_out(layout)]),
         ],
         "figures": explanation_figures(found),
