@@ -5,7 +5,13 @@ import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from qpa.models.base_model import load_model
-from qpa.training.evaluation import count_tokens, digest_of_rows, evaluate, summed_token_loss
+from qpa.training.evaluation import (
+    count_tokens,
+    digest_of_rows,
+    evaluate,
+    evaluate_rows,
+    summed_token_loss,
+)
 from tests.ddp_worker import plan_adapter
 
 LENGTHS = (3, 9, 2, 7, 12)
@@ -172,3 +178,13 @@ def test_the_digest_of_rows_sees_ids_labels_order_and_splits():
     assert len(digests) == 8
     assert digest_of_rows([first], [second]) == digest_of_rows([dict(first)], [second | {"text": "x"}])
     assert all(digest.startswith("sha256:") and len(digest) == 71 for digest in digests)
+
+
+def test_the_losses_of_rows_are_those_of_each_alone_and_together_that_of_all(model):
+    rows = make_rows(n_masked=2)
+    found = evaluate_rows(model, rows, pad_to(12), batch_size=2, autocast_to=None)
+    alone = [run(model, [row], unpadded, batch_size=1) for row in rows]
+    assert found.weights.tolist() == [result.n_tokens for result in alone]
+    expected = [result.loss * result.n_tokens for result in alone]
+    assert found.sums.tolist() == pytest.approx(expected, rel=1e-5)
+    assert found.loss == pytest.approx(run(model, rows, pad_to(12)).loss, rel=1e-6)

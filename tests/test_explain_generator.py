@@ -57,7 +57,7 @@ def state(llama: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory
 def explain(run: RunDirectory, data: Path, **options: object) -> Explanation:
     documents = run.read_through(FrozenAdapter)
     context = PassContext(0, run.files, documents)
-    step = ExplainGenerator(**{"data": (str(data),), "permutations": 2, **options})
+    step = ExplainGenerator(**{"data": (str(data),), "permutations": 1, "rows": 3, **options})
     return explaining_pipeline(step).run(documents[-1], context).document(Explanation)
 
 
@@ -91,7 +91,8 @@ def part_of(found: Explanation, name: str):
 def test_what_stands_for_all_of_the_adapter_is_worth_the_whole_gain(
     state: RunDirectory, text_file: Path
 ) -> None:
-    found, result = explain(state, text_file), state.read(TrainedGenerator).result
+    found = explain(state, text_file, rows=None, permutations=2)
+    result = state.read(TrainedGenerator).result
     assert found.gain.value == found.base_loss - found.trained_loss != 0
     assert found.base_loss == pytest.approx(result.base_loss, abs=1e-5)
     assert found.trained_loss == pytest.approx(result.eval_loss, abs=1e-5)
@@ -126,7 +127,7 @@ def test_a_control_has_no_qubits_and_its_own_row(
     generator = {"generator": "state", "circuits": None, "layers": None} if features == "log-linear" else {}
     run = plan(llama, tmp_path / "run", features=features, **generator)
     train(run, text_file)
-    found = explain(run, text_file, permutations=1)
+    found = explain(run, text_file)
     kinds = {part.kind for part in found.parts}
     assert "control" in kinds and not kinds & {"circuit", "qubit"}
     assert part_of(found, "control at its start").ablation.value != 0
@@ -146,6 +147,30 @@ def test_generators_without_directions_have_the_rows_that_make_sense(generator: 
         decode(subject, next(circuit_parts(subject)).ablated()),
     )
     assert all(torch.equal(as_it_is[path], at_its_start[path]) for path in as_it_is)
+
+
+@pytest.mark.parametrize("method", ["ia3", "prefix"])
+def test_every_kind_of_adapter_is_explained(
+    llama: Path, text_file: Path, tmp_path: Path, method: str
+) -> None:
+    run = plan(llama, tmp_path / "run", inspect={"method": method})
+    train(run, text_file, max_steps=2)
+    found = explain(run, text_file)
+    assert found.gain.value == pytest.approx(found.base_loss - found.trained_loss)
+    assert {"circuit", "decoder", "qubit", "layer"} <= {part.kind for part in found.parts}
+    assert part_of(found, "layer 1").ablation.value != 0
+
+
+def test_preferences_are_explained_by_pairs(llama: Path, tmp_path: Path) -> None:
+    data = tmp_path / "preferences.jsonl"
+    rows = ({"prompt": f"say {n}: ", "chosen": f"{n} yes", "rejected": f"{n} no."} for n in range(24))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = plan(llama, tmp_path / "run")
+    train(run, data, objective="dpo", max_steps=4, max_length=64, lr=2e-2)
+    found, result = explain(run, data, rows=None), run.read(FrozenAdapter).result
+    before_and_after = (result.base_loss, result.eval_loss)
+    assert (found.base_loss, found.trained_loss) == pytest.approx(before_and_after, abs=1e-5)
+    assert found.n_rows == found.n_tokens
 
 
 # Changes
@@ -280,12 +305,10 @@ def test_a_loss_that_is_not_finite_names_its_part() -> None:
 # The pass and the command
 
 
-def test_the_same_run_and_data_give_the_same_bytes_and_fewer_rows_others(
-    state: RunDirectory, text_file: Path
-) -> None:
-    first = explain(state, text_file, rows=3)
-    assert first.to_json() == explain(state, text_file, rows=3).to_json()
-    assert first.n_rows == 3 and first != explain(state, text_file)
+def test_the_same_run_and_data_give_the_same_bytes(state: RunDirectory, text_file: Path) -> None:
+    first = explain(state, text_file)
+    assert first.to_json() == explain(state, text_file).to_json()
+    assert first.n_rows == 3 and first.n_tokens < state.read(TrainedGenerator).result.n_eval_tokens
     content = explanation_json(first)
     assert content["parts"][0]["share_of_gain"] == first.parts[0].ablation.value / first.gain.value
 
