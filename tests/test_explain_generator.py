@@ -149,7 +149,7 @@ def test_generators_without_directions_have_the_rows_that_make_sense(generator: 
     assert all(torch.equal(as_it_is[path], at_its_start[path]) for path in as_it_is)
 
 
-@pytest.mark.parametrize("method", ["ia3", "prefix"])
+@pytest.mark.parametrize("method", ["ffa", "prefix"])
 def test_every_kind_of_adapter_is_explained(
     llama: Path, text_file: Path, tmp_path: Path, method: str
 ) -> None:
@@ -337,11 +337,15 @@ def test_other_data_and_runs_that_are_not_trained_are_refused(
         explain(state, other)
 
 
-def test_a_generator_without_chunks_is_explained_by_its_adapter_alone(state: RunDirectory) -> None:
-    layout = state.read(WeightLayout).model_copy(update={"groups": (), "generator": "direct"})
-    subject = Subject.of(state.read(AdapterSpec), layout, {}, None, n_permutations=2, seed=0)
-    assert {part.kind for part in parts_of(subject)} == {"layer", "module type"}
-    assert "direct has no chunks" in left_out(layout)
+def test_a_generator_without_chunks_is_explained_by_its_adapter_alone(
+    llama: Path, text_file: Path, tmp_path: Path, state: RunDirectory
+) -> None:
+    run = plan(llama, tmp_path / "run", generator="direct", circuits=None, layers=None)
+    train(run, text_file, max_steps=2)
+    found = explain(run, text_file)
+    assert {part.kind for part in found.parts} == {"layer", "module type"}
+    assert found.gain.value == pytest.approx(found.base_loss - found.trained_loss)
+    assert "as the generator direct has them" in left_out(run.read(WeightLayout))
     assert left_out(state.read(WeightLayout)) == ""
 
 
