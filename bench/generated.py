@@ -14,8 +14,9 @@ from qpa.adapters.kind import Rates
 from qpa.adapters.parameter_view import AdapterParameter
 from qpa.adapters.registry import DEFAULT, KINDS
 from qpa.bench.method import Attached, BenchBase, Configuration
+from qpa.circuits.ansatz import ANSATZE
 from qpa.documents import AdapterSpec, WeightLayout
-from qpa.documents.weight_layout import WITH_CIRCUITS
+from qpa.documents.weight_layout import OF_TRAINED_CIRCUITS, WITH_CIRCUITS
 from qpa.generators.direct import DIRECT
 from qpa.generators.features.kind import FEATURES
 from qpa.generators.generator import GENERATORS, kind_for, layout_of, make_generator
@@ -31,6 +32,7 @@ ALIGNED_RANK = 8
 PAPER_RANK = 4
 MAX_CHUNK_SIZE = 4096
 RATES = (1e-2, 2e-2, 4e-2)
+DEFAULT_ANSATZ = LayoutOptions().ansatz
 STATE_RATES = (1.5e-2, 5e-2, 1.5e-1)
 
 Plans = Callable[[LayoutOptions, AdapterSpec, int], Iterable[LayoutOptions]]
@@ -203,20 +205,24 @@ GENERATED = {
 }
 
 
-def state_method(features: str) -> Generated:
-    """Return the generator of one state with these features, called "state" or "state:" and their name."""
-    name = "state" if features == "circuit" else f"state:{features}"
-    plan = LayoutOptions(generator="state", features=features)
-    return Generated(name, plan, sized_plans, STATE_RATES)
+def state_method(features: str, ansatz: str = DEFAULT_ANSATZ) -> Generated:
+    """Return the generator of one state, named after its features and ansatz where they are no defaults."""
+    others = [name for name in (features, ansatz) if name not in ("circuit", DEFAULT_ANSATZ)]
+    plan = LayoutOptions(generator="state", features=features, ansatz=ansatz)
+    return Generated(":".join(("state", *others)), plan, sized_plans, STATE_RATES)
 
+
+_STATE_FEATURES = [name for name in FEATURES if name in WITH_CIRCUITS or FEATURES[name].needs_registers]
+_OTHER_ANSATZE = [name for name in ANSATZE if name != DEFAULT_ANSATZ]
 
 GENERATED_STATES = {
     method.name: method
     for method in (
-        state_method(name) for name in FEATURES if name in WITH_CIRCUITS or FEATURES[name].needs_registers
+        *(state_method(features) for features in _STATE_FEATURES),
+        *(state_method(features, ansatz) for features in OF_TRAINED_CIRCUITS for ansatz in _OTHER_ANSATZE),
     )
 }
-"""One state over the directions in which the loss falls, and what stands in for it."""
+"""One state over the directions in which the loss falls, what stands in for it, and other circuits."""
 
 
 def _of_kind(name: str) -> Generated:

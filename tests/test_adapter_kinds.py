@@ -137,7 +137,7 @@ def test_the_plan_is_what_peft_trains_and_the_model_stays_what_it_was(model_of, 
 @pytest.mark.parametrize(
     ("method", "options", "words"),
     [
-        ("tarot", {}, "method: expected lora, dora, ia3, prefix, ffa or cayley, found tarot"),
+        ("tarot", {}, "method: expected lora, dora, ia3, prefix, ffa, cayley or cayley-shared, found tarot"),
         ("ia3", {"alpha": 8.0}, "alpha: expected no such option with `method` ia3, found 8.0"),
         ("ffa", {"alpha": 8.0}, "alpha: expected no such option with `method` ffa"),
         ("ia3", {"rank": 4}, "rank: expected no such option with `method` ia3, found 4"),

@@ -244,7 +244,9 @@ def test_a_format_that_cannot_carry_a_method_names_those_that_can(adapter_of, tm
 
 
 def test_the_peft_format_is_not_for_lora(adapter_of, tmp_path):
-    words = "^`format` peft: expected DoRA, IA3, prefix tuning or Cayley, found LoRA; use lora, "
+    words = (
+        "^`format` peft: expected DoRA, IA3, prefix tuning, Cayley or shared Cayley, found LoRA; use lora, "
+    )
     with pytest.raises(ExportError, match=words):
         export(adapter_of("llama", "lora"), tmp_path / "out")
 

@@ -221,12 +221,15 @@ def test_an_adapter_kind_from_outside(llama: Path, text_file: Path, tmp_path: Pa
         frozen = train(run, text_file)
         biases = load_file(run.files.get(frozen.arrays))
         assert all(bool(biases[tensor.path].any()) for tensor in frozen.tensors)
-        with pytest.raises(ExportError, match=r"expected LoRA, DoRA, IA3 or Cayley, found BitFit; use onnx$"):
+        with pytest.raises(
+            ExportError, match=r"expected LoRA, DoRA, IA3, Cayley or shared Cayley, found BitFit; use onnx$"
+        ):
             export_and_verify(run, tmp_path / "merged", "merged")
         verification = export_and_verify(run, tmp_path / "out", "onnx")
         assert [check.engine for check in verification.engines] == ["onnxruntime"]
     with pytest.raises(
-        DocumentError, match=r"found method: .* bitfit is not lora, dora, ia3, prefix, ffa or cayley"
+        DocumentError,
+        match=r"found method: .* bitfit is not lora, dora, ia3, prefix, ffa, cayley or cayley-shared",
     ):
         run.read(AdapterSpec)
 

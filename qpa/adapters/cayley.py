@@ -3,6 +3,7 @@
 R is orthogonal and block-diagonal, and each block is (I - Q) (I + Q)^-1 for a skew-symmetric Q. oft_R holds
 the numbers above the diagonal of every Q, blocks in turn, as one row; they start at zero, where R is the
 identity. The size of the blocks is in the place of a rank, and divides the inputs of every adapted layer.
+Shared, a layer has one block, which all its blocks are: the smallest sizes.
 
 arXiv 2605.05914 puts such blocks into the frozen projections of Llama 3.1 8B, runs them as circuits on a
 quantum device, and reports a perplexity 1.4 % lower with about 6,000 numbers. This is the control to it: the
@@ -57,12 +58,21 @@ def _check(shapes: Sequence[Shape], rank: int) -> None:
         raise ValueError(f"{n_numbers} numbers are not those of whole blocks of {rank}")
 
 
+def _check_shared(shapes: Sequence[Shape], rank: int) -> None:
+    _check(shapes, rank)
+    ((_, n_numbers),) = shapes
+    if n_numbers != n_angles(rank):
+        raise ValueError(f"{n_numbers} numbers are not those of one block of {rank}")
+
+
 RULES = TensorRules(roles=(ANGLES,), check=_check)
+SHARED_RULES = TensorRules(roles=(ANGLES,), check=_check_shared)
 
 
-@final
 class _Directory(PeftDirectory):
     """An OFT directory of the exact Cayley transform, with a row of oft_R for every block."""
+
+    is_shared: ClassVar[bool] = False
 
     tag: ClassVar[str] = "oft"
     fields: ClassVar[Fields] = {
@@ -82,7 +92,7 @@ class _Directory(PeftDirectory):
         """Return the config of an OFT in blocks of the adapter's size."""
         return common_config(frozen) | {
             "bias": "none",
-            "block_share": False,
+            "block_share": self.is_shared,
             "coft": False,
             "fan_in_fan_out": False,
             "module_dropout": 0.0,
@@ -121,6 +131,13 @@ class _Directory(PeftDirectory):
 
 
 @final
+class _SharedDirectory(_Directory):
+    """The same with a single row, and block_share."""
+
+    is_shared: ClassVar[bool] = True
+    fields: ClassVar[Fields] = {**_Directory.fields, "block_share": is_one_of(True)}
+
+
 class Cayley(WeightKind):
     """Cayley: one row of numbers in every module."""
 
@@ -133,7 +150,7 @@ class Cayley(WeightKind):
     default_generator: ClassVar[str] = "direct"
     rate: ClassVar[float] = 3e-2
     direct_rates: ClassVar[Rates] = (1e-2, 3e-2, 1e-1)
-    direct_ranks: ClassVar[tuple[int, ...]] = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+    direct_ranks: ClassVar[tuple[int, ...]] = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
     def words(self, rank: int) -> str:
         """Return "Cayley, blocks of 4"."""
@@ -203,4 +220,23 @@ class Cayley(WeightKind):
         return WeightChange(column_turn=turn.mT.numpy())
 
 
+@final
+class SharedCayley(Cayley):
+    """Cayley with the same block all along the inputs of a module."""
+
+    name: ClassVar[str] = "cayley-shared"
+    title: ClassVar[str] = "shared Cayley"
+    rules: ClassVar[TensorRules] = SHARED_RULES
+    peft: ClassVar[PeftDirectory] = _SharedDirectory()
+
+    def shapes(self, path: str, layer: Layer, rank: int) -> Sequence[Shape]:
+        """Return the shape of oft_R: the numbers of one block."""
+        return ((1, n_angles(rank)),)
+
+    def sides(self, arrays: FrozenArrays, module: str) -> tuple[int | None, int | None]:
+        """Return no side: as many blocks follow one another as a layer has inputs for."""
+        return None, None
+
+
 KIND = Cayley()
+SHARED = SharedCayley()

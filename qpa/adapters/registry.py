@@ -33,6 +33,7 @@ KINDS = KindRegistry(
         "prefix": "qpa.adapters.prefix:KIND",
         "ffa": "qpa.adapters.feed_forward:KIND",
         "cayley": "qpa.adapters.cayley:KIND",
+        "cayley-shared": "qpa.adapters.cayley:SHARED",
     },
 )
 

@@ -116,6 +116,7 @@ TENSOR_RULES = RulesRegistry(
         "prefix": "qpa.adapters.prefix:RULES",
         "ffa": "qpa.adapters.feed_forward:RULES",
         "cayley": "qpa.adapters.cayley:RULES",
+        "cayley-shared": "qpa.adapters.cayley:SHARED_RULES",
     },
 )
 

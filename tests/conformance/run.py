@@ -86,6 +86,7 @@ KINDS = {
     "prefix tuning": Kind("prefix", architectures=FIRST),
     "feed-forward adapter": Kind("ffa", architectures=FIRST, scale=3.0),
     "Cayley": Kind("cayley", BESIDE_EXPERTS, architectures=FIRST),
+    "shared Cayley": Kind("cayley-shared", BESIDE_EXPERTS, architectures=FIRST),
 }
 """The tables, by their titles."""
 
