@@ -14,13 +14,16 @@ from qpa.bench.method import Configuration, Method
 from qpa.bench.methods import METHODS
 from qpa.bench.peft_methods import PEFT_METHODS
 from qpa.bench.setting import Setting
-from qpa.bench.sizes import choose
+from qpa.bench.sizes import choose, size_ratio
 from qpa.bench.task import Task, load_task
 from qpa.bench.trial import Measured, batches, learning_rate_scale, losses, run_trial
+from qpa.circuits.ansatz import ANSATZE
 from qpa.errors import DataError, OptionError
 from tests.fake_methods import TrainedHead, UnusedAdapter
 
-PEERS = {**PEFT_METHODS, **{name: METHODS[name] for name in ("lora-xs", "lora-sb")}}
+OTHER_CIRCUITS = [f"state:{name}" for name in ANSATZE if name != "ry-cnot-chain"]
+OTHERS = ("lora-xs", "lora-sb", "cayley", "cayley-shared", *OTHER_CIRCUITS)
+PEERS = {**PEFT_METHODS, **{name: METHODS[name] for name in OTHERS}}
 BUDGETS = (400, 2500)
 
 
@@ -79,6 +82,14 @@ def test_a_peer_is_counted_as_predicted_trains_and_saves(
         assert not measured.diverged
         assert measured.file_bytes > 0
         assert (measured.validation, measured.test) != losses(task, task.base.load())
+
+
+@pytest.mark.parametrize("name", ["state", *OTHER_CIRCUITS])
+def test_states_of_all_circuits_meet_the_same_budgets(task: Task, name: str) -> None:
+    signed = METHODS[name.replace("state", "state:signed", 1)]
+    for method, budget in ((METHODS[name], 57), (METHODS[name], 265), (signed, 130), (signed, 265)):
+        configuration = choose(method.sizes(task.base, [budget]), budget)
+        assert configuration is not None and size_ratio(configuration.n_trained, budget) < 1.2
 
 
 def test_unilora_meets_every_budget_exactly(task: Task) -> None:
