@@ -227,6 +227,8 @@ class SharedCayley(Cayley):
     name: ClassVar[str] = "cayley-shared"
     title: ClassVar[str] = "shared Cayley"
     rules: ClassVar[TensorRules] = SHARED_RULES
+    rate: ClassVar[float] = 1e-1
+    direct_rates: ClassVar[Rates] = (3e-2, 1e-1, 3e-1)
     peft: ClassVar[PeftDirectory] = _SharedDirectory()
 
     def shapes(self, path: str, layer: Layer, rank: int) -> Sequence[Shape]:
