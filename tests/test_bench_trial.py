@@ -13,6 +13,7 @@ from qpa.bench.fixed_basis import FixedBasis
 from qpa.bench.method import Configuration, Method
 from qpa.bench.methods import METHODS
 from qpa.bench.peft_methods import PEFT_METHODS
+from qpa.bench.ranked import RANKED
 from qpa.bench.setting import Setting
 from qpa.bench.sizes import choose, size_ratio
 from qpa.bench.task import Task, load_task
@@ -23,7 +24,7 @@ from tests.fake_methods import TrainedHead, UnusedAdapter
 
 OTHER_CIRCUITS = [f"state:{name}" for name in ANSATZE if name != "ry-cnot-chain"]
 OTHERS = ("lora-xs", "lora-sb", "cayley", "cayley-shared", *OTHER_CIRCUITS)
-PEERS = {**PEFT_METHODS, **{name: METHODS[name] for name in OTHERS}}
+PEERS = {**PEFT_METHODS, **RANKED, **{name: METHODS[name] for name in OTHERS}}
 BUDGETS = (400, 2500)
 
 

@@ -137,7 +137,8 @@ _NO_GATES = ("measure", "reset", "delay", "if_else", "for_loop", "switch_case", 
 def measurement_rows(documents: Sequence[Document]) -> Rows:
     """Return what was measured for a frozen adapter, and how far it is from the exact one."""
     measurement, frozen = newest(documents, Measurement), newest(documents, FrozenAdapter)
-    rows: Rows = [("circuits measured by", measurement.backend or measurement.source)]
+    measured_by = "none" if measurement.probabilities is None else measurement.backend or measurement.source
+    rows: Rows = [("circuits measured by", measured_by)]
     if frozen.result.quantization is not None and frozen.frozen_loss is not None:
         rows.append(("loss on the base as it is", f"{frozen.frozen_loss:.4f}"))
     if measurement.shots is None:
