@@ -42,6 +42,7 @@ from qpa.exporters.formats.merged import ExportMerged
 from qpa.exporters.registry import exporter_for, formats_for
 from qpa.generators.features.kind import FEATURES
 from qpa.generators.generator import GENERATORS, make_generator
+from qpa.generators.parametrizations.kind import PARAMETRIZATIONS
 from qpa.passes import planning_pipeline, training_pipeline, verification_pipeline
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
@@ -60,6 +61,7 @@ from tests.outside.features import SlopesKind
 from tests.outside.generator import TiedKind
 from tests.outside.gradient import CentralDifference
 from tests.outside.objective import SmoothedLabels
+from tests.outside.parametrization import OneColumn, OneColumnKind
 from tests.outside.source import QiskitSampler
 
 
@@ -175,6 +177,21 @@ def test_features_from_outside(llama: Path, text_file: Path, tmp_path: Path, in_
         assert export_and_verify(run, tmp_path / "out").engines
 
 
+def test_a_parametrization_from_outside(
+    llama: Path, text_file: Path, tmp_path: Path, in_process: None
+) -> None:
+    generator = added(GENERATORS, OneColumnKind.name, OneColumnKind())
+    with generator, added(PARAMETRIZATIONS, OneColumn.name, OneColumn()):
+        run = plan(llama, tmp_path / "run", generator=OneColumnKind.name)
+        layout = run.read(WeightLayout)
+        assert layout.account.n_generator == sum(tensor.shape[0] for tensor in layout.parametrized)
+        train(run, text_file)
+        adapter = load_file(run.files.get(run.read(FrozenAdapter).arrays))
+        first, second = adapter[layout.parametrized[0].path].unbind(1)
+        assert bool(first.any()) and torch.equal(first, second)
+        assert export_and_verify(run, tmp_path / "out").engines
+
+
 # An export format, and the engine that reads it
 
 
@@ -276,7 +293,7 @@ def test_an_objective_from_outside(llama: Path, text_file: Path, tmp_path: Path,
 
 
 EVERY_REGISTRY = (
-    *(ANSATZE, SOURCES, GRADIENTS, GENERATORS, FEATURES, OBJECTIVES),
+    *(ANSATZE, SOURCES, GRADIENTS, GENERATORS, FEATURES, PARAMETRIZATIONS, OBJECTIVES),
     *(FORMATS, ENGINES, KINDS, TENSOR_RULES),
 )
 
@@ -284,5 +301,5 @@ EVERY_REGISTRY = (
 @pytest.mark.parametrize("registry", EVERY_REGISTRY)
 def test_nothing_from_outside_stays(registry: Registry[Any]) -> None:
     names = {RyCzBricks.name, QiskitSampler.name, CentralDifference.name, TiedKind.name, BitFit.name, "other"}
-    names |= {SlopesKind.name}
+    names |= {SlopesKind.name, OneColumn.name, OneColumnKind.name}
     assert not {*names, SmoothedLabels.name, ExportNpz.name, NUMPY.name} & {*registry}
