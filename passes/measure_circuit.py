@@ -185,7 +185,7 @@ class MeasureCircuit(SamplingOptions):
             index = contexts.names.index(self.context or contexts.names[0])
             return vectors.vectors[index].detach().clone()
         from qpa.models.base_model import load_model, load_tokenizer
-        from qpa.training.contexts import context_of_prompt
+        from qpa.training.contexts import context_of_rows, rows_of_prompt
 
         base, trust = context.document(AdapterSpec).base, self.trust_remote_code
         context.progress("reading the prompt", 0, 1)
@@ -193,7 +193,8 @@ class MeasureCircuit(SamplingOptions):
         tokenizer = load_tokenizer(base, trust_remote_code=trust)
         max_length = trained.provenance.option_values["max_length"]
         assert isinstance(max_length, int)
-        return context_of_prompt(model, tokenizer, self.context_prompt, vectors, layout, max_length)
+        rows = rows_of_prompt(tokenizer, self.context_prompt, max_length)
+        return context_of_rows(model, rows, vectors, layout.seed)
 
     def _measured_context(
         self, layout: WeightLayout, vector: Tensor | None, context: PassContext

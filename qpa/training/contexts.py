@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpa.documents import WeightLayout
 from qpa.errors import DataError
 from qpa.generators.fast_weights import ContextVectors
 from qpa.seeds import split_seed
@@ -38,24 +37,38 @@ def set_contexts(model: Any, vectors: ContextVectors, rows: Sequence[Sequence[Ro
              rows: the training rows of every task.
              seed: of the layout.
     """
+    size = vectors.vectors.shape[1]
     with model.disable_adapter():
-        states = [_state(model, [row["input_ids"] for row in own]) for own in rows]
-    vectors.set_raw(torch.stack([_reduced(state, vectors.vectors.shape[1], seed) for state in states]))
+        raw = [_raw(model, [row["input_ids"] for row in own], size, seed) for own in rows]
+    vectors.set_raw(torch.stack(raw))
 
 
-def context_of_prompt(
-    model: Any, tokenizer: Any, prompt: str, vectors: ContextVectors, layout: WeightLayout, max_length: int
-) -> Tensor:
-    """Return float32[size], the context of any text.
+def rows_of_prompt(tokenizer: Any, prompt: str, max_length: int) -> list[list[int]]:
+    """Return the tokens of a text, in rows of at most `max_length`.
 
-    Args:    model: the base model.
-             max_length: tokens of a row, as in training.
     Raises:  DataError: the text has fewer than two tokens.
     """
     rows = cut_blocks(tokenizer(prompt, verbose=False)["input_ids"], max_length)
     if not rows:
         raise DataError("the prompt", "at least 2 tokens", "too short")
-    return vectors.normalised(_reduced(_state(model, rows), vectors.vectors.shape[1], layout.seed))
+    return rows
+
+
+def context_of_rows(model: Any, rows: Sequence[Sequence[int]], vectors: ContextVectors, seed: int) -> Tensor:
+    """Return float32[size], the context of any text.
+
+    Args:    model: the base model.
+             rows: the text's tokens.
+             seed: of the layout.
+    """
+    return vectors.normalised(_raw(model, rows, vectors.vectors.shape[1], seed))
+
+
+def _raw(model: Any, rows: Sequence[Sequence[int]], size: int, seed: int) -> Tensor:
+    """Return float32[size], a text's state after the random map."""
+    state = _state(model, rows)
+    random = torch.Generator().manual_seed(split_seed(seed, "contexts of prompts"))
+    return torch.randn(size, len(state), generator=random) @ state / math.sqrt(len(state))
 
 
 @torch.no_grad()
@@ -72,8 +85,3 @@ def _state(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
         n += len(ids)
     model.train(was_training)
     return total / n
-
-
-def _reduced(state: Tensor, size: int, seed: int) -> Tensor:
-    random = torch.Generator().manual_seed(split_seed(seed, "contexts of prompts"))
-    return torch.randn(size, len(state), generator=random) @ state / math.sqrt(len(state))

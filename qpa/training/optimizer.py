@@ -111,12 +111,14 @@ class GeneratedAdapterOptimizer(torch.optim.Optimizer):
                 probabilities = self.generator.connect(self._share(None))
             self._push(probabilities)
 
-    def use_context(self, index: int) -> None:
+    def use_context(self, context: int | Tensor) -> None:
         """Set the adapter to that of one of the generator's contexts; the circuits run at its angles.
 
         In several processes all of them call it. A step that follows is of this context.
+
+        Args:    context: the number of the context, or the vector of one that is not trained.
         """
-        contexts_of(self.generator).choose(index)
+        contexts_of(self.generator).choose(context)
         self._measure()
 
     def leave_context(self) -> None:
