@@ -94,6 +94,8 @@ def smaller(words: list[str]) -> list[str]:
     """Return a command that takes less time; an option of the page that is in `KEPT` stays."""
     name = words[1] if words[0] == "qpa" else words[2]
     more = SMALLER.get(name, ())
+    if name == "freeze" and "--source" not in words:
+        more = ()  # the training's source, which is exact
     if name == "train" and "--source" in words:
         more = (*more, "--shots", "256")
     pairs = zip(more[::2], more[1::2], strict=True)

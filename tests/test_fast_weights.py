@@ -25,7 +25,9 @@ from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import METRICS, RunDirectory
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 from qpa.training.row_order import ContextOrder
+from tests import process_worker
 from tests.small_specs import NOWHERE, small_spec
+from tests.test_processes import finish, start
 from tests.test_state import bases_of
 from tests.test_train_generator import interrupt_after, plan, same_bits, tensors, train
 
@@ -192,8 +194,8 @@ def test_every_block_is_of_one_context_and_an_epoch_takes_every_row_once(sizes: 
 
 def test_contexts_take_turns_by_their_rows() -> None:
     order = ContextOrder((400, 100), 4, seed=0)
-    for start in range(0, 125, 25):
-        turns = Counter(order.context_of_step(step) for step in range(start, start + 25))
+    for first in range(0, 125, 25):
+        turns = Counter(order.context_of_step(step) for step in range(first, first + 25))
         assert abs(turns[1] - 5) <= 1
 
 
@@ -346,6 +348,28 @@ def test_a_resumed_training_has_the_same_bits(
     train_on(run, files, resume=True, **options)
     assert (run.path / METRICS).read_bytes() == (whole.path / METRICS).read_bytes()
     assert run.read(TrainedGenerator).to_json() == whole.read(TrainedGenerator).to_json()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_train_what_one_does(llama: Path, files: list[str], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 5, "eval_steps": 4, "max_length": 32, "batch_size": 3, "lr": 0.1}
+    one, jobs = {}, []
+    for features in ("signed", "log-linear"):
+        one[features] = plan(llama, tmp_path / f"one {features}", **PLAN | {"features": features})
+        train_on(one[features], files, **options, grad_accum=2)
+        two = plan(llama, tmp_path / f"two {features}", **PLAN | {"features": features})
+        jobs.append({"run": str(two.path), "options": {"data": files, "device": "cpu", **options}})
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    worker = start([process_worker.__file__, tmp_path / "jobs.json"], [tmp_path, tmp_path])
+    assert [code for code, _ in finish(worker)] == [0, 0]
+    for features, alone in one.items():
+        found = RunDirectory(tmp_path / f"two {features}")
+        expected = alone.read(TrainedGenerator)
+        for context, other in zip(found.read(TrainedGenerator).contexts, expected.contexts, strict=True):
+            assert context.eval_loss == pytest.approx(other.eval_loss, abs=1e-4)
+            mine = load_file(found.files.get(context.adapter))
+            for path, tensor in load_file(alone.files.get(other.adapter)).items():
+                torch.testing.assert_close(mine[path], tensor, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("generator", ["spectral", "aligned"])

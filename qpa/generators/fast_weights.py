@@ -8,7 +8,7 @@ context of d numbers and W the network, a matrix that starts at zero:
 theta_0 and W are trained, so at the start all contexts have the adapter that the features start with. The
 division lets a step move W's part of an angle about as far as theta_0's, whatever d is. A task's context is a
 vector of its own, drawn from a normal distribution and trained; that of a prompt is what the base model makes
-of it (`qpa.training.prompts`), so that it is known of texts too that were never trained on.
+of it (`qpa.training.contexts`), so that it is known of texts too that were never trained on.
 
 Nothing but theta is programmed: decoders and directions are shared by all contexts.
 
