@@ -38,6 +38,7 @@ from qpa.store.run_directory import RunDirectory
 from qpa.training.evaluation import RowLosses
 from tests.command_line import Cli
 from tests.small_specs import NOWHERE, small_spec
+from tests.test_fast_weights import freeze, train_on
 from tests.test_state import bases_of
 from tests.test_train_generator import plan, tensors, train
 
@@ -54,10 +55,10 @@ def state(llama: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory
     return run
 
 
-def explain(run: RunDirectory, data: Path, **options: object) -> Explanation:
+def explain(run: RunDirectory, *data: str | Path, **options: object) -> Explanation:
     documents = run.read_through(FrozenAdapter)
     context = PassContext(0, run.files, documents)
-    step = ExplainGenerator(**{"data": (str(data),), "permutations": 1, "rows": 3, **options})
+    step = ExplainGenerator(**{"data": tuple(map(str, data)), "permutations": 1, "rows": 3, **options})
     return explaining_pipeline(step).run(documents[-1], context).document(Explanation)
 
 
@@ -171,6 +172,27 @@ def test_preferences_are_explained_by_pairs(llama: Path, tmp_path: Path) -> None
     before_and_after = (result.base_loss, result.eval_loss)
     assert (found.base_loss, found.trained_loss) == pytest.approx(before_and_after, abs=1e-5)
     assert found.n_rows == found.n_tokens
+
+
+def test_an_adapter_of_a_context_is_explained_on_its_own_rows(
+    llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("".join(f"{chr(97 + n % 26)} comes before {chr(98 + n % 25)}, " for n in range(60)))
+    files = (str(text_file), str(other))
+    run = plan(llama, tmp_path / "run", generator="state", circuits=1, contexts=("lines", "letters"))
+    train_on(run, list(files), max_steps=6)
+    frozen = freeze(run, context="letters")
+    found = explain(run, *files, rows=None)
+    assert found.n_tokens == frozen.result.n_eval_tokens
+    before_and_after = (frozen.result.base_loss, frozen.result.eval_loss)
+    assert (found.base_loss, found.trained_loss) == pytest.approx(before_and_after, abs=1e-5)
+    *documents, measured, last = run.read_through(FrozenAdapter)
+    prompt = measured.context.model_copy(update={"name": None, "prompt": "x"})
+    of_prompt = measured.model_copy(update={"context": prompt})
+    context = PassContext(0, run.files, (*documents, of_prompt, last))
+    with pytest.raises(DataError, match='expected an adapter for data of the training, found the prompt "x"'):
+        ExplainGenerator(data=files).run(last, context)
 
 
 # Changes

@@ -35,9 +35,10 @@ def circuit_parts(subject: Subject) -> Iterator[Part]:
 
 
 def decoder_parts(subject: Subject) -> Iterator[Part]:
-    """Yield what every group's decoder contributes."""
-    for index, group in enumerate(subject.layout.groups):
-        orders = subject.orders(group.name, group.n_chunks)
+    """Yield what every group's decoder contributes; a single group's exchange is that of all circuits."""
+    groups = subject.layout.groups
+    for index, group in enumerate(groups):
+        orders = subject.orders(group.name, group.n_chunks if len(groups) > 1 else 1)
         permuted = tuple(partial(_exchanged, subject, [group], [order], 0) for order in orders)
         yield Part("decoder", f"decoder {group.name}", partial(_without_decoder, subject, index), permuted)
 

@@ -59,12 +59,9 @@ def parts_title(found: Explanation) -> str:
 
 def parts_rows(found: Explanation) -> Rows:
     """Return the contributions, kind by kind, under the words of `PARTS_HEADER`."""
-    everything = (
-        "all together",
-        contribution_text(found.gain),
-        share_text(1.0 if found.gain.value else None),
-    )
-    return [(*everything, ""), *(part_row(part, found) for part in found.parts)]
+    whole = _whole_percent(share_of_gain(found.gain, found))
+    everything = ("all together", contribution_text(found.gain), whole, "")
+    return [everything, *(part_row(part, found) for part in found.parts)]
 
 
 def part_row(part: ExplainedPart, found: Explanation) -> tuple[str, ...]:
