@@ -36,7 +36,7 @@ class BenchBase:
 
     Args:    load: returns the model anew, frozen, in evaluation mode, in its own dtype.
              inspect: returns the AdapterSpec of LoRA on the target modules, at a rank or the default one;
-             or of another method of `InspectModel`, on its own target modules.
+             or of another method of `InspectModel`, with options of it, on its own target modules.
              target_modules: paths of the adapted linear layers.
              train_rows: int64[n_rows, length], token ids of the training split, for methods that calibrate.
              bf16: the model runs under bfloat16 autocast.

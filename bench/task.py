@@ -80,9 +80,9 @@ def load_task(setting: Setting) -> Task:
 
 def _inspector(setting: Setting) -> Callable[..., AdapterSpec]:
     @cache
-    def inspect(rank: int | None, method: str = DEFAULT) -> AdapterSpec:
+    def inspect(rank: int | None, method: str = DEFAULT, **options: Any) -> AdapterSpec:
         targets = setting.targets if KINDS[method].rules.is_product else None
-        inspection = InspectModel(setting.model, rank=rank, targets=targets, method=method)
+        inspection = InspectModel(setting.model, rank=rank, targets=targets, method=method, **options)
         context = Pipeline(inspection).run(None, PassContext(0, DirectoryStore(Path())))
         return context.document(AdapterSpec)
 

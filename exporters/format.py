@@ -138,7 +138,8 @@ class Exporter(ABC):
             carried = [KINDS[name].title for name in KINDS if self.name in KINDS[name].formats]
             carried += [KINDS[name].title for name in self.kinds]
             advice = f"use {one_of(kind.formats)}" if kind.formats else ""
-            raise ExportError(f"`format` {self.name}", one_of(carried or ["no kind"]), kind.title, advice)
+            found = f"{kind.title}, {kind.reason}" if kind.reason else kind.title
+            raise ExportError(f"`format` {self.name}", one_of(carried or ["no kind"]), found, advice)
         others = "experts" if has_experts(frozen.modules) else ", ".join(frozen.embeddings)
         if others and not self.carries_all:
             expected, advice = "an adapter on linear layers of their own", "use lora, merged or onnx"

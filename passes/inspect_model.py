@@ -18,12 +18,14 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 from qpa.adapters.kind import AdapterKind, Request
+from qpa.adapters.matrix_product import bond_dimension_option
 from qpa.adapters.parent import Parent
+from qpa.adapters.qtha import FUSIONS
 from qpa.adapters.registry import DEFAULT, KINDS
 from qpa.adapters.targets import ALL_LINEAR, HELP, WORDS
 from qpa.documents import AdapterSpec, BaseModelReference, Document
@@ -43,14 +45,17 @@ class InspectModel:
     """Find the modules to adapt and the shapes of their adapter.
 
     Args:    model: local directory or Hub id.
-             rank: of LoRA and DoRA, width of a feed-forward adapter, tokens of a prefix; None means the
-             kind's default, or the smallest side of a module that LoRA or DoRA adapts where that is less.
+             rank: of LoRA and DoRA, width of a feed-forward adapter, tokens of a prefix, qubits of QTHA; None
+             means the kind's default, or the smallest side of a module that LoRA or DoRA adapts where that
+             is less.
              alpha: of LoRA and DoRA; None means 2 * rank, as in arXiv 2410.09846.
              targets: words such as "all-linear" (`qpa.adapters.targets`), module names, or both; None means
              the kind's own.
              method: the kind of adapter, by its name in `qpa.adapters.registry`.
-             continue_from: a run whose frozen adapter this one starts as; it gives rank, alpha and targets
-             where they are not said.
+             bond_dimension, circuit_layers, fusion: of QTHA; None means the kind's defaults. The generator of
+             matrix product operators has a bond dimension too, so plan-layout says who has none.
+             continue_from: a run whose frozen adapter this one starts as; it gives rank, alpha, targets
+             and other options of its kind where they are not said.
              trust_remote_code: the user allows the model's own Python code to run.
     Source:  ours.
     """
@@ -65,7 +70,7 @@ class InspectModel:
     rank: int | None = option(
         None,
         help="Rank, at most the smallest side of an adapted layer; tokens of a prefix; width of a "
-        "feed-forward adapter.",
+        "feed-forward adapter; qubits of QTHA.",
         at_least=1,
         shown_default=lambda: _by_kind(lambda kind: kind.default_rank if kind.has_rank else None),
     )
@@ -85,6 +90,19 @@ class InspectModel:
         help="Kind of adapter: {choices}.",
         choices=KINDS,
         choice_words=lambda name: KINDS[name].title,
+    )
+    bond_dimension: int | None = bond_dimension_option()
+    circuit_layers: int | None = option(
+        None,
+        help="Layers of the circuits that read a layer's input.",
+        at_least=1,
+        shown_default=lambda: _by_kind(lambda kind: kind.more_options.get("circuit_layers")),
+    )
+    fusion: str | None = option(
+        None,
+        help="How such a circuit and its input are put together: {choices}.",
+        choices=FUSIONS,
+        shown_default=lambda: _by_kind(lambda kind: kind.more_options.get("fusion")),
     )
     continue_from: str | None = option(
         None,
@@ -112,7 +130,7 @@ class InspectModel:
         check_causal_config(config, self.model, trust_remote_code=self.trust_remote_code)
         base = self._reference(config, model)
         parent = None if self.continue_from is None else Parent.read(Path(self.continue_from))
-        asked = Request(self.rank, self.alpha, self.targets)
+        asked = Request(**{field.name: getattr(self, field.name) for field in fields(Request)})
         planned = kind.plan(model, asked if parent is None else parent.completed(asked))
         tensors = planned.tensors
         if parent is not None:
@@ -142,6 +160,8 @@ class InspectModel:
             ("alpha", self.alpha, kind.has_alpha),
             ("rank", self.rank, kind.has_rank),
             ("targets", ",".join(self.targets or ()) or None, kind.has_targets),
+            ("circuit_layers", self.circuit_layers, "circuit_layers" in kind.more_options),
+            ("fusion", self.fusion, "fusion" in kind.more_options),
         ):
             if value is not None and not is_known:
                 expected = f"no such option with `method` {kind.name}"

@@ -15,7 +15,7 @@ from typing import ClassVar, final
 
 from qpa.documents import AdapterSpec, Document, WeightLayout
 from qpa.errors import OptionError
-from qpa.generators.generator import kind_for, layout_of
+from qpa.generators.generator import kind_for, layout_of, refuse_own_options
 from qpa.generators.layout_options import LayoutOptions
 from qpa.generators.size_search import choose_size, parse_max_params, size_table, sizes_around
 from qpa.pipeline.options import check_options
@@ -44,6 +44,7 @@ class PlanLayout(LayoutOptions):
         check_options(self)
         provenance = context.provenance(self, source)
         kind = kind_for(self, source)
+        refuse_own_options(self, kind, source)
         kind.check(self, source)
         if self.max_params is None:
             return layout_of(self, source, provenance)

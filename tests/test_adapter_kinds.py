@@ -1,4 +1,4 @@
-"""DoRA, IA3, prefixes, feed-forward and Cayley adapters: planned, attached, trained and frozen."""
+"""All kinds of adapters but LoRA: planned, attached, trained and frozen."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM, GPT2Config, Lfm2Config, MambaConfig
 
 from qpa.adapters.attach import adapter_parameters, attach_adapter, set_adapter
+from qpa.adapters.matrix_product import MatrixProduct
 from qpa.adapters.parameter_view import ParameterView
 from qpa.documents import AdapterSpec, Measurement, TrainedGenerator, WeightLayout
 from qpa.errors import DocumentError, ModelError, OptionError
 from qpa.generators.generator import make_generator
 from qpa.models.base_model import load_model
+from qpa.models.linear_layers import head_path, linear_layers
 from qpa.models.probe import record_probe
 from qpa.passes.freeze_adapter import FreezeAdapter, decode_adapter
 from qpa.passes.inspect_model import InspectModel
@@ -31,7 +33,7 @@ from tests.tiny_models import ARCHITECTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
 
-METHODS = ("dora", "ia3", "prefix", "ffa", "cayley")
+METHODS = ("dora", "ia3", "prefix", "ffa", "cayley", "qtha")
 RANK = 5
 RANKS: dict[str, int | None] = {"ia3": None, "cayley": 4}
 """Where a rank is no number that suits every model: IA3 has none, and blocks must divide the inputs."""
@@ -85,6 +87,19 @@ def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
     return model(input_ids=ids).logits
 
 
+def qtha_by_hand(model: Any) -> dict[str, Any]:
+    """Return the shapes of QTHA of five qubits on all linear layers but the head, with bonds of 4."""
+    found: dict[str, Any] = {}
+    for path, layer in linear_layers(model).items():
+        if path == head_path(model):
+            continue
+        down, up = MatrixProduct.of(RANK, layer.n_in, 4), MatrixProduct.of(layer.n_out, RANK, 4)
+        found |= {f"{path}.qtha_down_{site}": shape for site, shape in enumerate(down.shapes)}
+        found[f"{path}.qtha_angles"] = (2, RANK)
+        found |= {f"{path}.qtha_up_{site}": shape for site, shape in enumerate(up.shapes)}
+    return found
+
+
 def by_hand(model: Any, name: str, method: str, targets: tuple[str, ...] | None) -> dict[str, Any]:
     """Return the shapes of what PEFT would train, by the names and in the form of a spec."""
     if method == "ffa":
@@ -94,6 +109,8 @@ def by_hand(model: Any, name: str, method: str, targets: tuple[str, ...] | None)
     if method == "cayley" and name == "gpt2":  # PEFT has no OFT on Conv1D
         blocks = {path: (1, m.weight.shape[0] // 4 * 6) for path, m in model.named_modules() if "c_" in path}
         return {f"{path}.oft_R.weight": shape for path, shape in blocks.items()}
+    if method == "qtha":
+        return qtha_by_hand(model)
     outputs, inputs = IA3[name]
     config = {
         "dora": LoraConfig(r=RANK, use_dora=True, target_modules=targets or "all-linear"),
@@ -137,9 +154,18 @@ def test_the_plan_is_what_peft_trains_and_the_model_stays_what_it_was(model_of, 
 @pytest.mark.parametrize(
     ("method", "options", "words"),
     [
-        ("tarot", {}, "method: expected lora, dora, ia3, prefix, ffa, cayley or cayley-shared, found tarot"),
+        (
+            "tarot",
+            {},
+            "method: expected lora, dora, ia3, prefix, ffa, cayley, cayley-shared or qtha, found tarot",
+        ),
         ("ia3", {"alpha": 8.0}, "alpha: expected no such option with `method` ia3, found 8.0"),
         ("ffa", {"alpha": 8.0}, "alpha: expected no such option with `method` ffa"),
+        ("qtha", {"alpha": 8.0}, "alpha: expected no such option with `method` qtha"),
+        ("qtha", {"rank": 9}, "rank: expected at most 8 qubits with `method` qtha, found 9"),
+        ("qtha", {"fusion": "sum"}, "fusion: expected product or linear, found sum"),
+        ("lora", {"fusion": "linear"}, "fusion: expected no such option with `method` lora, found linear"),
+        ("ffa", {"circuit_layers": 2}, "circuit_layers: expected no such option with `method` ffa, found 2"),
         ("ia3", {"rank": 4}, "rank: expected no such option with `method` ia3, found 4"),
         ("prefix", {"rank": 0}, "rank: expected a whole number of at least 1, found 0"),
         ("prefix", {"targets": ("q_proj",)}, "targets: expected no such option .* found q_proj"),
@@ -255,7 +281,8 @@ def test_a_part_is_read_written_and_forgotten_with_its_parameter(llama):
 
 
 @pytest.mark.parametrize(
-    ("method", "n_leaves"), [("prefix", 1), ("dora", 42), ("ia3", 6), ("ffa", 4), ("cayley", 14)]
+    ("method", "n_leaves"),
+    [("prefix", 1), ("dora", 42), ("ia3", 6), ("ffa", 4), ("cayley", 14), ("qtha", 98)],
 )
 def test_the_optimizer_holds_leaves_once_and_sets_them_to_initial_plus_generated(llama, method, n_leaves):
     spec = inspect(llama, method)
@@ -341,7 +368,7 @@ def test_the_papers_generator_makes_every_kind(llama, method):
 
 
 def planned(model: Path, out: Path, method: str) -> RunDirectory:
-    without = {"circuits": None, "layers": None} if method == "cayley" else {"circuits": None}
+    without = {"circuits": None, "layers": None} if method in ("cayley", "qtha") else {"circuits": None}
     return plan(model, out, inspect={"method": method, "rank": RANKS.get(method, 3)}, **without)
 
 

@@ -166,7 +166,7 @@ def test_every_option_of_every_pass_has_a_place_in_the_file():
         ("plan:\n  targets: [[a]]", "line 2, plan.targets: expected a list of names, found a list of other "
          "things"),
         ("plan:\n  method: lroa", "line 2, plan.method: expected lora, dora, ia3, prefix, ffa, "
-         "cayley or cayley-shared, found lroa; did you mean lora?"),
+         "cayley, cayley-shared or qtha, found lroa; did you mean lora?"),
         ("verify:\n  engine: [peft, vlm]", "line 2, verify.engine: expected peft, transformers, vllm, "
          "onnxruntime, onnxruntime-genai, llama.cpp or mlx, found vlm; did you mean vllm?"),
         ("train: 3", "line 1: expected options below train, found 3"),

@@ -27,6 +27,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "all vectors": {"spectrum": False},
     "aligned": {"generator": "aligned"},
     "paper": {"generator": "paper", "circuits": None, "chunk_size": 64},
+    "mpo": {"generator": "mpo", "circuits": None, "layers": None},
     "state": {"generator": "state", "circuits": None, "layers": None},
 }
 

@@ -44,7 +44,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True"),
 ]
 
-METHODS = ("dora", "ia3", "prefix", "ffa", "cayley")
+METHODS = ("dora", "ia3", "prefix", "ffa", "cayley", "qtha")
 IN_PEFT = ("dora", "ia3", "prefix")
 MODELS = ("llama", "gpt2", "opt")
 """Linear layers without biases, Conv1D with biases, and Linear layers with biases."""
@@ -140,7 +140,7 @@ def test_dora_on_a_bfloat16_base_is_rounded_once(tmp_path):
         assert bool((error <= exact.abs() * 2.0**-8 + 1e-6).all()), module
 
 
-@pytest.mark.parametrize("method", ["dora", "ia3", "ffa", "cayley"])
+@pytest.mark.parametrize("method", ["dora", "ia3", "ffa", "cayley", "qtha"])
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_what_onnx_traces_is_the_live_model(adapter_of, name, method):
@@ -346,7 +346,9 @@ def test_a_number_that_is_not_finite_is_found(adapter_of, tmp_path):
 
 
 @pytest.fixture(
-    scope="module", params=[("llama", "prefix"), ("opt", "prefix"), ("gpt2", "ffa")], ids="-".join
+    scope="module",
+    params=[("llama", "prefix"), ("opt", "prefix"), ("gpt2", "ffa"), ("llama", "qtha")],
+    ids="-".join,
 )
 def graph(request, adapter_of, tmp_path_factory) -> tuple[RandomAdapter, Path]:
     """Return an adapter and its graph."""

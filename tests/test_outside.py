@@ -246,7 +246,7 @@ def test_an_adapter_kind_from_outside(llama: Path, text_file: Path, tmp_path: Pa
         assert [check.engine for check in verification.engines] == ["onnxruntime"]
     with pytest.raises(
         DocumentError,
-        match=r"found method: .* bitfit is not lora, dora, ia3, prefix, ffa, cayley or cayley-shared",
+        match=r"found method: .* bitfit is not lora, dora, ia3, prefix, ffa, cayley, cayley-shared or qtha",
     ):
         run.read(AdapterSpec)
 

@@ -25,6 +25,9 @@ PATHS = {
     "ffa_down": "m.0.ffa_down.weight",
     "ffa_up": "m.0.ffa_up.weight",
     "oft_R": "m.0.oft_R.weight",
+    **{f"qtha_{side}_{site}": f"m.0.qtha_{side}_{site}" for side in ("down", "up") for site in range(3)},
+    "qtha_angles": "m.0.qtha_angles",
+    "qtha_fusion": "m.0.qtha_fusion",
 }
 """The paths by which the arrays of every run so far name their tensors."""
 

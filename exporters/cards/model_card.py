@@ -51,7 +51,7 @@ def render_card(
 
 
 def _fields(frozen: FrozenAdapter) -> dict[str, str]:
-    base = frozen.base
+    base, note = frozen.base, KINDS[frozen.method].card_note(frozen)
     of_base = "" if base.local else f"base_model: {json.dumps(base.name_or_path)}\nbase_model_relation: "
     return {
         "account": _account(frozen),
@@ -62,6 +62,7 @@ def _fields(frozen: FrozenAdapter) -> dict[str, str]:
         "kind": KINDS[frozen.method].title,
         "merge_of": of_base and f"{of_base}merge\n",
         "modules": adapted_modules(frozen),
+        "note": f"\n{note}\n" if note else "",
         "origin": _part("origin", origin=_origin(frozen)),
         "result": _result(frozen),
         "version": __version__,

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from qpa.adapters.experts import layers_beside_experts
-from qpa.adapters.kind import Rates
+from qpa.adapters.kind import Rates, Request
 from qpa.adapters.peft_directory import (
     MODULE_FIELDS,
     Fields,
@@ -150,7 +150,9 @@ class Cayley(WeightKind):
     default_generator: ClassVar[str] = "direct"
     rate: ClassVar[float] = 3e-2
     direct_rates: ClassVar[Rates] = (1e-2, 3e-2, 1e-1)
-    direct_ranks: ClassVar[tuple[int, ...]] = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    direct_sizes: ClassVar[tuple[Request, ...]] = tuple(
+        Request(rank=rank) for rank in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    )
 
     def words(self, rank: int) -> str:
         """Return "Cayley, blocks of 4"."""

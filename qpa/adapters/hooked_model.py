@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qpa.errors import ModelError
 
 Change = Callable[[Any, Tensor], Tensor]
+"""A function of a module and a tensor."""
 
 
 class HookedModel(nn.Module):
@@ -91,6 +92,14 @@ class HookedModel(nn.Module):
 
     def _changed_inputs(self, change: Change, module: Any, inputs: Any) -> Any:
         return (change(module, inputs[0]), *inputs[1:]) if self.is_enabled else inputs
+
+    def add_to_output(self, module: Any, added: Change) -> None:
+        """Let a module that gets and returns one tensor add `added(module, input)` while it is enabled."""
+
+        def with_added(module: Any, inputs: Any, output: Tensor) -> Tensor:
+            return output + added(module, inputs[0]).to(output.dtype) if self.is_enabled else output
+
+        module.register_forward_hook(with_added)
 
     def _changed(self, change: Change, module: Any, inputs: Any, output: Any) -> Any:
         if not self.is_enabled:

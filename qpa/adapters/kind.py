@@ -12,12 +12,12 @@ inside the functions that need them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qpa.adapters.peft_directory import PeftDirectory
-from qpa.documents import AdapterSpec, AdapterTensor, LeftOut, TensorRules
+from qpa.documents import AdapterSpec, AdapterTensor, FrozenAdapter, LeftOut, TensorRules
 from qpa.models.linear_layers import last_component
 
 if TYPE_CHECKING:
@@ -34,11 +34,17 @@ Rates = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks of an adapter; None stands for what suits the kind and the model."""
+    """What a user asks of an adapter; None stands for what suits the kind and the model.
+
+    The fields are those of the same names of `qpa.passes.inspect_model.InspectModel`.
+    """
 
     rank: int | None = None
     alpha: float | None = None
     targets: tuple[str, ...] | None = None
+    bond_dimension: int | None = None
+    circuit_layers: int | None = None
+    fusion: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,17 @@ class AdapterKind(ABC):
              rules: the rules of its tensors.
              default_rank: the rank where none is asked for, or the number that a kind has in its place.
              has_rank, has_alpha, has_targets: whether the user may choose them.
+             more_options: the other fields of a `Request` that the kind has, with their defaults.
              peft: what a directory of the kind in PEFT holds; None where PEFT does not have the kind, or a
              format has a contract of its own for it.
              formats: the names of the export formats that carry the kind, the plainest first.
+             reason: why no other format can, as a clause; "" where the kind's title says enough.
              default_generator: the generator that suits the kind.
              rate: peak learning rate of that generator; None for the generator's own.
              direct_rates: learning rates at which a bench trains the adapter's own numbers; None where the
              bench knows the kind already, by PEFT's name.
-             direct_ranks: the ranks among which a bench looks for sizes; () stands for every whole number.
+             direct_sizes: what a bench asks for to get sizes; () stands for every rank.
+             bench_variants: by name what such a method of a bench asks for, where there are several of it.
              generated_rates: learning rates at which a bench trains a generator of the adapter; None for
              those of the generator itself.
     Source:  ours.
@@ -85,12 +94,15 @@ class AdapterKind(ABC):
     has_rank: ClassVar[bool] = True
     has_alpha: ClassVar[bool] = False
     has_targets: ClassVar[bool] = True
+    more_options: ClassVar[Mapping[str, object]] = {}
     peft: ClassVar[PeftDirectory | None] = None
     formats: ClassVar[tuple[str, ...]] = ()
+    reason: ClassVar[str] = ""
     default_generator: ClassVar[str] = "aligned"
     rate: ClassVar[float | None] = None
     direct_rates: ClassVar[Rates | None] = None
-    direct_ranks: ClassVar[tuple[int, ...]] = ()
+    direct_sizes: ClassVar[tuple[Request, ...]] = ()
+    bench_variants: ClassVar[Mapping[str, Request]] = {}
     generated_rates: ClassVar[Rates | None] = None
 
     @abstractmethod
@@ -109,6 +121,10 @@ class AdapterKind(ABC):
         Raises:  OptionError: something that was asked for is out of range, or selects nothing.
                  ModelError: the kind does not fit the model.
         """
+
+    def card_note(self, frozen: FrozenAdapter) -> str:
+        """Return what the card of an export says of the kind alone, whole sentences; "" for nothing."""
+        return ""
 
     def check(self, model: Any, spec: AdapterSpec) -> None:  # noqa: B027 - some kinds have nothing to check
         """Check that the planned adapter can be put on a model.
@@ -175,10 +191,12 @@ class AdapterKind(ABC):
     ) -> tuple[AdapterTensor, ...]:
         """Return the tensors of a module.
 
-        Args:    shapes: in the order of the kind's roles.
+        Args:    shapes: in the order of the kind's roles, with or without those that are optional.
                  module_type: "" stands for the last component of the module's path.
         """
         roles = self.rules.roles_of_embedding if is_embedding else self.rules.roles
+        if len(shapes) < len(roles):
+            roles = tuple(role for role in roles if not role.is_optional)
         return tuple(
             AdapterTensor(
                 module=module,

@@ -50,6 +50,10 @@ class ModuleKind(AdapterKind):
     def shapes(self, path: str, layer: Layer, rank: int) -> Sequence[tuple[int, int]]:
         """Return the shapes of the tensors of a module, in the order of the kind's roles."""
 
+    def shapes_for(self, path: str, layer: Layer, rank: int, request: Request) -> Sequence[tuple[int, int]]:
+        """Return the same for a request; a kind with more options than a rank overrides it."""
+        return self.shapes(path, layer, rank)
+
     def check_rank(self, layers: Mapping[str, Layer], rank: int | None) -> int:
         """Return the rank for some modules.
 
@@ -86,7 +90,9 @@ class ModuleKind(AdapterKind):
                 tensor
                 for path, layer in layers.items()
                 for tensor in self.tensors_of(
-                    path, self.shapes(path, layer, rank), is_embedding=layer.form == "embedding"
+                    path,
+                    self.shapes_for(path, layer, rank, request),
+                    is_embedding=layer.form == "embedding",
                 )
             ),
             target_modules=modules,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,16 +40,9 @@ class Parent:
 
     def completed(self, asked: Request) -> Request:
         """Return a request with what was asked of the parent where nothing is asked now."""
-        before = self.spec.provenance.option_values
-
-        def kept(name: str, value: Any) -> Any:
-            return before.get(name) if value is None else value
-
-        return Request(
-            rank=kept("rank", asked.rank),
-            alpha=kept("alpha", asked.alpha),
-            targets=kept("targets", asked.targets),
-        )
+        before: Mapping[str, Any] = self.spec.provenance.option_values
+        missing = [field.name for field in fields(asked) if getattr(asked, field.name) is None]
+        return replace(asked, **{name: before.get(name) for name in missing})
 
     def check(self, base: BaseModelReference, method: str, planned: PlannedAdapter) -> None:
         """Check that a plan has the parent's base, kind, scale and tensors.

@@ -34,6 +34,7 @@ KINDS = KindRegistry(
         "ffa": "qpa.adapters.feed_forward:KIND",
         "cayley": "qpa.adapters.cayley:KIND",
         "cayley-shared": "qpa.adapters.cayley:SHARED",
+        "qtha": "qpa.adapters.qtha:KIND",
     },
 )
 

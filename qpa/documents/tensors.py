@@ -31,18 +31,21 @@ class Role:
              initial: the rule for the value before training; "base" means it is read from the base model.
              is_weight: whether the tensor is the weight of a module of this name, so that its path ends in
              ".weight".
-             has_rank: whether the number of vectors is the adapter's rank; otherwise it is one.
+             has_rank: whether the number of vectors is the adapter's rank; otherwise it is one, and with None
+             any that the rules of the kind allow.
              is_scaled: whether the factor alpha / rank of a product is applied to this tensor.
              of_embedding: whether the module is an embedding.
+             is_optional: whether an adapter of the kind may be without it, in all modules.
     """
 
     name: str
     axis: Axis | None
     initial: InitialValue = "zeros"
     is_weight: bool = False
-    has_rank: bool = True
+    has_rank: bool | None = True
     is_scaled: bool = False
     of_embedding: bool = False
+    is_optional: bool = False
 
     def axis_of(self, shape: Shape) -> Axis:
         """Return whether the vectors of a tensor of this shape are its rows or its columns."""
@@ -117,6 +120,7 @@ TENSOR_RULES = RulesRegistry(
         "ffa": "qpa.adapters.feed_forward:RULES",
         "cayley": "qpa.adapters.cayley:RULES",
         "cayley-shared": "qpa.adapters.cayley:SHARED_RULES",
+        "qtha": "qpa.adapters.qtha:RULES",
     },
 )
 
@@ -195,22 +199,27 @@ def check_tensors(method: str, rank: int, tensors: Sequence[TensorRef]) -> None:
     Raises:  ValueError: a role is missing, misplaced or there twice, or a shape does not fit.
     """
     rules = TENSOR_RULES[method]
-    n_roles = len(rules.roles)
+    found = {tensor.role for tensor in tensors}
+    roles = tuple(role for role in rules.roles if role.name in found or not role.is_optional)
+    n_roles = len(roles)
     if not tensors or len(tensors) % n_roles:
-        raise ValueError(f"tensors must be {' and '.join(_names(rules.roles))} of each module")
+        raise ValueError(f"tensors must be {' and '.join(_names(roles))} of each module")
     if len({(tensor.module, tensor.role) for tensor in tensors}) != len(tensors):
         raise ValueError("tensor paths must be unique")
     for first in range(0, len(tensors), n_roles):
-        _check_module(rules, rank, tensors[first : first + n_roles])
+        _check_module(rules, roles, rank, tensors[first : first + n_roles])
 
 
-def _check_module(rules: TensorRules, rank: int, tensors: Sequence[TensorRef]) -> None:
+def _check_module(
+    rules: TensorRules, roles: tuple[Role, ...], rank: int, tensors: Sequence[TensorRef]
+) -> None:
     module, found = tensors[0].module, tuple(tensor.role for tensor in tensors)
-    roles = rules.roles_of_embedding if found == _names(rules.roles_of_embedding) else rules.roles
+    if found == _names(rules.roles_of_embedding):
+        roles = rules.roles_of_embedding
     if found != _names(roles) or any(tensor.module != module for tensor in tensors):
         raise ValueError(f"{module}: {' must be followed by '.join(_names(rules.roles))} of the same module")
     for role, tensor in zip(roles, tensors, strict=True):
-        n_vectors = rank if role.has_rank else 1
+        n_vectors = tensor.n_vectors if role.has_rank is None else rank if role.has_rank else 1
         if tensor.n_vectors != n_vectors or min(tensor.shape) < 1:
             raise ValueError(f"{module}.{role.name}: shape {tensor.shape} does not have rank {n_vectors}")
     try:

@@ -36,8 +36,8 @@ class DirectKind(GeneratorKind):
     defaults: ClassVar[Mapping[str, str]] = {"lr": str(RATE)}
 
     def check(self, options: LayoutOptions, spec: AdapterSpec) -> None:
-        """Refuse all options of chunks and circuits."""
-        refuse_options(options, self.name, ())
+        """Refuse all options but those that the adapter itself has."""
+        refuse_options(options, self.name, tuple(KINDS[spec.method].more_options))
 
     def plan(self, options: LayoutOptions, spec: AdapterSpec, provenance: Provenance) -> WeightLayout:
         """Return the layout: every tensor by itself."""

@@ -106,7 +106,8 @@ class GeneratorKind(ABC):
 
     Class attributes: `name` is how a user asks for it; `words` say in a sentence what it is; `origin` says in
     a model card what an adapter's numbers were in training; `defaults` say by field what the options of
-    plan-layout and train-generator mean where they are not given; `needs_product` says that it generates
+    plan-layout and train-generator mean where they are not given; `own_options` are options of plan-layout
+    that generators refuse unless they name them; `needs_product` says that it generates
     products of two factors only, such as LoRA's; `angle_ratio` is the learning rate of the angles over that
     of the decoders, where the user names none; `nats_per_efold` is the loss, in nats per token, that e times
     as many trained numbers save (docs/results.md, qpa bench); `registers` are words for what the registers of
@@ -120,6 +121,7 @@ class GeneratorKind(ABC):
         "and left behind"
     )
     defaults: ClassVar[Mapping[str, str]] = {}
+    own_options: ClassVar[tuple[str, ...]] = ()
     needs_product: ClassVar[bool] = False
     angle_ratio: ClassVar[float] = 1.0
     nats_per_efold: ClassVar[float] = 0.1
@@ -196,6 +198,7 @@ GENERATORS: Registry[GeneratorKind] = Registry(
         "paper": "qpa.generators.paper:PAPER",
         "quantum-peft": "qpa.generators.quantum_peft:QUANTUM_PEFT",
         "direct": "qpa.generators.direct:DIRECT",
+        "mpo": "qpa.generators.mpo:MPO",
     },
 )
 
@@ -304,6 +307,19 @@ def refuse_chunk_size(options: LayoutOptions, generator: str) -> None:
         expected = f"no chunk size with `generator` {generator}, whose chunks are rows and columns"
         advice = "leave it out or use `generator` paper"
         raise OptionError("chunk_size", expected, str(options.chunk_size), advice)
+
+
+def refuse_own_options(options: LayoutOptions, kind: GeneratorKind, spec: AdapterSpec) -> None:
+    """Check that no option is given that other generators have, and neither this one nor the adapter.
+
+    Raises:  OptionError: one is given; the error names the generators that have it.
+    """
+    for name in sorted({name for other in GENERATORS for name in GENERATORS[other].own_options}):
+        given = getattr(options, name)
+        if given is not None and name not in (*kind.own_options, *KINDS[spec.method].more_options):
+            others = one_of([other for other in GENERATORS if name in GENERATORS[other].own_options])
+            expected = f"no such option with `generator` {kind.name}"
+            raise OptionError(name, expected, str(given), f"leave it out or use `generator` {others}")
 
 
 def refuse_options(options: LayoutOptions, generator: str, taken: Collection[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qpa.adapters.matrix_product import bond_dimension_option
 from qpa.circuits.ansatz import ANSATZE
 from qpa.pipeline.options import defaults_by_name, option
 
@@ -61,6 +62,7 @@ class LayoutOptions:
              circuits: independent circuits; None means what suits the generator and the adapter.
              vectors: module types that have generated rows and columns besides their directions; or "all",
              "none". The generator of one state takes "all", the default, for "none".
+             bond_dimension: of matrix product operators; see `qpa.adapters.matrix_product`.
              max_params: "5000", or "25%" of LoRA r=4: the size follows from it.
              contexts: names of the data's sources, for each of which the features are programmed; None means
              that they are the same for all data.
@@ -113,6 +115,7 @@ class LayoutOptions:
         (ALL,),
         help="Kinds of layers that get vectors besides directions: all (with state: none), none, or names.",
     )
+    bond_dimension: int | None = bond_dimension_option()
     max_params: str | None = option(
         None, help="The most numbers to train, 5000 or 25% of LoRA r=4; circuits and vectors follow."
     )

@@ -65,6 +65,7 @@ PARAMETRIZATIONS: Registry[Parametrization] = Registry(
         "numbers": "qpa.generators.parametrizations.numbers:NUMBERS",
         "orthogonal-rows": "qpa.generators.parametrizations.orthogonal:ORTHOGONAL_ROWS",
         "scaled-orthogonal-columns": "qpa.generators.parametrizations.orthogonal:SCALED_ORTHOGONAL_COLUMNS",
+        "mpo": "qpa.generators.parametrizations.mpo:MPO",
     },
 )
 
