@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qpa.documents import AdapterTensor
-from qpa.explanation.part import Change, Part, Subject
+from qpa.explanation.part import Change, Part, Subject, placed_chunks
 from qpa.generators.chunks import basis_names
 
 Places = list[dict[int, int]]
@@ -119,16 +119,11 @@ def _reordered(subject: Subject, pairs: Sequence[tuple[str, str]], order: Sequen
 def _places(subject: Subject) -> Places:
     """Return the chunks by layer, those of one sort together; a sort that one layer has alone is left out."""
     found: dict[tuple[str, str, int], dict[int, int]] = {}
-    for group in subject.layout.groups:
-        seen: set[int] = set()
-        for tensor in group.tensors:
-            layer = layer_of(tensor.path)
-            for index, chunk in enumerate(tensor.chunks):
-                if layer is None or chunk in seen:
-                    continue
-                seen.add(chunk)
-                sort = (group.name, tensor.path.replace(f".{layer}.", ".*.", 1), index)
-                found.setdefault(sort, {})[layer] = group.states[chunk]
+    for one in placed_chunks(subject.layout):
+        layer = layer_of(one.tensor.path)
+        if layer is not None:
+            path = one.tensor.path.replace(f".{layer}.", ".*.", 1)
+            found.setdefault((one.group.name, path, one.number), {})[layer] = one.state
     return [states for states in found.values() if len(states) > 1]
 
 

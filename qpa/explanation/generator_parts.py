@@ -21,6 +21,7 @@ from torch import Tensor
 
 from qpa.documents import ChunkGroup, WeightLayout
 from qpa.explanation.part import Change, Part, Subject
+from qpa.generators.features.kind import FEATURES
 from qpa.generators.generator import GENERATORS
 
 
@@ -59,8 +60,9 @@ def qubit_words(layout: WeightLayout) -> list[str]:
     features, n_qubits = layout.features, layout.ansatz.n_qubits
     if features.registers:
         names = GENERATORS[layout.generator].registers
-        n_before = len(features.registers) - len(names)
-        words = ("sign",) * n_before + names
+        words = ("sign",) * FEATURES[features.kind].n_sign_qubits + names
+        if len(words) != len(features.registers):
+            return [""] * n_qubits
         return [word for word, n in zip(words, features.registers, strict=True) for _ in range(n)]
     if features.windows is None:
         return [""] * n_qubits

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from qpa.documents import AdapterSpec, WeightLayout
+from qpa.documents import AdapterSpec, ChunkedTensor, ChunkGroup, WeightLayout
 from qpa.generators.generator import load_generator, make_generator
 from qpa.seeds import split_seed
 
@@ -51,6 +52,36 @@ class Part:
     def groups(self) -> tuple[tuple[Making, ...], ...]:
         """Return the changes whose losses make one contribution each, that of the ablation first."""
         return (*([(self.ablated,)] if self.ablated else []), *([self.permuted] if self.permuted else []))
+
+
+class Placed(NamedTuple):
+    """A chunk, and where it first stands in the adapter.
+
+    Args:    group_index: of its group in the layout.
+             group: its group.
+             tensor: the first tensor that it fills.
+             number: which of this tensor's chunks it is.
+             state: its basis state.
+             chunk: its number in the group.
+    """
+
+    group_index: int
+    group: ChunkGroup
+    tensor: ChunkedTensor
+    number: int
+    state: int
+    chunk: int
+
+
+def placed_chunks(layout: WeightLayout) -> Iterator[Placed]:
+    """Yield the chunks of rows, columns and spectra, each once, though it may fill several tensors."""
+    for index, group in enumerate(layout.groups):
+        seen: set[int] = set()
+        for tensor in group.tensors:
+            for number, chunk in enumerate(tensor.chunks):
+                if chunk not in seen:
+                    seen.add(chunk)
+                    yield Placed(index, group, tensor, number, group.states[chunk], chunk)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,17 @@ Source: ours.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from qpa.documents import ChunkedTensor, DirectionShare, PlaceShare
+from qpa.documents import DirectionShare, PlaceShare
 from qpa.explanation.adapter_parts import layer_of
-from qpa.explanation.part import Subject
-from qpa.generators.generator import GENERATORS
+from qpa.explanation.part import Subject, placed_chunks
+from qpa.generators.features.kind import FEATURES
 
 
 class Shares(NamedTuple):
@@ -33,64 +35,54 @@ def shares_of(subject: Subject) -> Shares:
     """Return the shares of a generator with registers; of others, nothing."""
     if not subject.layout.features.registers:
         return Shares((), (), None)
-    probability = _by_state(subject)
-    at: dict[tuple[int | None, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    by_direction: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    vectors: set[str] = set()
-    squares = _squares(subject)
-    total = sum(float(found.sum()) for found in squares.values()) or 1.0
-    for index, group in enumerate(subject.layout.groups):
-        seen: set[int] = set()
-        for tensor in group.tensors:
-            for number, chunk in enumerate(tensor.chunks):
-                if chunk in seen:
-                    continue
-                seen.add(chunk)
-                found = [float(probability[group.states[chunk]]) if probability is not None else 0.0, 0.0]
-                name = group.name
-                if index in squares:
-                    found[1] = float(squares[index][chunk]) / total
-                    name = _module_type(subject, tensor)
-                    _add(by_direction[number + 1], found)
-                else:
-                    vectors.add(name)
-                _add(at[layer_of(tensor.path), name], found)
-    known = probability is not None
-    places = tuple(
-        PlaceShare(
-            layer=layer,
-            module_type=name,
-            probability=p if known else None,
-            squared=None if name in vectors else squared,
-        )
-        for (layer, name), (p, squared) in at.items()
+    probability, squares = _by_state(subject), _squares(subject)
+    types = {tensor.path: tensor.module_type for tensor in subject.spec.tensors}
+    places: dict[tuple[int | None, str], _Sums] = defaultdict(_Sums)
+    directions: dict[int, _Sums] = defaultdict(_Sums)
+    for one in placed_chunks(subject.layout):
+        is_direction = one.group_index in squares
+        name = types[one.tensor.path] if is_direction else one.group.name
+        sums = [places[layer_of(one.tensor.path), name]]
+        sums += [directions[one.number + 1]] if is_direction else []
+        for found in sums:
+            if probability is not None:
+                found.probability = (found.probability or 0.0) + float(probability[one.state])
+            if is_direction:
+                found.squared = (found.squared or 0.0) + float(squares[one.group_index][one.chunk])
+    return Shares(
+        tuple(
+            PlaceShare(layer=layer, module_type=name, probability=sums.probability, squared=sums.squared)
+            for (layer, name), sums in places.items()
+        ),
+        tuple(
+            DirectionShare(number=number, probability=sums.probability, squared=sums.squared or 0.0)
+            for number, sums in sorted(directions.items())
+        ),
+        _unused(places.values()) if probability is not None else None,
     )
-    directions = tuple(
-        DirectionShare(number=number, probability=p if known else None, squared=squared)
-        for number, (p, squared) in sorted(by_direction.items())
-    )
-    unused = max(0.0, 1.0 - sum(p for p, _ in at.values())) if known else None
-    return Shares(places, directions, unused)
 
 
-def _add(to: list[float], found: list[float]) -> None:
-    for index, value in enumerate(found):
-        to[index] += value
+@dataclass
+class _Sums:
+    probability: float | None = None
+    squared: float | None = None
+
+
+def _unused(places: Iterable[_Sums]) -> float:
+    return max(0.0, 1.0 - sum(place.probability or 0.0 for place in places))
 
 
 def _by_state(subject: Subject) -> Tensor | None:
     """Return float64[2**n_qubits]: the probability of each basis state with its counterpart in sign."""
     if subject.probabilities is None:
         return None
-    registers = subject.layout.features.registers
-    n_signs = len(registers) - len(GENERATORS[subject.layout.generator].registers)
+    n_signs = FEATURES[subject.layout.features.kind].n_sign_qubits
     mean = subject.probabilities.double().mean(0)
-    mean = mean / mean.sum()
-    return mean.view(2**n_signs, -1).sum(0)
+    return (mean / mean.sum()).view(2**n_signs, -1).sum(0)
 
 
 def _squares(subject: Subject) -> dict[int, Tensor]:
-    """Return the squared coefficients of the chunks of every group of directions, float64, by group."""
+    """Return the share of each chunk in all squared coefficients, float64, by group of directions."""
     found = {}
     for index, group in enumerate(subject.layout.groups):
         if group.axis == "spectrum":
@@ -98,8 +90,5 @@ def _squares(subject: Subject) -> dict[int, Tensor]:
             for layer in range(len(group.decoder.widths) - 1):
                 values = values @ subject.arrays[f"decoders.{index}.weights.{layer}"].double().T
             found[index] = (values**2).sum(1)
-    return found
-
-
-def _module_type(subject: Subject, tensor: ChunkedTensor) -> str:
-    return next(one.module_type for one in subject.spec.tensors if one.path == tensor.path)
+    total = sum(float(squares.sum()) for squares in found.values()) or 1.0
+    return {index: squares / total for index, squares in found.items()}
