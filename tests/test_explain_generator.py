@@ -162,6 +162,17 @@ def test_every_kind_of_adapter_is_explained(
     assert part_of(found, "layer 1").ablation.value != 0
 
 
+def test_the_circuit_of_an_adapter_that_reads_inputs_is_a_role_of_its_tensors(
+    llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    inspect = {"method": "qtha", "rank": 2, "targets": ("q_proj",)}
+    run = plan(llama, tmp_path / "run", inspect=inspect, circuits=None, layers=None)
+    train(run, text_file, max_steps=3)
+    found = explain(run, text_file)
+    assert part_of(found, "all qtha_angles").ablation.value != 0
+    assert part_of(found, "all qtha_up_2").ablation == found.gain
+
+
 def test_preferences_are_explained_by_pairs(llama: Path, tmp_path: Path) -> None:
     data = tmp_path / "preferences.jsonl"
     rows = ({"prompt": f"say {n}: ", "chosen": f"{n} yes", "rejected": f"{n} no."} for n in range(24))

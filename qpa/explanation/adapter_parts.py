@@ -1,10 +1,10 @@
-"""The parts of the adapter that a generator makes: directions, layers and module types.
+"""The parts of the adapter that a generator makes: directions, layers, module types and roles of tensors.
 
 Rules:
 1. Without directions, their coefficients are zero, in all modules. Rows of their own have the steepest
    direction, the second, the next two, the next four, and so on. In another order, the directions of each
    module exchange their coefficients.
-2. Without a layer or a module type, its tensors are as they start.
+2. Without a layer, a module type or a role, its tensors are as they start.
 3. In another order, layers exchange the features of chunks that are alike but for the layer.
 
 Source: ours.
@@ -71,6 +71,17 @@ def type_parts(subject: Subject) -> Iterator[Part]:
     for name in names if len(names) > 1 else ():
         own = [tensor for tensor in subject.spec.tensors if tensor.module_type == name]
         yield Part("module type", name, partial(reset, own))
+
+
+def role_parts(subject: Subject) -> Iterator[Part]:
+    """Yield what all tensors of a role contribute, such as DoRA's magnitudes or the angles of QTHA.
+
+    Nothing of a product of two factors alone: without either, there is nothing left.
+    """
+    names = list(dict.fromkeys(tensor.role for tensor in subject.spec.tensors))
+    for name in names if len(names) > 2 else ():
+        own = [tensor for tensor in subject.spec.tensors if tensor.role == name]
+        yield Part("role", f"all {name}", partial(reset, own))
 
 
 def layer_of(path: str) -> int | None:

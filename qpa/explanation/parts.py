@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qpa.explanation.adapter_parts import direction_parts, layer_parts, reset, type_parts
+from qpa.explanation.adapter_parts import (
+    direction_parts,
+    layer_parts,
+    reset,
+    role_parts,
+    type_parts,
+)
 from qpa.explanation.generator_parts import circuit_parts, decoder_parts, qubit_parts
 from qpa.explanation.part import Part, Subject
 
@@ -28,6 +34,7 @@ def parts_of(subject: Subject) -> Iterator[Part]:
         yield from qubit_parts(subject)
     yield from layer_parts(subject)
     yield from type_parts(subject)
+    yield from role_parts(subject)
 
 
 def left_out(layout: WeightLayout) -> str:
@@ -37,5 +44,5 @@ def left_out(layout: WeightLayout) -> str:
     tensors = "tensor comes" if len(layout.parametrized) == 1 else "tensors come"
     return (
         f"{len(layout.parametrized):,} {tensors} of numbers without chunks, as the generator "
-        f"{layout.generator} has them: these are told apart by layers and module types alone."
+        f"{layout.generator} has them: these are told apart by layers, module types and roles alone."
     )

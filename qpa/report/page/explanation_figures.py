@@ -32,6 +32,7 @@ CAPTIONS = {
         "Without one: its part of the adapter is as it started. In another order: layers exchange features.",
     ),
     ("module type",): ("Module types", "Without one: its part of the adapter is as it started."),
+    ("role",): ("Roles of tensors", "Without one: these tensors of all modules are as they started."),
 }
 """The titles and captions of figures of contributions, by the kinds of parts that they show."""
 
