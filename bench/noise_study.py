@@ -111,8 +111,12 @@ def run_study(
     """
     study.check()
     trained = newest(documents, TrainedGenerator)
-    if not newest(documents, WeightLayout).features.has_circuits:
+    features = newest(documents, WeightLayout).features
+    if not features.has_circuits:
         raise OptionError("features", "circuits, which can be measured", "a control in their place")
+    if features.contexts is not None:
+        found, advice = ",".join(features.contexts.names), "freeze a context with `source` noisy"
+        raise OptionError("contexts", "one adapter for all data, in a study of noise", found, advice)
     done = {_key(line) for line in lines_of(out, trained) if study.data is None or line["loss"] is not None}
     with tempfile.TemporaryDirectory() as folder:
         # A copy, since passes leave files: a study changes nothing in the run.

@@ -87,7 +87,7 @@ class MeasureCircuit(SamplingOptions):
 
     name: ClassVar[str] = "measure-circuit"
     consumes: ClassVar[type] = TrainedGenerator
-    requires: ClassVar[tuple[type[Document], ...]] = (WeightLayout, LogicalCircuit)
+    requires: ClassVar[tuple[type[Document], ...]] = (AdapterSpec, WeightLayout, LogicalCircuit)
     produces: ClassVar[type[Document]] = Measurement
     section: ClassVar[str] = "freeze"
 

@@ -23,6 +23,7 @@ from qpa.passes.plan_layout import PlanLayout
 from qpa.passes.train_generator import TrainGenerator
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import METRICS, RunDirectory
+from qpa.training.attach_run import attach_run
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 from qpa.training.row_order import ContextOrder
 from tests import process_worker
@@ -423,6 +424,26 @@ def test_a_training_that_knows_no_contexts_is_refused(
     assert trained.has(TrainedGenerator)
 
 
+def test_a_loop_of_ones_own_chooses_the_context(llama: Path, text_file: Path, tmp_path: Path) -> None:
+    run = plan(llama, tmp_path / "run", **PLAN)
+    rows = torch.randint(1, 200, (4, 16), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": rows, "labels": rows}
+    attached = attach_run(run.path, [batch], lr=0.1, device="cpu")
+    for step in range(4):
+        attached.optimizer.use_context(step % 2)
+        attached.model(**batch).loss.backward()
+        attached.optimizer.step()
+        attached.optimizer.zero_grad()
+    found = []
+    for index in range(3):
+        attached.optimizer.use_context(index)
+        found.append(torch.cat([one.detach().flatten() for one in attached.parameters.values()]))
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    prompts = plan(llama, tmp_path / "prompts", **PLAN, context_kind="prompt")
+    with pytest.raises(OptionError, match="context_kind: expected task under a trainer of your own"):
+        attach_run(prompts.path, [batch], device="cpu")
+
+
 # The command line
 
 
@@ -441,6 +462,8 @@ def test_the_command_line_freezes_a_context_and_names_those_it_knows(
     code, _, err = cli("export", run, "--format", "lora", "--out", tmp_path / "export")
     assert code == 0, err
     assert "This is the one for\nmore." in (tmp_path / "export" / "README.md").read_text()
+    line = cli.refuses("noise", run, "--out", tmp_path / "noise", "--targets", "none")
+    assert line.startswith("error: --contexts: expected one adapter for all data, in a study of noise")
     code, out, err = cli("inspect", run)
     assert code == 0 and "sums, words, more" in out, err
 

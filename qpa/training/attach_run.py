@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qpa.documents import AdapterSpec, WeightLayout
+from qpa.errors import OptionError
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_model, torch_device
 from qpa.store.run_directory import RunDirectory
@@ -24,7 +25,8 @@ def attach_run(
 ) -> GeneratedAdapter:
     """Load the base model of a planned run with its adapter, and the optimizer of the adapter's generator.
 
-    The circuits are simulated exactly. The run itself is only read.
+    The circuits are simulated exactly. The run itself is only read. Where it has contexts, the adapter is
+    that of the first until `optimizer.use_context` chooses another.
 
     Args:    run: directory that qpa plan made.
              batches: a few of the training's, eight in qpa train, as arguments of the model with their labels
@@ -35,12 +37,15 @@ def attach_run(
     Returns: `model`, of PEFT where PEFT has this kind of adapter, and `optimizer`.
     Raises:  DocumentError: it is no run, or a damaged one.
              ModelError: the base model is not there, or not the one that was planned for.
-             OptionError: there is no such device.
+             OptionError: there is no such device, or the contexts are prompts.
              DivergedError: the gradient of the batches is not finite.
     Source:  ours.
     """
     directory = RunDirectory.open(Path(run))
     spec, layout = directory.read(AdapterSpec), directory.read(WeightLayout)
+    if layout.features.contexts is not None and layout.features.contexts.kind == "prompt":
+        expected = "task under a trainer of your own, which tells the prompts nobody"
+        raise OptionError("context_kind", expected, "prompt")
     model = load_model(spec.base, keep_dtype=False, trust_remote_code=trust_remote_code)
     kind = GENERATORS[layout.generator]
     lr = kind.rate(spec) if lr is None else lr

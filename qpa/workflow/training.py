@@ -132,7 +132,8 @@ class Freeze:
             ) from error
         frozen = context.document(FrozenAdapter)
         words = f"measured by {frozen.source}" + (f", {frozen.shots:,} shots" if frozen.shots else "")
-        if frozen.arrays == trained.adapter or frozen.frozen_loss is None:
+        words += f", for {frozen.context}" if frozen.context else ""
+        if frozen.arrays == trained.live(frozen.context).adapter or frozen.frozen_loss is None:
             return words
         return f"{words}, loss {frozen.frozen_loss:.4f}"
 
