@@ -328,6 +328,7 @@ def test_the_rows_of_every_step_are_of_the_context_whose_adapter_they_go_through
     [
         ("task", {"max_steps": None, "epochs": 2, "batch_size": 12, "save_steps": 2, "eval_steps": 7}),
         ("prompt", {"max_steps": 8, "save_steps": 3}),
+        ("task", {"max_steps": 5, "save_steps": 1, "eval_steps": 2, "source": "shots", "shots": 256}),
     ],
 )
 def test_a_resumed_training_has_the_same_bits(
