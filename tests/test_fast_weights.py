@@ -463,6 +463,10 @@ def test_the_command_line_freezes_a_context_and_names_those_it_knows(
     code, _, err = cli("export", run, "--format", "lora", "--out", tmp_path / "export")
     assert code == 0, err
     assert "This is the one for\nmore." in (tmp_path / "export" / "README.md").read_text()
+    code, _, err = cli("report", run)
+    page = (run / "report.html").read_text()
+    assert code == 0 and "change of loss" in page and "frozen from" not in page, err
+    assert all(f"{one.eval_loss:.4f}" in page for one in trained.read(TrainedGenerator).contexts)
     line = cli.refuses("noise", run, "--out", tmp_path / "noise", "--targets", "none")
     assert line.startswith("error: --contexts: expected one adapter for all data, in a study of noise")
     code, out, err = cli("inspect", run)

@@ -22,6 +22,7 @@ from qpa.documents import (
     Measurement,
     NativeCircuit,
     Selection,
+    TrainedContext,
     TrainedGenerator,
     TrainingResult,
     WeightLayout,
@@ -203,6 +204,12 @@ def _result(documents: Sequence[Document]) -> dict[str, Any] | None:
     result, frozen = _training_result(documents), _find(documents, FrozenAdapter)
     if result is None:
         return None
+    contexts = newest(documents, TrainedGenerator).contexts
+    if contexts:
+        return {
+            "n_tokens": number(result.n_eval_tokens),
+            "table": _table_of_contexts(result, contexts, frozen),
+        }
     losses = [("base model", result.base_loss), ("with the adapter", result.eval_loss)]
     if frozen is not None and frozen.frozen_loss is not None and frozen.frozen_loss != result.eval_loss:
         shots, rounded = frozen.shots, result.quantization is not None
@@ -219,6 +226,21 @@ def _result(documents: Sequence[Document]) -> dict[str, Any] | None:
     ]
     header = ("", "loss", "perplexity", "change of loss")
     return {"n_tokens": number(result.n_eval_tokens), "table": Table("Evaluation", header, rows)}
+
+
+def _table_of_contexts(
+    result: TrainingResult, contexts: Sequence[TrainedContext], frozen: FrozenAdapter | None
+) -> Table:
+    """Return the losses of every context with its own adapter; the frozen one is marked."""
+    losses = [(one.name, one.base_loss, one.eval_loss) for one in contexts]
+    words = {frozen.context: "frozen"} if frozen is not None else {}
+    rows: Rows = [
+        (name, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}", words.get(name, ""))
+        for name, before, after in [*losses, ("all tokens", result.base_loss, result.eval_loss)]
+    ]
+    if frozen is not None and frozen.context not in [one.name for one in contexts]:
+        rows.append((frozen.context or "", "", "not scored", "", "frozen"))
+    return Table("Evaluation", ("context", "base loss", "loss", "change of loss", ""), rows)
 
 
 def _samples(
