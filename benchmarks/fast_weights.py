@@ -70,12 +70,14 @@ class Way:
              context: the kind of contexts; None for none.
              is_apart: whether each task has a generator of its own.
              has_own_directions: whether their directions are those of the task's own gradient.
+             rates: of the scale; that of angles, or of a control's numbers, is twice as high.
     """
 
     features: str = "signed"
     context: str | None = None
     is_apart: bool = False
     has_own_directions: bool = False
+    rates: tuple[float, ...] = (0.015, 0.05, 0.15)
 
 
 WAYS = {
@@ -84,8 +86,8 @@ WAYS = {
     "apart": Way(is_apart=True, has_own_directions=True),
     "apart-common": Way(is_apart=True),
     "shared": Way(),
-    "log-linear": Way("log-linear", context="task"),
-    "log-linear-shared": Way("log-linear"),
+    "log-linear": Way("log-linear", context="task", rates=(0.005, 0.015, 0.05)),
+    "log-linear-shared": Way("log-linear", rates=(0.005, 0.015, 0.05)),
 }
 
 
@@ -299,7 +301,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--unseen", nargs="*", default=[], help="NAME=FILE, of texts to score alone.")
     parser.add_argument("--methods", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--budgets", nargs="+", type=int, default=[130, 260, 520], help="Trained numbers.")
-    parser.add_argument("--rates", nargs="+", type=float, default=[0.015, 0.05, 0.15], help="Of the scale.")
+    parser.add_argument(
+        "--rates", nargs="+", type=float, help="Of the scale, in place of each method's three."
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--context-size", type=int, default=2, help="Numbers of a context.")
     parser.add_argument("--steps", type=int, default=150, help="Of all tasks together.")
@@ -313,35 +317,37 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> str:
     """Run the cells that are missing, and return the table of all."""
     torch.set_num_threads(1)
-    done = (
-        [json.loads(text) for text in options.out.read_text().splitlines()] if options.out.is_file() else []
-    )
-    cells = [
-        Cell(*one)
-        for one in itertools.product(options.methods, options.budgets, options.rates, options.seeds)
-    ]
-    missing = [
-        cell for cell in cells if cell not in [Cell(*(line[n] for n in Cell._fields)) for line in done]
-    ]
+    out: Path = options.out
+    done: list[Line] = [json.loads(text) for text in out.read_text().splitlines()] if out.is_file() else []
+    known = {Cell(*(line[name] for name in Cell._fields)) for line in done}
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(
-            model=options.model,
-            data=Path(),
-            max_steps=options.steps,
-            batch_size=options.batch_size,
-            max_length=options.max_length,
-            test_share=options.test_share,
-            device="cpu",
-        )
         tasks, unseen = (
-            {name: load_task(replace(setting, data=path)) for name, path in _named(texts, Path(folder))}
+            {name: load_task(_setting(options, path)) for name, path in _named(texts, Path(folder))}
             for texts in (options.tasks, options.unseen)
         )
-        for cell in missing:
+        for cell in (one for one in _cells(options) if one not in known):
             done.append(run_cell(cell, tasks, unseen, options))
-            with options.out.open("a") as stream:
+            with out.open("a") as stream:
                 stream.write(json.dumps(done[-1]) + "\n")
     return tables(done)
+
+
+def _cells(options: argparse.Namespace) -> Iterator[Cell]:
+    for method, budget, seed in itertools.product(options.methods, options.budgets, options.seeds):
+        for rate in options.rates or WAYS[method].rates:
+            yield Cell(method, budget, rate, seed)
+
+
+def _setting(options: argparse.Namespace, data: Path) -> Setting:
+    return Setting(
+        model=options.model,
+        data=data,
+        max_steps=options.steps,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        test_share=options.test_share,
+        device="cpu",
+    )
 
 
 if __name__ == "__main__":
