@@ -2,8 +2,10 @@
 
 Cases:
 
-    state     one quantum state with 12 layers, on stories260K 133 trained numbers
-    default   what `qpa plan` plans where nothing is asked for
+    state             one quantum state with 12 layers, on stories260K 133 trained numbers
+    state-control     the control "log-linear" in its circuit's place, at most as many numbers
+    default           what `qpa plan` plans where nothing is asked for
+    default-control   the same with a trained table in the circuits' place
 
     python -m benchmarks.explanations --model <stories260K> --data <tinyshakespeare input.txt> --out <runs>
 
@@ -34,7 +36,12 @@ from qpa.report.explanation import share_of_gain
 from qpa.store.atomic_files import write_file
 from qpa.store.run_directory import RunDirectory
 
-CASES: dict[str, dict[str, Any]] = {"state": {"generator": "state", "layers": 12}, "default": {}}
+CASES: dict[str, dict[str, Any]] = {
+    "state": {"generator": "state", "layers": 12},
+    "state-control": {"generator": "state", "features": "log-linear", "control_size": 132},
+    "default": {},
+    "default-control": {"features": "classical"},
+}
 SETTING: dict[str, Any] = {"max_length": 128, "batch_size": 8}
 HEADER = ("part", "without it", "share of the gain", "in another order")
 TABLE = "table.md"

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpa.report.page.plots import Axis, Series, bars, histogram, line_plot, nice_axis
+from qpa.report.page.plots import (
+    MAX_WRITTEN,
+    Axis,
+    Interval,
+    Series,
+    bars,
+    heat_map,
+    histogram,
+    interval_plot,
+    line_plot,
+    nice_axis,
+)
 
 NUMBERS = st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-6)
 
@@ -66,3 +77,31 @@ def test_bars_are_as_long_as_their_numbers() -> None:
     rows = [("few", 1.0, "1", "adapted"), ("many", 4.0, "4", "base")]
     (few,) = found(bars("account", rows), "rect", "bar adapted")
     assert few.get("width") == "25.00%"
+
+
+def test_intervals_are_bars_from_zero_and_dots_with_lines_between_their_ends() -> None:
+    axis = nice_axis("rise", [-1.0, 3.0])
+    rows = [
+        ("a & b", Interval(2.0, 1.0, 3.0, "adapted"), Interval(1.0, 0.0, 2.0, "evaluated")),
+        ("below", Interval(-0.5, -1.0, 0.0, "adapted"), None),
+    ]
+    svg = interval_plot("what", axis, rows)
+    above, below = found(svg, "rect", "bar adapted")
+    zero = axis.percent(0)
+    assert (above.get("x"), above.get("width")) == (f"{zero:.2f}%", f"{axis.percent(2) - zero:.2f}%")
+    assert below.get("x") == f"{axis.percent(-0.5):.2f}%"
+    (dot,) = found(svg, "circle", "dot evaluated")
+    assert dot.get("cx") == f"{axis.percent(1.0):.2f}%"
+    ends = [(line.get("x1"), line.get("x2")) for line in found(svg, "line", "whisker")]
+    assert (f"{axis.percent(1.0):.2f}%", f"{axis.percent(3.0):.2f}%") in ends and len(ends) == 3
+    assert [text.text for text in found(svg, "text", "label")] == ["a & b", "below"]
+
+
+@pytest.mark.parametrize("n_columns", [3, MAX_WRITTEN + 1])
+def test_a_heat_map_is_darkest_at_its_largest_share_and_blank_where_there_is_none(n_columns: int) -> None:
+    shares = [0.5, 0.25, *[None] * (n_columns - 2)]
+    svg = heat_map("what", [str(index) for index in range(n_columns)], [("q<", shares)])
+    assert [cell.get("fill-opacity") for cell in found(svg, "rect", "bar adapted")] == ["1.000", "0.500"]
+    written = [text.text for text in found(svg, "text", "cell mid")]
+    assert written == (["50.0 %", "25.0 %"] if n_columns <= MAX_WRITTEN else [])
+    assert [text.text for text in found(svg, "text", "label")] == ["q<"]
