@@ -22,8 +22,8 @@ from qpa.generators.generator import GeneratorKind, L, refuse_options
 from qpa.generators.layout_options import LayoutOptions
 from qpa.generators.parametrizations.kind import parametrized, parametrized_layout
 
-RATE = 3e-3
-"""The learning rate, but for kinds of adapters that name one for this generator."""
+RATE = 1e-2
+"""The learning rate of LoRA; see docs/results.md for those of small ranks, which are higher."""
 
 
 @final
@@ -54,9 +54,11 @@ class DirectKind(GeneratorKind):
         return self.name
 
     def rate(self, spec: AdapterSpec) -> float:
-        """Return the rate of the kind of adapter, where it names one for this generator, its default."""
+        """Return the rate that a kind of adapter names for this generator, or the middle one of its bench."""
         kind = KINDS[spec.method]
-        return RATE if kind.rate is None or kind.default_generator != self.name else kind.rate
+        if kind.rate is not None and kind.default_generator == self.name:
+            return kind.rate
+        return RATE if kind.direct_rates is None else kind.direct_rates[1]
 
 
 DIRECT = DirectKind()
