@@ -40,7 +40,7 @@ class QuantumPeftKind(GeneratorKind):
     """A generator of products of two factors by orthogonal circuits."""
 
     name: ClassVar[str] = "quantum-peft"
-    words: ClassVar[str] = "columns of orthogonal circuits, arXiv 2503.05431"
+    words: ClassVar[str] = "columns of orthogonal circuits, simulated and not measured, arXiv 2503.05431"
     origin: ClassVar[str] = (
         "columns of small orthogonal quantum circuits, which were simulated and then left behind"
     )
