@@ -72,7 +72,7 @@ class Ranked:
 RANKED = {
     method.name: method
     for method in (
-        Ranked("qpa:quantum-peft", "quantum-peft", (3e-2, 1e-1, 3e-1), has_layers=True),
+        Ranked("qpa:quantum-peft", "quantum-peft", (1.5e-2, 5e-2, 1.5e-1), has_layers=True),
         Ranked("qpa:direct", "direct", (1e-2, 3e-2, 1e-1), has_layers=False),
     )
 }
