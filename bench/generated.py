@@ -205,13 +205,6 @@ GENERATED = {
 }
 
 
-GENERATED_BY_OTHERS = {
-    method.name: method
-    for method in (Generated("qpa:mpo", LayoutOptions(generator="mpo"), sized_plans, (1e-2, 3e-2, 1e-1)),)
-}
-"""Generators of other papers than that of Quantum Parameter Adaptation."""
-
-
 def state_method(features: str, ansatz: str = DEFAULT_ANSATZ) -> Generated:
     """Return the generator of one state, named after its features and ansatz where they are no defaults."""
     others = [name for name in (features, ansatz) if name not in ("circuit", DEFAULT_ANSATZ)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from qpa.bench.direct import DIRECT
 from qpa.bench.fixed_basis import FIXED_BASIS
-from qpa.bench.generated import GENERATED, GENERATED_BY_OTHERS, GENERATED_KINDS, GENERATED_STATES
+from qpa.bench.generated import GENERATED, GENERATED_KINDS, GENERATED_STATES
 from qpa.bench.method import Method
 from qpa.bench.peft_methods import PEFT_METHODS
 from qpa.bench.ranked import RANKED
@@ -17,7 +17,6 @@ METHODS: dict[str, Method] = {
     **GENERATED,
     **GENERATED_STATES,
     **GENERATED_KINDS,
-    **GENERATED_BY_OTHERS,
     **PEFT_METHODS,
     **DIRECT,
     **FIXED_BASIS,

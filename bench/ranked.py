@@ -1,10 +1,12 @@
-"""Generators whose size is the rank of their LoRA, and perhaps a depth."""
+"""Generators whose size is the rank of their LoRA, and perhaps a depth or a bond dimension."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from qpa.adapters.kind import Rates
 from qpa.bench.generated import save_adapter, with_seed
@@ -17,24 +19,28 @@ from qpa.training.generated_adapter import attach_generator
 
 @dataclass(frozen=True)
 class Ranked:
-    """A generator of LoRA of small ranks, and then of the default rank and more layers.
+    """A generator of LoRA of small ranks at an option's least value, 1, and then at higher values of it.
 
     Args:    name: as on the command line.
              generator: a name in `GENERATORS`; of a layout without chunks, which reads no directions.
-             has_layers: whether it takes `layers`.
+             option: the option, "layers" or "bond_dimension"; None where only the rank makes the size.
+             at_every_rank: whether all ranks come with higher values, and not the default rank alone.
     """
 
     name: str
     generator: str
     rates: Rates
-    has_layers: bool
+    option: str | None = None
+    at_every_rank: bool = False
 
     def sizes(self, base: BenchBase, budgets: Sequence[int]) -> Sequence[Configuration]:
-        """Return all powers of two as ranks, and the layers below and above each budget."""
-        spec = base.inspect(None)
-        found = [self._configuration(base.inspect(2**n), None) for n in range(spec.rank.bit_length())]
-        layers = self._layers(spec, budgets) if self.has_layers else ()
-        found += [self._configuration(spec, n) for n in layers]
+        """Return all powers of two as ranks, and with them higher values up to above every budget."""
+        default = base.inspect(None)
+        specs = [base.inspect(2**n) for n in range(default.rank.bit_length())]
+        found = [self._configuration(spec, 1) for spec in specs]
+        if self.option is not None:
+            for spec in specs if self.at_every_rank else [default]:
+                found += self._higher(spec, max(budgets))
         return sorted(found, key=lambda configuration: configuration.n_trained)
 
     def attach(self, base: BenchBase, configuration: Configuration, *, rate: float, seed: int) -> Attached:
@@ -45,7 +51,7 @@ class Ranked:
         """
         knobs = {name: int(value) for name, value in configuration.knobs}
         spec = with_seed(base.inspect(knobs["rank"]), seed)
-        generator = make_generator(self._layout(spec, knobs.get("layers")), seed)
+        generator = make_generator(self._layout(spec, knobs.get(self.option or "", 1)), seed)
         angle_lr = rate * GENERATORS[self.generator].angle_ratio
         adapted = attach_generator(base.load(), spec, generator, lr=rate, angle_lr=angle_lr)
 
@@ -54,25 +60,31 @@ class Ranked:
 
         return Attached(adapted.model, adapted.optimizer, save, True)
 
-    def _layers(self, spec: AdapterSpec, budgets: Sequence[int]) -> Iterator[int]:
-        """Yield the depths above one layer that surround the budgets; a size is linear in its layers."""
-        first, second = (self._layout(spec, n).account.n_generator for n in (1, 2))
-        depths = {1 + (budget - first) // (second - first) + more for budget in budgets for more in (0, 1)}
-        yield from sorted(depth for depth in depths if depth > 1)
+    def _higher(self, spec: AdapterSpec, budget: int) -> Iterator[Configuration]:
+        """Yield the sizes at values above 1, up to the first one above a budget, below LoRA's own."""
+        for value in count(2):
+            size = self._configuration(spec, value)
+            if size.n_trained >= spec.n_numbers:
+                return
+            yield size
+            if size.n_trained > budget:
+                return
 
-    def _configuration(self, spec: AdapterSpec, layers: int | None) -> Configuration:
-        knobs = (("rank", spec.rank), *(() if layers is None else (("layers", layers),)))
+    def _configuration(self, spec: AdapterSpec, value: int) -> Configuration:
+        knobs = (("rank", spec.rank), *(() if self.option is None or value == 1 else ((self.option, value),)))
         label = ", ".join(f"{name} {value}" for name, value in knobs)
-        return Configuration(label, knobs, self._layout(spec, layers).account.n_generator)
+        return Configuration(label, knobs, self._layout(spec, value).account.n_generator)
 
-    def _layout(self, spec: AdapterSpec, layers: int | None) -> WeightLayout:
-        return layout_of(LayoutOptions(generator=self.generator, layers=layers), spec, spec.provenance)
+    def _layout(self, spec: AdapterSpec, value: int) -> WeightLayout:
+        given: dict[str, Any] = {} if self.option is None else {self.option: value}
+        return layout_of(LayoutOptions(generator=self.generator, **given), spec, spec.provenance)
 
 
 RANKED = {
     method.name: method
     for method in (
-        Ranked("qpa:quantum-peft", "quantum-peft", (1.5e-2, 5e-2, 1.5e-1), has_layers=True),
-        Ranked("qpa:direct", "direct", (1e-2, 3e-2, 1e-1), has_layers=False),
+        Ranked("qpa:quantum-peft", "quantum-peft", (1.5e-2, 5e-2, 1.5e-1), "layers"),
+        Ranked("qpa:direct", "direct", (1e-2, 3e-2, 1e-1)),
+        Ranked("qpa:mpo", "mpo", (3e-2, 1e-1, 3e-1), "bond_dimension", at_every_rank=True),
     )
 }

@@ -23,7 +23,7 @@ from qpa.errors import DataError, OptionError
 from tests.fake_methods import TrainedHead, UnusedAdapter
 
 OTHER_CIRCUITS = [f"state:{name}" for name in ANSATZE if name != "ry-cnot-chain"]
-OTHERS = ("lora-xs", "lora-sb", "cayley", "cayley-shared", *OTHER_CIRCUITS)
+OTHERS = ("lora-xs", "lora-sb", "cayley", "cayley-shared", "qtha", "qtha:linear", *OTHER_CIRCUITS)
 PEERS = {**PEFT_METHODS, **RANKED, **{name: METHODS[name] for name in OTHERS}}
 BUDGETS = (400, 2500)
 

@@ -258,7 +258,7 @@ def test_before_the_first_step_the_bases_are_there_and_the_function_is_the_base_
     assert frozen.result.eval_loss < frozen.result.base_loss
 
 
-@pytest.mark.parametrize(("method", "n"), [("lora", 2), ("prefix", 2), ("ffa", 2)])
+@pytest.mark.parametrize(("method", "n"), [("lora", 2), ("prefix", 2), ("ffa", 2), ("qtha", 2)])
 def test_a_training_in_bfloat16_records_its_probe_in_float32(
     llama: Path, text_file: Path, tmp_path: Path, method: str, n: int
 ) -> None:
