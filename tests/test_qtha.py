@@ -11,6 +11,7 @@ import torch
 from qiskit import QuantumCircuit
 from qiskit.quantum_info import Pauli, Statevector
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from qpa.adapters.attach import set_adapter
 from qpa.adapters.frozen_arrays import FrozenArrays
@@ -27,7 +28,7 @@ from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.pipeline.pass_protocol import PassContext
 from tests.command_line import Cli
 from tests.random_adapter import RandomAdapter, random_adapter
-from tests.test_adapter_kinds import IDS, attached, inspect, layout_of, logits
+from tests.test_adapter_kinds import IDS, LFM2, MAMBA, attached, inspect, layout_of, logits
 from tests.test_documents import seal
 from tests.test_train_generator import plan, train
 
@@ -126,6 +127,19 @@ def test_its_own_numbers_are_trained_and_options_of_the_adapter_are_not_the_layo
     assert layout.generator == "direct" and layout.account.n_generator == spec.n_numbers
     with pytest.raises(OptionError, match=r"^bond_dimension: expected no such option with .*spectral"):
         PlanLayout(bond_dimension=2).run(inspect(llama, "lora"), PassContext(0, None))  # type: ignore[arg-type]
+
+
+def test_layers_that_a_mixer_may_use_without_a_call_are_left_out(tmp_path: Path) -> None:
+    """Mamba multiplies by the weight of dt_proj, and by others on a GPU; LFM2 has attention as well."""
+    for name, config in (("mamba", MAMBA), ("lfm2", LFM2)):
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+    with pytest.raises(OptionError, match=r"^targets: .*nothing is left: .* are beside a convolution"):
+        inspect(tmp_path / "mamba", "qtha")
+    spec = inspect(tmp_path / "lfm2", "qtha")
+    assert not any(".conv." in tensor.module for tensor in spec.tensors)
+    left_out = {left.layers: left.reason for left in spec.left_out}
+    assert {*left_out} == {"model.layers.*.conv.in_proj", "model.layers.*.conv.out_proj"}
+    assert all("beside a convolution" in reason for reason in left_out.values())
 
 
 # Documents

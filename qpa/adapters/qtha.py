@@ -26,7 +26,7 @@ from qpa.adapters.targets import EXPERTS, part_of
 from qpa.documents import AdapterSpec, AdapterTensor, FrozenAdapter, TensorRules
 from qpa.documents.tensors import Role
 from qpa.errors import OptionError
-from qpa.models.linear_layers import Layer, linear_layers
+from qpa.models.linear_layers import Layer, layers_of_mixers, linear_layers
 
 if TYPE_CHECKING:
     from qpa.adapters.frozen_arrays import FrozenArrays
@@ -84,8 +84,8 @@ class Qtha(ModuleKind):
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     reason: ClassVar[str] = "whose circuit reads the layer's input, so that no change of a weight equals it"
     default_generator: ClassVar[str] = "direct"
-    rate: ClassVar[float] = 3e-2
-    direct_rates: ClassVar[Rates] = (1e-2, 3e-2, 1e-1)
+    rate: ClassVar[float] = 1e-1
+    direct_rates: ClassVar[Rates] = (3e-2, 1e-1, 3e-1)
     direct_sizes: ClassVar[tuple[Request, ...]] = (
         *(Request(rank=rank, bond_dimension=1) for rank in (1, 2, 3, 4, 6, 8)),
         *(Request(rank=4, bond_dimension=bond) for bond in (2, 3, 4, 6, 8)),
@@ -115,8 +115,13 @@ class Qtha(ModuleKind):
         )
 
     def candidates(self, model: Any) -> dict[str, Layer]:
-        """Return the linear layers, without those of experts."""
-        return {path: layer for path, layer in linear_layers(model).items() if part_of(path) != EXPERTS}
+        """Return the linear layers, but those of experts, and those that a mixer may use without a call."""
+        of_mixers = layers_of_mixers(model)
+        return {
+            path: layer
+            for path, layer in linear_layers(model).items()
+            if part_of(path) != EXPERTS and path not in of_mixers
+        }
 
     def check_rank(self, layers: Mapping[str, Layer], rank: int | None) -> int:
         """Return the number of qubits.

@@ -37,6 +37,7 @@ from qpa.models.linear_layers import (
     is_selected,
     last_component,
     layer_of,
+    layers_of_mixers,
     linear_layers,
     selects,
 )
@@ -120,6 +121,7 @@ def _unreachable(known: Collection[str], model: Any, title: str) -> Iterator[tup
         if block not in adapted:
             yield block, f"fused experts, for which there is no form of {title} that {READERS} both read"
     taken, head, linear = names_of_other_layers(model), head_path(model), linear_layers(model)
+    of_mixers = layers_of_mixers(model)
     for path, layer in linear.items():
         if path == head:
             continue
@@ -127,6 +129,11 @@ def _unreachable(known: Collection[str], model: Any, title: str) -> Iterator[tup
             yield path, reason
         elif path not in known and last_component(path) in taken:
             yield path, f"PEFT takes this name for the experts, on which it has no {title}"
+        elif path not in known and path in of_mixers:
+            yield (
+                path,
+                f"beside a convolution, where a model may use a weight without a call that {title} sees",
+            )
 
 
 def _nothing_left(word: str, left: Sequence[LeftOut], model: Any) -> OptionError:

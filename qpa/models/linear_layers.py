@@ -191,3 +191,18 @@ def has_convolutions(model: Any) -> bool:
     import torch
 
     return any(isinstance(module, torch.nn.Conv1d) for module in model.modules())
+
+
+def layers_of_mixers(model: Any) -> set[str]:
+    """Return the paths of modules beside a convolution, in the mixer of a state-space model or another.
+
+    Such a mixer may use the weights of its linear layers without calling these layers.
+    """
+    import torch
+
+    return {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if any(isinstance(part, torch.nn.Conv1d) for part in module.children())
+        for name, _ in module.named_children()
+    }
