@@ -111,9 +111,12 @@ def run_study(
     """
     study.check()
     trained = newest(documents, TrainedGenerator)
-    features = newest(documents, WeightLayout).features
+    layout = newest(documents, WeightLayout)
+    features = layout.features
     if not features.has_circuits:
-        raise OptionError("features", "circuits, which can be measured", "a control in their place")
+        control = ("features", "a control in their place")
+        subject, instead = control if layout.groups else ("generator", layout.generator)
+        raise OptionError(subject, "circuits, which can be measured", instead)
     if features.contexts is not None:
         found, advice = ",".join(features.contexts.names), "freeze a context with `source` noisy"
         raise OptionError("contexts", "one adapter for all data, in a study of noise", found, advice)

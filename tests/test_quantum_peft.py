@@ -133,6 +133,8 @@ def test_from_plan_to_verified_exports(llama, text_file, tmp_path, cli, in_proce
     assert cli("verify", run)[0] == 0
     code, out, _ = cli("inspect", run, "--gradients")
     assert code == 0 and "gradients: none, since the run has no circuits" in out
+    refusal = cli.refuses("noise", run, "--out", tmp_path / "noise")
+    assert "--generator: expected circuits, which can be measured, found quantum-peft" in refusal
     code, _, err = cli("report", run)
     assert code == 0, err
     assert "no circuit that is measured" in (run / "report.html").read_text()
