@@ -84,7 +84,7 @@ WAYS = {
     "programmed": Way(context="task"),
     "prompt": Way(context="prompt"),
     "apart": Way(is_apart=True, has_own_directions=True, rates=(0.05, 0.15, 0.45)),
-    "apart-common": Way(is_apart=True, rates=(0.05, 0.15, 0.45)),
+    "apart-common": Way(is_apart=True),
     "shared": Way(),
     "log-linear": Way("log-linear", context="task", rates=(0.005, 0.015, 0.05)),
     "log-linear-shared": Way("log-linear", rates=(0.0015, 0.005, 0.015)),
