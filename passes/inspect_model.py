@@ -45,9 +45,9 @@ class InspectModel:
     """Find the modules to adapt and the shapes of their adapter.
 
     Args:    model: local directory or Hub id.
-             rank: of LoRA and DoRA, width of a feed-forward adapter, tokens of a prefix, qubits of QTHA; None
-             means the kind's default, or the smallest side of a module that LoRA or DoRA adapts where that
-             is less.
+             rank: of LoRA and DoRA, width of a feed-forward adapter, tokens of a prefix, size of Cayley's
+             blocks, qubits of QTHA; None means the kind's default, or the largest that the adapted modules
+             allow where that is less.
              alpha: of LoRA and DoRA; None means 2 * rank, as in arXiv 2410.09846.
              targets: words such as "all-linear" (`qpa.adapters.targets`), module names, or both; None means
              the kind's own.
@@ -70,7 +70,8 @@ class InspectModel:
     rank: int | None = option(
         None,
         help="Rank, at most the smallest side of an adapted layer; tokens of a prefix; width of a "
-        "feed-forward adapter; qubits of QTHA.",
+        "feed-forward adapter; size of Cayley's blocks, which divides the inputs of every adapted layer; "
+        "qubits of QTHA.",
         at_least=1,
         shown_default=lambda: _by_kind(lambda kind: kind.default_rank if kind.has_rank else None),
     )

@@ -147,6 +147,7 @@ class Cayley(WeightKind):
     default_rank: ClassVar[int] = 4
     peft: ClassVar[PeftDirectory] = _Directory()
     formats: ClassVar[tuple[str, ...]] = ("peft", "merged", "onnx")
+    reason: ClassVar[str] = "which changes a weight at full rank"
     default_generator: ClassVar[str] = "direct"
     rate: ClassVar[float] = 3e-2
     direct_rates: ClassVar[Rates] = (1e-2, 3e-2, 1e-1)
