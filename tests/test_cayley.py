@@ -23,6 +23,7 @@ from qpa.exporters.formats.peft import ExportPeft
 from qpa.models.base_model import load_model
 from qpa.models.linear_layers import Layer
 from tests.random_adapter import RandomAdapter, random_adapter
+from tests.test_adapter_kinds import LFM2, inspect
 from tests.test_export_kinds import write_model
 from tests.test_export_onnx import PROMPT, difference, live_logits
 
@@ -60,6 +61,14 @@ def test_the_gradient_is_that_of_finite_differences():
     torch.manual_seed(0)
     numbers = torch.randn(2, n_angles(3), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda numbers: rotations(numbers, 3), numbers)
+
+
+def test_layers_that_a_mixer_may_use_without_a_call_are_left_out(tmp_path):
+    AutoModelForCausalLM.from_config(LFM2).save_pretrained(tmp_path)
+    spec = inspect(tmp_path, "cayley")
+    assert not any(".conv." in tensor.module for tensor in spec.tensors)
+    left_out = {left.layers for left in spec.left_out if "beside a convolution" in left.reason}
+    assert left_out == {"model.layers.*.conv.in_proj", "model.layers.*.conv.out_proj"}
 
 
 def layers(*n_inputs: int) -> dict[str, Layer]:

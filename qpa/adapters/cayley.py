@@ -37,7 +37,7 @@ from qpa.documents.base import JsonObject
 from qpa.documents.finding import Finding, short
 from qpa.documents.tensors import Role, Shape
 from qpa.errors import ExportError, OptionError
-from qpa.models.linear_layers import Layer
+from qpa.models.linear_layers import Layer, layers_of_mixers
 
 if TYPE_CHECKING:
     from qpa.adapters.frozen_arrays import FrozenArrays
@@ -164,8 +164,12 @@ class Cayley(WeightKind):
         return f"a {self.title} rotation in blocks of {rank}"
 
     def candidates(self, model: Any) -> dict[str, Layer]:
-        """Return the linear layers, without those whose names PEFT takes for experts."""
-        return layers_beside_experts(model)
+        """Return the linear layers whose names PEFT does not take for experts, and that no mixer has.
+
+        A mixer may use a weight without a call of its layer, and then no input is rotated.
+        """
+        of_mixers = layers_of_mixers(model)
+        return {path: layer for path, layer in layers_beside_experts(model).items() if path not in of_mixers}
 
     def check_rank(self, layers: Mapping[str, Layer], rank: int | None) -> int:
         """Return the size of blocks that was asked for; else the largest that fits, up to the default.
