@@ -84,7 +84,7 @@ class Qtha(ModuleKind):
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     reason: ClassVar[str] = "whose circuit reads the layer's input, so that no change of a weight equals it"
     default_generator: ClassVar[str] = "direct"
-    rate: ClassVar[float] = 1e-1
+    rate: ClassVar[float] = 5e-2  # 1e-1 is better on stories260K, and 2e-1 diverges
     direct_rates: ClassVar[Rates] = (3e-2, 1e-1, 3e-1)
     direct_sizes: ClassVar[tuple[Request, ...]] = (
         *(Request(rank=rank, bond_dimension=1) for rank in (1, 2, 3, 4, 6, 8)),

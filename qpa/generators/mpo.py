@@ -26,7 +26,8 @@ from qpa.generators.generator import GeneratorKind, L, check_product, refuse_opt
 from qpa.generators.layout_options import LayoutOptions
 from qpa.generators.parametrizations.kind import parametrized, parametrized_layout
 
-RATE = 3e-2
+RATE = 5e-2
+"""Half of the best rate of the bench; at three times the best, training diverges."""
 
 
 @final
@@ -75,7 +76,7 @@ class MpoGenerator(GeneratorKind):
         return f"bond dimension {options.bond_dimension}"
 
     def rate(self, spec: AdapterSpec) -> float:
-        """Return the rate that the bench found best."""
+        """Return the default rate."""
         return RATE
 
 

@@ -87,7 +87,7 @@ KINDS = {
     "feed-forward adapter": Kind("ffa", architectures=FIRST, scale=3.0),
     "Cayley": Kind("cayley", BESIDE_EXPERTS, architectures=FIRST),
     "shared Cayley": Kind("cayley-shared", BESIDE_EXPERTS, architectures=FIRST),
-    "QTHA": Kind("qtha", architectures=FIRST, scale=0.6),
+    "QTHA": Kind("qtha", architectures=FIRST, scale=0.2),
 }
 """The tables, by their titles."""
 
