@@ -80,7 +80,8 @@ def test_functions_of_the_command_line_are_short():
 # Rooms
 
 FLOORS = (
-    *({"errors", "seeds", "progress", "registry", "termination"}, {"documents"}, {"pipeline"}, {"store"}),
+    *({"errors", "seeds", "progress", "registry", "termination"}, {"serve"}),
+    *({"documents"}, {"pipeline"}, {"store"}),
     *({"compat"},),
     *({"models"}, {"adapters"}, {"circuits"}, {"generators"}, {"training"}),
     *({"explanation"}, {"passes"}, {"exporters"}),
@@ -89,6 +90,9 @@ FLOORS = (
 """A file draws only on rooms of its own floor or of one before it."""
 
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+ALSO_BY_ITSELF = ("qpa.store.atomic_files", "qpa.store.disk_space")
+"""Files that draw on the first floor alone, and that `qpa.serve` takes along to machines without the rest."""
+
 SOURCE_FOLDERS = ("qpa", "passes", "exporters", "bench", "cli")
 
 
@@ -117,9 +121,23 @@ def test_imports_go_to_rooms_before_ones_own():
         for path in sources(*SOURCE_FOLDERS)
         if room_of(path) != "__init__"
         for line, module in imported_modules(path)
-        if module.startswith("qpa.") and FLOOR_OF[module.split(".")[1]] > FLOOR_OF[room_of(path)]
+        if module.startswith("qpa.")
+        and module not in ALSO_BY_ITSELF
+        and FLOOR_OF[module.split(".")[1]] > FLOOR_OF[room_of(path)]
     ]
     assert not found
+
+
+def test_what_serves_draws_on_the_errors_and_its_own_room_alone():
+    files = [*sources("qpa/serve"), *(ROOT / f"{name.replace('.', '/')}.py" for name in ALSO_BY_ITSELF)]
+    found = [
+        f"{path.name}:{line}: {module}"
+        for path in files
+        for line, module in imported_modules(path)
+        if module.startswith("qpa.") and not module.startswith("qpa.serve.")
+        if module not in ("qpa.errors", *ALSO_BY_ITSELF)
+    ]
+    assert len(files) > 8 and not found
 
 
 def test_engines_import_nothing_of_qpa_where_they_run():

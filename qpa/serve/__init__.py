@@ -1,0 +1,1 @@
+"""From a compact adapter and its basis to a plain LoRA, with numpy and safetensors alone."""
