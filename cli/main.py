@@ -31,6 +31,7 @@ from qpa.cli import (
     push,
     report,
     run,
+    store,
     targets,
     train,
     transpile,
@@ -57,6 +58,7 @@ COMMANDS: dict[str, Command] = {
             inspect,
             verify,
             push,
+            store,
         ),
         *(report, noise, bench),
     )

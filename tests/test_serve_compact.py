@@ -132,7 +132,7 @@ def test_lengths_that_do_not_add_up_are_refused():
 def test_a_file_that_is_missing_or_too_large_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DocumentError, match="expected a file that can be read, found No such file"):
         Compact.read(tmp_path / "none")
-    monkeypatch.setattr("qpa.serve.compact._MAX_BYTES", 100)
+    monkeypatch.setattr("qpa.serve.compact.MAX_BYTES", 100)
     (tmp_path / "tenant").write_bytes(FILES["float32"])
     with pytest.raises(DocumentError, match="expected at most 100 bytes, found more"):
         Compact.read(tmp_path / "tenant")

@@ -28,7 +28,7 @@ import hashlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import BinaryIO, Literal, Self
 
 import numpy as np
 
@@ -43,9 +43,24 @@ NUMBERS = ("float32", "int16")
 _HEAD = struct.Struct("<4sHBB32s32sH")
 _N_DIGEST = 32
 _LARGEST = 32767
-_MAX_BYTES = 64 << 20
+
+MAX_BYTES = 64 << 20
+"""The largest size of a compact file: of more numbers than any generator has."""
 
 Numbers = Literal["float32", "int16"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a compact file says before its numbers.
+
+    Args:    basis, layout: SHA-256 digests.
+             lengths: of the arrays.
+    """
+
+    basis: bytes
+    layout: bytes
+    lengths: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,7 @@ class Compact:
 
         Raises:  DocumentError: it cannot be read, or `parse` refuses it.
         """
-        return cls.parse(str(path), read_whole(path, _MAX_BYTES))
+        return cls.parse(str(path), read_whole(path, MAX_BYTES))
 
     @classmethod
     def parse(cls, subject: str, content: bytes) -> Self:
@@ -130,8 +145,34 @@ class Compact:
         return cls(basis, layout, bool(flag), _arrays(subject, whole, NUMBERS[kind], n_arrays))
 
 
+def head_of(subject: str, stream: BinaryIO) -> Head:
+    """Read a file's head alone; the checksum is not looked at, which covers the numbers.
+
+    Args:    subject: the file's path, for errors.
+    Raises:  DocumentError: it is cut short, newer, or no such file.
+    """
+    content = stream.read(_HEAD.size)
+    if content[:4] != MAGIC:
+        raise DocumentError(subject, "a compact adapter, which starts with QPAC", _words(content[:4]))
+    if len(content) < _HEAD.size:
+        raise _cut_short(subject, _HEAD.size, len(content))
+    _, version, kind, _, basis, layout, n_arrays = _HEAD.unpack(content)
+    if version != VERSION or kind >= len(NUMBERS):
+        found = f"version {version} with numbers of type {kind}"
+        raise DocumentError(subject, f"version {VERSION} of the format", found, "install a newer qpa")
+    entry = _entry(NUMBERS[kind])
+    content = stream.read(n_arrays * entry.size)
+    if len(content) < n_arrays * entry.size:
+        raise _cut_short(subject, _HEAD.size + n_arrays * entry.size, _HEAD.size + len(content))
+    return Head(basis, layout, tuple(length for length, *_ in entry.iter_unpack(content)))
+
+
+def _entry(numbers: str) -> struct.Struct:
+    return struct.Struct("<I" if numbers == "float32" else "<If")
+
+
 def _arrays(subject: str, whole: bytes, numbers: str, n_arrays: int) -> tuple[Array, ...]:
-    entry = struct.Struct("<I" if numbers == "float32" else "<If")
+    entry = _entry(numbers)
     itemsize = 4 if numbers == "float32" else 2
     start = _HEAD.size + n_arrays * entry.size
     if start > len(whole):
