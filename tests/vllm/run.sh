@@ -1,5 +1,5 @@
 #!/bin/sh
-# Check exports in vLLM, which gets an environment of its own (3.4 GB, made once).
+# Check a store of compact adapters, and exports, in vLLM, which gets an environment of its own (3.4 GB, made once).
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -16,6 +16,8 @@ if ! cmp -s "$constraints" "$environment/complete"; then
     "$environment/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
     cp "$constraints" "$environment/complete"
 fi
+
+.venv/bin/python -m tests.vllm.serve_store "$environment/bin/python"
 
 exec .venv/bin/python -m tests.conformance.run --engines vllm --vllm "$environment/bin/python" \
     --adapters LoRA --architectures llama,qwen3,gpt2 --formats lora,merged

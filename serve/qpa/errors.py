@@ -1,0 +1,1 @@
+../../qpa/errors.py

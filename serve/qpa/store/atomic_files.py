@@ -1,0 +1,1 @@
+../../../qpa/store/atomic_files.py

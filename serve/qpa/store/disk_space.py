@@ -1,0 +1,1 @@
+../../../qpa/store/disk_space.py
