@@ -146,11 +146,11 @@ class Cache:
         for used, path, size in entries:
             if n_bytes <= self.n_bytes or used > oldest_kept:
                 return
-            with self._lock(digest_of(path), wait=False) as is_held:
-                with contextlib.suppress(FileNotFoundError):  # where another process was faster
-                    if is_held and path.stat().st_mtime == used:
-                        shutil.rmtree(path)
-                        n_bytes -= size
+            # Another process may have removed it before.
+            with self._lock(digest_of(path), wait=False) as is_held, contextlib.suppress(FileNotFoundError):
+                if is_held and path.stat().st_mtime == used:
+                    shutil.rmtree(path)
+                    n_bytes -= size
 
     def _entries(self) -> Iterator[tuple[float, Path, int]]:
         """Yield when each entry of any basis was last asked for, its path, and its bytes."""
