@@ -16,6 +16,8 @@ from qpa.bench.setting import Setting
 from qpa.bench.task import Task, load_task
 from qpa.bench.trial import losses, run_trial
 from qpa.circuits.circuit import Circuit
+from qpa.documents import ChunkedTensor, ChunkGroup
+from qpa.documents.weight_layout import Decoder
 from qpa.errors import OptionError, ShapeError
 from qpa.generators.features.circuit import root_in_window
 from tests.chains import chain
@@ -121,6 +123,44 @@ def test_a_warm_start_changes_nothing_at_first_and_trains(
     measured = run_trial(task, warm, configuration, 0.05, seed=0)
     assert measured.n_trained == configuration.n_trained
     assert (measured.validation, measured.test) != losses(task, task.base.load())
+
+
+def test_a_warm_start_of_aligned_changes_nothing_at_first_and_has_the_wanted_features(
+    llama: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.matrix_product.MAX_ITERATIONS", 40)
+    task = load_task(Setting(str(llama), text_file, max_steps=2, batch_size=2, max_length=32))
+    warm, random = (warm_start.methods()[f"warm-aligned:{name}"] for name in ("exact", "start-random"))
+    (configuration, *_) = warm.sizes(task.base, [2000])
+    assert random.sizes(task.base, [2000])[0] == configuration
+    attached, plain = (
+        method.attach(task.base, configuration, rate=0.01, seed=0) for method in (warm, random)
+    )
+    assert losses(task, attached.model.eval()) == losses(task, task.base.load())
+    generator, at_random = (one.optimizer.generator for one in (attached, plain))  # type: ignore[attr-defined]
+    wanted = warm._wanted(task.base, generator.layout, seed=0)  # type: ignore[attr-defined]
+    states = torch.tensor(generator.layout.states)
+    near, far = (
+        torch.nn.functional.cosine_similarity(one.features(one.run())[states].double(), wanted, dim=0)
+        for one in (generator, at_random)
+    )
+    assert bool((near > far.abs() + 0.05).all())
+    measured = run_trial(task, warm, configuration, 0.01, seed=0)
+    assert measured.n_trained == configuration.n_trained
+
+
+def test_singular_vectors_of_chunks_are_those_of_their_group() -> None:
+    group = ChunkGroup(
+        name="q.lora_B",
+        axis="column",
+        tensors=(ChunkedTensor(path="b", shape=(3, 2), chunks=(1, 0)),),
+        states=(0, 1),
+        chunk_size=3,
+        decoder=Decoder(kind="linear", widths=(1, 3), has_bias=False),
+    )
+    moved = torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    found = warm_start._left_singular(group, {"b": moved}, 1)
+    torch.testing.assert_close(found.abs(), torch.tensor([[1.0], [0.0]], dtype=torch.float64))
 
 
 def cosine_to_free_steps(task: Task, attached: Attached) -> float:
