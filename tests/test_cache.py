@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from benchmarks.random_compact import write_adapters, write_basis, write_layout
 from qpa.errors import DocumentError, OptionError, QpaError
 from qpa.serve.basis import Basis
 from qpa.serve.cache import GRACE_S, Cache
 from qpa.serve.expansion import expand
 from qpa.serve.resolution import Adapters
 from qpa.serve.store import Store
-from tests.random_compact import write_adapters, write_basis, write_layout
 
 SHAPES = {"model.layers.0.q_proj": (6, 5), "model.layers.0.o_proj": (5, 6)}
 WEIGHTS = "adapter_model.safetensors"

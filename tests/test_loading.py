@@ -10,10 +10,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import qpa.serve
+from benchmarks.random_compact import LLAMA, layers, write_adapters, write_basis, write_layout
 from qpa.errors import DocumentError
 from qpa.serve.basis import Basis
 from qpa.serve.expansion import tensors
-from tests.random_compact import LLAMA, layers, write_adapters, write_basis, write_layout
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.random_compact import write_adapters, write_basis, write_layout
 from qpa.serve.basis import Basis
 from qpa.serve.expansion import expand
-from tests.random_compact import write_adapters, write_basis, write_layout
 from tests.serving_wheel import ROOT, build_wheel
 
 ENTRY_POINT = {"vllm.general_plugins": {"qpa": "qpa.serve.vllm_resolver:register"}}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.random_compact import write_adapters, write_basis, write_layout
 from qpa.errors import DirectoryError, DocumentError, QpaError
 from qpa.serve.basis import Basis
 from qpa.serve.store import Store, is_name
 from tests.command_line import Cli
-from tests.random_compact import write_adapters, write_basis, write_layout
 
 SHAPES = {"model.layers.0.q_proj": (6, 5), "model.layers.0.o_proj": (5, 6)}
 NAMES = ("tenant-1", "tenant-2", "b.c_d")

@@ -8,12 +8,14 @@ vLLM runs in an environment of its own, which gets the wheel of qpa-serve and no
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import random
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,9 +30,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.random_compact import LLAMA, layers, write_adapters, write_basis, write_layout
 from qpa.serve import load
 from qpa.serve.basis import Basis
-from tests.random_compact import LLAMA, layers, write_adapters, write_basis, write_layout
+from qpa.serve.expansion import expand
 from tests.serving_wheel import build_wheel
 from tests.tiny_models import VOCABULARY_SIZE, tiny_llama
 
@@ -57,24 +60,31 @@ class Client:
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/v1"
 
-    def complete(self, model: str, prompt: Sequence[int]) -> Answer:
-        asked = {
-            "model": model,
-            "prompt": list(prompt),
-            "max_tokens": N_NEW,
-            "temperature": 0.0,
-            "ignore_eos": True,
-            "return_token_ids": True,
-        }
-        request = urllib.request.Request(
-            f"{self.url}/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
-        )
+    def complete(self, model: str, prompt: Sequence[int], n_new: int = N_NEW) -> Answer:
+        asked = {"model": model, "prompt": list(prompt), "max_tokens": n_new, "temperature": 0.0}
+        status, text = self._post("completions", asked | {"ignore_eos": True, "return_token_ids": True})
+        if status != 200:
+            return Answer(status, [], text)
+        return Answer(status, json.loads(text)["choices"][0]["token_ids"], "")
+
+    def load(self, name: str, directory: Path) -> None:
+        """Let the server load a plain LoRA that lies in a directory."""
+        status, text = self._post("load_lora_adapter", {"lora_name": name, "lora_path": str(directory)})
+        assert status == 200, text
+
+    def unload(self, name: str) -> None:
+        """Let the server forget what a name stood for."""
+        status, text = self._post("unload_lora_adapter", {"lora_name": name})
+        assert status == 200, text
+
+    def _post(self, place: str, content: dict[str, Any]) -> tuple[int, str]:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/{place}", json.dumps(content).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=120) as response:
-                choice = json.load(response)["choices"][0]
-                return Answer(response.status, choice["token_ids"], "")
+                return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
-            return Answer(error.code, [], error.read().decode())
+            return error.code, error.read().decode()
 
     def is_ready(self) -> bool:
         try:
@@ -187,6 +197,7 @@ def check(python: Path, work: Path) -> None:
     assert len({tuple(tokens) for tokens in expected.values()}) > N_ADAPTERS / 2
     say(f"PEFT's tokens of {N_ADAPTERS} adapters")
     _damage(files.store / "tenant-0", files.store / "damaged")
+    _of_another_basis(files)
     site = build_wheel(work / "wheel", unpacked=True)
     size = _expanded_bytes(files, work / "one")
     os.environ["QPA_CACHE_BYTES"] = str(KEPT_IN_CACHE * size)
@@ -197,12 +208,13 @@ def check(python: Path, work: Path) -> None:
             answers = list(pool.map(lambda _: client.complete(first, prompts[first]), range(8)))
         assert [answer.tokens for answer in answers] == [expected[first]] * 8, answers
         say("8 first requests for one adapter at once")
-        for name, words in {"tenant-9999": "does not exist", "damaged": "does not exist"}.items():
+        for name in ("tenant-9999", "damaged", "foreign"):
             answer = client.complete(name, prompts[first])
-            assert answer.status == 404 and words in answer.message, (name, answer)
+            assert answer.status == 404 and "does not exist" in answer.message, (name, answer)
         for name in ("../store/tenant-1", "layouts", "..", ".", f"{files.store}/tenant-1", "a" * 300):
             assert client.complete(name, prompts[first]).status == 404, name
         say("404 for what is unknown, damaged or forbidden")
+        say(first_tokens(client, files, prompts, work / "plain"))
         asked = files.names * 2
         rng.shuffle(asked)
         with ThreadPoolExecutor(4) as pool:
@@ -219,9 +231,51 @@ def check(python: Path, work: Path) -> None:
             assert client.complete(name, prompts[name]).tokens == expected[name], name
         assert len(list(files.cache.glob("*-*"))) >= 20
         say("40 requests after the cache was removed")
+        name, other = names_of_two(expected)
+        shutil.copy(files.store / other, files.store / name)
+        client.unload(name)
+        assert client.complete(name, prompts[other]).tokens == expected[other]
+        say("an adapter was replaced")
     log = (work / "log").read_text()
-    assert "damaged cannot be expanded" in log
+    assert "damaged cannot be expanded" in log and "foreign cannot be expanded" in log
+    assert "tenant-9999 cannot" not in log
     say("done")
+
+
+def first_tokens(client: Client, files: Files, prompts: dict[str, list[int]], plain: Path) -> str:
+    """Return how long a first token takes of an adapter that the server has not met, and of one it has."""
+    basis = Basis.open(files.basis)
+    names = files.names[: N_ADAPTERS // 8]
+    durations: dict[str, list[float]] = {"from the store": [], "from a plain LoRA": [], "loaded": []}
+    for name in names:
+        expand(files.store / name, basis, plain / name)
+        durations["from the store"].append(first_token(client, name, prompts[name]))
+        durations["loaded"].append(first_token(client, name, prompts[name]))
+        durations["from a plain LoRA"].append(first_token(client, name, prompts[name], plain / name))
+    medians = (f"{1e3 * statistics.median(found):.0f} ms {what}" for what, found in durations.items())
+    return f"first token of {len(names)} adapters, medians: {', '.join(medians)}"
+
+
+def first_token(client: Client, name: str, prompt: list[int], plain: Path | None = None) -> float:
+    """Return the seconds to a first token, of a plain LoRA those to load it included."""
+    started_s = time.perf_counter()
+    if plain is not None:
+        name = f"plain-{name}"
+        client.load(name, plain)
+    assert client.complete(name, prompt, 1).status == 200
+    return time.perf_counter() - started_s
+
+
+def names_of_two(expected: dict[str, list[int]]) -> tuple[str, str]:
+    """Return two adapters, of which the first does not say what the second says."""
+    first, *others = expected
+    return first, next(name for name in others if expected[name] != expected[first])
+
+
+def _of_another_basis(files: Files) -> None:
+    """Add an adapter of a basis that the server does not have."""
+    basis = dataclasses.replace(Basis.open(files.basis), digest=bytes(32))
+    write_adapters(files.store, ["foreign"], basis, write_layout(files.store, basis))
 
 
 def _damage(whole: Path, damaged: Path) -> None:
@@ -231,8 +285,6 @@ def _damage(whole: Path, damaged: Path) -> None:
 
 
 def _expanded_bytes(files: Files, out: Path) -> int:
-    from qpa.serve.expansion import expand
-
     expand(files.store / files.names[0], Basis.open(files.basis), out)
     return sum(file.stat().st_size for file in out.iterdir())
 

@@ -23,7 +23,7 @@ LLAMA = {
     "mlp.up_proj": (96, 64),
     "mlp.down_proj": (64, 96),
 }
-"""Rows and columns of the linear layers of a layer of `tests.tiny_models.tiny_llama`."""
+"""Rows and columns of the linear layers of a layer of the tests' tiny Llama."""
 
 
 def layers(of_one: Mapping[str, tuple[int, int]], n_layers: int) -> dict[str, tuple[int, int]]:
