@@ -145,6 +145,9 @@ class _Lazy(Mapping[str, Array]):
         array: Array = self._file.get_tensor(self._names[path])
         return array
 
+    def __contains__(self, path: object) -> bool:
+        return path in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

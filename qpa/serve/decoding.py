@@ -106,7 +106,8 @@ def tensors_of(
             tensor = _tensor(path, shape, by_path[path], bases)
             if path in initial:
                 n_kept = _n_kept(path, shape, [one.group for one in by_path[path]])
-                tensor[:n_kept] += initial[path][:n_kept]
+                if n_kept:
+                    tensor[:n_kept] += initial[path][:n_kept]
         if not np.all(np.isfinite(tensor)):
             raise DocumentError(path, "finite numbers", "NaN or infinity", "train again with a lower rate")
         yield path, tensor
@@ -132,15 +133,15 @@ def _tensor(path: str, shape: Shape, groups: Sequence[Decoded], bases: Mapping[s
         place = tensor[start:stop] if has_rows else tensor[:, start:stop]
         n_across = place.shape[1 if has_rows else 0]
         fits = stop <= shape[0 if has_rows else 1]
-        if one.group.axis != "spectrum":
+        basis = bases[path] if one.group.axis == "spectrum" else None
+        if basis is None:
             fits = fits and n_across == one.group.chunk_size
         elif fits:
-            basis = bases[path]
             fits = basis.shape[1 if has_rows else 0] == n_across and n <= basis.shape[0 if has_rows else 1]
         if not fits:
             expected = f"chunks that fit {list(shape)}"
             raise DocumentError(path, expected, f"{n} of {one.group.chunk_size} numbers", _OTHER)
-        _fill(place, path, one, bases, n)
+        _fill(place, path, one, basis, n)
         start = stop
     return tensor
 
@@ -152,13 +153,11 @@ def _extent(path: str, group: Group) -> tuple[bool, int]:
     return group.axis == "row", len(group.chunks[path])
 
 
-def _fill(place: Array, path: str, one: Decoded, bases: Mapping[str, Array], n: int) -> None:
-    axis = one.group.axis
-    if axis == "row":
-        place[...] = one.chunks(path)
-    elif axis == "column":
-        place[...] = one.chunks(path).T
+def _fill(place: Array, path: str, one: Decoded, basis: Array | None, n: int) -> None:
+    if basis is None:
+        chunks = one.chunks(path)
+        place[...] = chunks if one.group.axis == "row" else chunks.T
     elif not one.group.chunks[path]:
-        place[...] = bases[path][:n]
+        place[...] = basis[:n]
     else:
-        np.multiply(bases[path][:, :n], one.chunks(path).reshape(-1), out=place)
+        np.multiply(basis[:, :n], one.chunks(path).reshape(-1), out=place)
