@@ -55,8 +55,7 @@ def store(
         raise OptionError("store", expected, f"{len(files or ())} files")
     opened = None if basis is None else Basis.open(basis)
     if action == "add":
-        directory.mkdir(parents=True, exist_ok=True)
-        _list(Store.open(directory).add(files or [], force=force), directory, json_)
+        _list(Store(directory).add(files or [], force=force), directory, json_)
     elif action == "ls":
         _list(list(Store.open(directory).entries()), directory, json_)
     else:
