@@ -34,8 +34,8 @@ from qpa.documents import AdapterSpec
 from qpa.generators.chunks import basis_shapes
 from qpa.models.base_model import load_tokenizer
 from qpa.seeds import split_seed
-from qpa.training.calibration import N_CALIBRATION_BATCHES, choose_rows
-from qpa.training.data.data_options import DataOptions
+from qpa.training.calibration import choose_rows
+from qpa.training.data.data_options import N_CALIBRATION_BATCHES, DataOptions
 from qpa.training.data.splits import instruction_splits
 from qpa.training.evaluation import causal_loss
 from qpa.training.generated_adapter import GeneratedAdapter

@@ -12,12 +12,12 @@ Source: ours.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from qpa.documents import MANIFEST_PATH, Attachment, Manifest, read_manifest
+from qpa.documents.base import json_text
 from qpa.documents.verification import VERIFICATION_PATH
 from qpa.errors import DocumentError, ExportError
 from qpa.store.atomic_files import TEMPORARY_PREFIX, sha256_of
@@ -84,11 +84,6 @@ class ExportDirectory:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
-
-
-def json_text(content: Mapping[str, object]) -> bytes:
-    """Return a JSON object as people read it: indented, sorted keys, in UTF-8, one line feed at the end."""
-    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def check_output(out: Path, *, force: bool) -> None:

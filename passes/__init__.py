@@ -1,5 +1,6 @@
 """The passes, and the order in which they run.
 
+basis      inspect-model -> calibrate-basis
 plan       inspect-model -> plan-layout -> synthesize-circuit -> transpile-circuit
 transpile  transpile-circuit, again for another device, before or after training
 train      train-generator -> measure-circuit -> freeze-adapter
@@ -28,6 +29,7 @@ from qpa.pipeline.pipeline import Pipeline
 from qpa.training.data.data_options import names_of
 
 if TYPE_CHECKING:
+    from qpa.passes.calibrate_basis import CalibrateBasis
     from qpa.passes.explain_generator import ExplainGenerator
     from qpa.passes.inspect_model import InspectModel
     from qpa.passes.plan_layout import PlanLayout
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
 
 PLANNED = (AdapterSpec, WeightLayout, LogicalCircuit)
 """What training reads of a plan: the circuit in a device's own gates is no part of it."""
+
+
+def basis_pipeline(inspect: InspectModel, calibrate: CalibrateBasis) -> Pipeline:
+    """Return the passes of `qpa basis`: from a model's name to the directions of its gradient."""
+    return Pipeline(inspect, calibrate)
 
 
 def planning_pipeline(inspect: InspectModel, layout: PlanLayout, transpile: TranspileCircuit) -> Pipeline:

@@ -12,7 +12,9 @@ Rules:
    losses are those of the rounded base.
 4. How far an adapter of counts is from the one that exact probabilities give is written down: the relative
    error of its weights and, where the training's data is given again, its loss on the evaluation split.
-5. Nothing downstream needs the generator, the layout or a circuit.
+5. An adapter on a shared basis is decoded as `qpa.serve` decodes it, and not by torch, from the angles
+   where the measurement is exact. The training has set the live model to the same bits.
+6. Nothing downstream needs the generator, the layout or a circuit.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from qpa.documents import (
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import DataError, DocumentError, VerificationError, one_sentence
+from qpa.generators.canonical import canonical_adapter, keeps_probabilities, refusal
 from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.training.data.data_options import TrainingData, names_of
@@ -86,7 +89,8 @@ class FreezeAdapter(TrainingData):
         vector, live = context_vector(source, context), trained.live(source.context_name)
         recorded = load_file(context.files.get(live.adapter))
         arrays = load_file(context.files.get(trained.arrays))
-        generated = decode_adapter(spec, layout, arrays, measured_probabilities(source, context), vector)
+        probabilities = measured_probabilities(source, context)
+        generated = frozen_values(spec, layout, arrays, source, probabilities, vector)
         _check_names(recorded, generated)
         difference = _difference(recorded, generated)
         is_live = source.context is None or source.context.name is not None
@@ -283,7 +287,8 @@ def check_frozen(context: PassContext) -> tuple[Measurement, int]:
                 context.files.get(kept_file)
     arrays = load_file(context.files.get(trained.arrays))
     kept = load_file(context.files.get(frozen.arrays))
-    found = decode_adapter(spec, layout, arrays, probabilities, context_vector(measurement, context))
+    vector = context_vector(measurement, context)
+    found = frozen_values(spec, layout, arrays, measurement, probabilities, vector)
     is_live = frozen.arrays == trained.live(measurement.context_name).adapter
     for path, tensor in found.items():
         same = (
@@ -292,6 +297,31 @@ def check_frozen(context: PassContext) -> tuple[Measurement, int]:
         if not same:
             raise VerificationError(path, "the numbers that the measurement gives", "others", "freeze again")
     return measurement, len(found)
+
+
+def frozen_values(
+    spec: AdapterSpec,
+    layout: WeightLayout,
+    arrays: dict[str, Tensor],
+    measurement: Measurement,
+    probabilities: Tensor | None,
+    vector: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return the tensors that are frozen, see rules 1 and 5; the arguments are those of `decode_adapter`."""
+    from qpa.adapters.attach import initial_adapter
+
+    if spec.basis is None or refusal(layout) is not None:
+        return decode_adapter(spec, layout, arrays, probabilities, vector)
+    kept = kept_probabilities(layout, measurement, probabilities)
+    return canonical_adapter(spec, layout, arrays, initial_adapter(spec), kept)
+
+
+def kept_probabilities(
+    layout: WeightLayout, measurement: Measurement, probabilities: Tensor | None
+) -> Tensor | None:
+    """Return what a compact file keeps in the place of the angles; None where it keeps the angles."""
+    is_exact = measurement.source == "exact" and measurement.shots is None
+    return None if is_exact and not keeps_probabilities(layout) else probabilities
 
 
 def relative_error(

@@ -11,7 +11,9 @@ Rules:
    experts fused, PEFT takes some names to mean the experts, even where other modules have them.
 5. An adapter that goes on from a frozen one has its tensors, rank and alpha, and keeps a copy of its values:
    the first step starts where the other training ended.
-6. As far as a config tells, a model that is not causal is refused, and one whose quantised weights cannot be
+6. An adapter on a basis has the tensors, rank, alpha and seed of the basis; the training takes its directions
+   from there.
+7. As far as a config tells, a model that is not causal is refused, and one whose quantised weights cannot be
    loaded here.
 """
 
@@ -24,6 +26,7 @@ from typing import Any, ClassVar, final
 
 from qpa.adapters.kind import AdapterKind, Request
 from qpa.adapters.matrix_product import bond_dimension_option
+from qpa.adapters.on_basis import PlannedBasis
 from qpa.adapters.parent import Parent
 from qpa.adapters.qtha import FUSIONS
 from qpa.adapters.registry import DEFAULT, KINDS
@@ -56,6 +59,7 @@ class InspectModel:
              matrix product operators has a bond dimension too, so plan-layout says who has none.
              continue_from: a run whose frozen adapter this one starts as; it gives rank, alpha, targets
              and other options of its kind where they are not said.
+             basis: a directory of `qpa basis`; likewise.
              trust_remote_code: the user allows the model's own Python code to run.
     Source:  ours.
     """
@@ -111,6 +115,12 @@ class InspectModel:
         is_path=True,
         provenance=False,
     )
+    basis: str | None = option(
+        None,
+        help="Directory of qpa basis, whose directions the adapter shares.",
+        is_path=True,
+        provenance=False,
+    )
     revision: str | None = option(None, help="Branch, tag or commit on the Hub.")
     trust_remote_code: bool = option(False, help="Run Python code that comes with the model.")
 
@@ -130,12 +140,17 @@ class InspectModel:
         model = build_on_meta(config, self.model, trust_remote_code=self.trust_remote_code)
         check_causal_config(config, self.model, trust_remote_code=self.trust_remote_code)
         base = self._reference(config, model)
+        if self.continue_from is not None and self.basis is not None:
+            raise OptionError("basis", "one of `basis` and `continue_from`", "both", "leave one out")
+        basis = None if self.basis is None else PlannedBasis.read(Path(self.basis))
         parent = None if self.continue_from is None else Parent.read(Path(self.continue_from))
         asked = Request(**{field.name: getattr(self, field.name) for field in fields(Request)})
-        planned = kind.plan(model, asked if parent is None else parent.completed(asked))
+        origin = parent or basis
+        planned = kind.plan(model, asked if origin is None else origin.completed(asked))
         tensors = planned.tensors
+        if origin is not None:
+            origin.check(base, self.method, planned)
         if parent is not None:
-            parent.check(base, self.method, planned)
             tensors = tuple(tensor.model_copy(update={"initial": "parent"}) for tensor in tensors)
         spec = AdapterSpec(
             provenance=context.provenance(self, None),
@@ -148,7 +163,8 @@ class InspectModel:
             left_out=planned.left_out,
             fan_in_fan_out=planned.fan_in_fan_out,
             tensors=tensors,
-            seed=context.seed,
+            seed=context.seed if basis is None else basis.spec.seed,
+            basis=None if basis is None else basis.reference,
             parent=None if parent is None else parent.copied_to(context),
         )
         kind.check(model, spec)

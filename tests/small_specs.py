@@ -34,6 +34,7 @@ def spec_of(modules: list[tuple[str, int, int]], rank: int, seed: int = 0) -> Ad
     return AdapterSpec(
         provenance=Provenance(pass_name="test", options=(), seed=seed, qpa_version="0", parents=()),
         parent=None,
+        basis=None,
         base=BaseModelReference(
             name_or_path="model",
             revision=None,

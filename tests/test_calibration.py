@@ -11,7 +11,8 @@ from qpa.passes.inspect_model import InspectModel
 from qpa.passes.plan_layout import PlanLayout
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
-from qpa.training.calibration import N_CALIBRATION_BATCHES, choose_rows, gradient_bases
+from qpa.training.calibration import choose_rows, gradient_bases
+from qpa.training.data.data_options import N_CALIBRATION_BATCHES
 
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
 N_EXACT = 8
@@ -42,7 +43,9 @@ class Attached:
         return self.model(input_ids=rows, labels=rows).loss
 
     def bases(self, loss=None):
-        return gradient_bases(self.parameters, self.spec, self.layout, loss or self.loss, batches())
+        return gradient_bases(
+            self.parameters, self.spec, basis_shapes(self.layout), loss or self.loss, batches()
+        )
 
 
 def dense_gradients(attached):

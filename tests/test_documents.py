@@ -14,6 +14,9 @@ from qpa.documents import (
     Ansatz,
     Attachment,
     BaseModelReference,
+    BasisReference,
+    BasisTensor,
+    Calibration,
     Checkpoint,
     Contribution,
     DataSummary,
@@ -39,6 +42,7 @@ from qpa.documents import (
     ResolvedConfiguration,
     Score,
     Selection,
+    SharedBasis,
     SplitSummary,
     Strategy,
     TrainedContext,
@@ -59,7 +63,7 @@ FEATURES = ("circuit", "classical", "random", "bits")
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_FILES = sorted(GOLDEN.rglob("*.json"))
 STAGE_KINDS = tuple(stage.document for stage in STAGES)
-OTHERS = (Manifest, Checkpoint, Verification, Selection, ResolvedConfiguration)
+OTHERS = (SharedBasis, Manifest, Checkpoint, Verification, Selection, ResolvedConfiguration)
 KINDS = {kind.kind: kind for kind in (*STAGE_KINDS, *OTHERS)}
 NOWHERE = PassContext(seed=0, files=DirectoryStore(Path("nowhere")))
 
@@ -217,6 +221,7 @@ def adapter_specs(draw, min_rank=1):
         tensors=tuple(t for name in modules for t in tensor_pair(name, rank, draw(side), draw(side))),
         seed=draw(st.integers()),
         parent=None,
+        basis=draw(st.none() | st.builds(BasisReference, directory=TEXT, digest=TEXT)),
     )
 
 
@@ -534,8 +539,26 @@ def explanations(draw):
     )
 
 
+SHARED_BASIS = st.builds(
+    SharedBasis,
+    provenance=PROVENANCE,
+    base=BASE,
+    calibration=st.builds(Calibration, data_digest=TEXT, n_batches=POSITIVE, batch_size=POSITIVE),
+    scale=st.floats(1e-3, 1e3),
+    lora_config=TEXT,
+    tensors=st.lists(
+        st.builds(BasisTensor, path=NAME, key=NAME, factor=st.sampled_from("AB"), shape=st.just((2, 3))),
+        min_size=1,
+        max_size=3,
+        unique_by=(lambda one: one.path, lambda one: one.key),
+    ).map(tuple),
+    arrays=ATTACHMENT,
+)
+
+
 DOCUMENTS = {
     "adapter-spec": adapter_specs(),
+    "basis": SHARED_BASIS,
     "weight-layout": weight_layouts(),
     "logical-circuit": LOGICAL_CIRCUIT,
     "native-circuit": native_circuits(),

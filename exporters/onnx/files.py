@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qpa.exporters.directory import ExportDirectory, json_text
+from qpa.documents.base import json_text
+from qpa.exporters.directory import ExportDirectory
 from qpa.store.disk_space import room_for
 from qpa.store.tensor_file import Array
 

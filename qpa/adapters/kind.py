@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qpa.adapters.peft_directory import PeftDirectory
@@ -45,6 +45,13 @@ class Request:
     bond_dimension: int | None = None
     circuit_layers: int | None = None
     fusion: str | None = None
+
+
+def completed(asked: Request, spec: AdapterSpec) -> Request:
+    """Return a request with what was asked for an earlier adapter where nothing is asked now."""
+    before: Mapping[str, Any] = spec.provenance.option_values
+    missing = [field.name for field in fields(asked) if getattr(asked, field.name) is None]
+    return replace(asked, **{name: before.get(name) for name in missing})
 
 
 @dataclass(frozen=True)

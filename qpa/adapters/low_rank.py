@@ -36,7 +36,7 @@ def check_factors(shapes: Sequence[tuple[int, int]], rank: int) -> None:
         raise ValueError(f"rank {rank} is not within 1 and min(in, out)")
 
 
-def lora_config(frozen: FrozenAdapter, rank: int, *, use_dora: bool) -> JsonObject:
+def lora_config(frozen: FrozenAdapter | AdapterSpec, rank: int, *, use_dora: bool) -> JsonObject:
     """Return the content of adapter_config.json for factors of a rank, with alpha / rank in lora_B."""
     by_parameter = {"target_parameters": sorted(frozen.target_parameters)} if frozen.target_parameters else {}
     return common_config(frozen) | {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qpa.adapters.kind import PlannedAdapter, Request
+from qpa.adapters.kind import PlannedAdapter, Request, completed
 from qpa.documents import AdapterSpec, BaseModelReference, FrozenAdapter, ParentAdapter
 from qpa.errors import DocumentError, OptionError
 from qpa.pipeline.pass_protocol import PassContext, newest
@@ -40,9 +39,7 @@ class Parent:
 
     def completed(self, asked: Request) -> Request:
         """Return a request with what was asked of the parent where nothing is asked now."""
-        before: Mapping[str, Any] = self.spec.provenance.option_values
-        missing = [field.name for field in fields(asked) if getattr(asked, field.name) is None]
-        return replace(asked, **{name: before.get(name) for name in missing})
+        return completed(asked, self.spec)
 
     def check(self, base: BaseModelReference, method: str, planned: PlannedAdapter) -> None:
         """Check that a plan has the parent's base, kind, scale and tensors.

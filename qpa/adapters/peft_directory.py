@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from qpa.compat.peft_ import KEY_PREFIX
-from qpa.documents import FrozenAdapter
+from qpa.documents import AdapterSpec, FrozenAdapter
 from qpa.documents.base import JsonObject
 from qpa.documents.finding import Finding, several
 from qpa.models.linear_layers import is_selected, selects
@@ -63,7 +63,7 @@ class PeftDirectory(ABC):
         return arrays.read(key.removeprefix(KEY_PREFIX))
 
 
-def common_config(frozen: FrozenAdapter) -> JsonObject:
+def common_config(frozen: FrozenAdapter | AdapterSpec) -> JsonObject:
     """Return the fields of adapter_config.json that every kind has."""
     return {
         "base_model_name_or_path": frozen.base.name_or_path,

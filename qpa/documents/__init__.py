@@ -5,6 +5,7 @@ from qpa.documents.adapter_spec import (
     AdapterSpec,
     AdapterTensor,
     BaseModelReference,
+    BasisReference,
     LeftOut,
     ParentAdapter,
 )
@@ -27,6 +28,7 @@ from qpa.documents.native_circuit import GateCount, NativeCircuit
 from qpa.documents.parametrized_tensor import ParametrizedTensor
 from qpa.documents.resolved_configuration import Input, Package, ResolvedConfiguration, TrainedFrom
 from qpa.documents.selection import Selection, Strategy, TriedCircuit
+from qpa.documents.shared_basis import BasisTensor, Calibration, SharedBasis
 from qpa.documents.tensors import TENSOR_RULES, Method, Role, TensorRef, TensorRules, TensorShape
 from qpa.documents.trained_generator import Score, TrainedContext, TrainedGenerator, TrainingResult
 from qpa.documents.verification import EngineCheck, Verification
@@ -51,6 +53,9 @@ __all__ = [
     "Ansatz",
     "Attachment",
     "BaseModelReference",
+    "BasisReference",
+    "BasisTensor",
+    "Calibration",
     "Checkpoint",
     "ChunkGroup",
     "ChunkedTensor",
@@ -88,6 +93,7 @@ __all__ = [
     "Role",
     "Score",
     "Selection",
+    "SharedBasis",
     "SplitSummary",
     "Strategy",
     "TensorRef",

@@ -67,6 +67,17 @@ class ParentAdapter(Record):
     arrays: Attachment
 
 
+class BasisReference(Record):
+    """The basis that an adapter shares with others.
+
+    Args:    directory: where it was when the plan was made.
+             digest: the SHA-256 of its basis.json, 64 hexadecimal digits.
+    """
+
+    directory: str
+    digest: str
+
+
 class AdapterTensor(TensorRef):
     """One tensor of the adapter.
 
@@ -108,6 +119,11 @@ def _upgrade_4(content: JsonObject) -> JsonObject:
     return content | {"parent": None}
 
 
+def _upgrade_5(content: JsonObject) -> JsonObject:
+    """Version 5 knew no basis that adapters share."""
+    return content | {"basis": None}
+
+
 class AdapterSpec(Document):
     """What an adapter consists of.
 
@@ -128,6 +144,7 @@ class AdapterSpec(Document):
              seed: the seed of everything that is drawn before training.
              parent: the adapter with whose weights this one starts; None where each tensor starts by the rule
              of its role.
+             basis: where its directions are taken from; None where a training reads its own.
     """
 
     kind: ClassVar[str] = "adapter-spec"
@@ -136,6 +153,7 @@ class AdapterSpec(Document):
         _upgrade_2,
         _upgrade_3,
         _upgrade_4,
+        _upgrade_5,
     )
 
     base: BaseModelReference
@@ -149,6 +167,7 @@ class AdapterSpec(Document):
     tensors: tuple[AdapterTensor, ...]
     seed: int
     parent: ParentAdapter | None
+    basis: BasisReference | None
 
     @property
     def given(self) -> tuple[AdapterTensor, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -188,6 +188,11 @@ def digest_of(content: JsonObject) -> str:
     """Return the digest of a JSON object: SHA-256 of its compact canonical form."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def json_text(content: Mapping[str, object]) -> bytes:
+    """Return a JSON object as people read it: indented, sorted keys, in UTF-8, one line feed at the end."""
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _parse(text: bytes, subject: str) -> JsonObject:

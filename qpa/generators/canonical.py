@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qpa.documents import AdapterSpec, WeightLayout
+from qpa.errors import DocumentError
 from qpa.generators.chunks import basis_names
 from qpa.serve.arithmetic import Array
+from qpa.serve.circuits import ANSATZ
 from qpa.serve.decoding import Shape, decode, lengths, tensors_of
 from qpa.serve.layout import SCHEMA, Layout
 
@@ -48,6 +50,31 @@ def trained_numbers(
     expected = lengths(serve_layout(layout), are_probabilities=probabilities is not None)
     assert [len(array) for array in numbers] == expected
     return numbers
+
+
+def refusal(layout: WeightLayout) -> DocumentError | None:
+    """Return the error that says why an adapter of a layout has no canonical decoding; None where it has."""
+    try:
+        small = serve_layout(layout)
+        lengths(small, are_probabilities=keeps_probabilities(layout))
+    except DocumentError as error:
+        return error
+    return None
+
+
+def keeps_probabilities(layout: WeightLayout) -> bool:
+    """Return whether `qpa.serve` does not run the layout's circuits, so that it is given what they give."""
+    return layout.features.has_circuits and layout.ansatz.kind != ANSATZ
+
+
+def exact_probabilities(layout: WeightLayout, arrays: Mapping[str, Tensor]) -> Tensor | None:
+    """Return what the circuits give, float32[n_circuits, 2**n_qubits]; None where `qpa.serve` runs them."""
+    from qpa.circuits.circuit import Circuit
+    from qpa.generators.generator import angles_of
+
+    if not keeps_probabilities(layout):
+        return None
+    return Circuit(layout.ansatz).exact_probabilities(angles_of(layout, dict(arrays), None)).float()
 
 
 def canonical_adapter(

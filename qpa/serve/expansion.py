@@ -23,7 +23,7 @@ from qpa.serve.basis import Basis
 from qpa.serve.compact import Compact
 from qpa.serve.decoding import Decoded, Shape, decode, lengths, tensors_of
 from qpa.serve.layout import Layout
-from qpa.store.atomic_files import new_directory
+from qpa.store.atomic_files import check_absent, new_directory
 from qpa.store.disk_space import room_for
 
 CONFIG_FILE = "adapter_config.json"
@@ -41,8 +41,7 @@ def expand(compact: Path, basis: Basis, out: Path) -> None:
              DiskFullError: there is no room; nothing is left behind.
     """
     groups = groups_of(compact, basis)
-    if out.exists() or out.is_symlink():
-        raise DirectoryError(str(out), "a new directory", "one that is there", "choose another name")
+    check_absent(out)
     try:
         with new_directory(out, keep_existing=True) as work:
             (work / CONFIG_FILE).write_bytes(basis.config_text)

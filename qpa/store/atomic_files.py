@@ -137,6 +137,15 @@ def new_directory(path: Path, *, keep_existing: bool = False) -> Iterator[Path]:
         os.close(handle)
 
 
+def check_absent(path: Path) -> None:
+    """Check that there is nothing at the place of a new directory.
+
+    Raises:  DirectoryError: there is something.
+    """
+    if path.exists() or path.is_symlink():
+        raise DirectoryError(str(path), "a new directory", "one that is there", "choose another name")
+
+
 def remove_leftovers(parent: Path) -> None:
     """Remove the temporary files and directories that no living process holds.
 

@@ -21,8 +21,7 @@ from qpa.errors import DivergedError
 from qpa.generators.chunks import basis_shapes, kept_rows
 from qpa.generators.generator import Bases
 from qpa.seeds import split_seed
-
-N_CALIBRATION_BATCHES = 8
+from qpa.training.data.data_options import N_CALIBRATION_BATCHES
 
 
 def choose_rows(
@@ -37,7 +36,7 @@ def choose_rows(
 def gradient_bases(
     parameters: Mapping[str, AdapterParameter],
     spec: AdapterSpec,
-    layout: WeightLayout,
+    shapes: Mapping[str, tuple[int, int]],
     loss: Callable[[Any], Tensor],
     batches: Sequence[Any],
 ) -> Bases:
@@ -50,13 +49,14 @@ def gradient_bases(
 
     Args:    parameters: of the adapter, by path (`qpa.adapters.attach.adapter_parameters`).
              spec: its seed draws the range finder's test matrices.
+             shapes: of the bases that are wanted, by the path of the tensor that holds them
+             (`qpa.generators.chunks.basis_shapes`).
              loss: the loss of the model with this adapter on a batch.
              batches: a few batches of the training data.
     Raises:  DivergedError: the gradient is not finite.
     Source:  Halko, Martinsson, Tropp, SIAM Review 53 (2011), algorithms 4.1 and 5.1; ours: the adapter as
              the only access to the gradient.
     """
-    shapes = basis_shapes(layout)
     if not shapes:
         return {}
     pairs = [(a.path, b.path) for a, b in spec.pairs if a.path in shapes]

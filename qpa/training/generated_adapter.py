@@ -11,8 +11,8 @@ from torch import Tensor
 from qpa.adapters.attach import adapter_parameters, attach_adapter
 from qpa.adapters.parameter_view import AdapterParameter, leaf_of
 from qpa.documents import AdapterSpec
-from qpa.generators.chunks import kept_rows
-from qpa.generators.generator import Generator
+from qpa.generators.chunks import basis_shapes, kept_rows
+from qpa.generators.generator import Bases, Generator
 from qpa.training.calibration import column_bases, gradient_bases
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 
@@ -44,8 +44,15 @@ class GeneratedAdapter:
         Raises:  DivergedError: the gradient is not finite.
         """
         layout = self.generator.layout
-        find = gradient_bases if spec.parent is None else column_bases
-        self.generator.set_bases(find(self.parameters, spec, layout, loss, batches))
+        if spec.parent is None:
+            bases = gradient_bases(self.parameters, spec, basis_shapes(layout), loss, batches)
+        else:
+            bases = column_bases(self.parameters, spec, layout, loss, batches)
+        self.take_bases(bases)
+
+    def take_bases(self, bases: Bases) -> None:
+        """Give the generator's spectra their directions, in all processes."""
+        self.generator.set_bases(bases)
         self.optimizer.push_forward()
         self.optimizer.share_all()
 

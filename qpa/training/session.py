@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PrinterCallback
 
 from qpa.adapters.attach import adapter_parameters, set_adapter, wrap_model
+from qpa.adapters.on_basis import basis_of, directions
 from qpa.adapters.parameter_view import AdapterParameter
 from qpa.adapters.parent import parent_of
 from qpa.adapters.registry import KINDS
@@ -35,11 +36,13 @@ from qpa.documents import (
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import DivergedError, OptionError, OtherDataError, SourceError
+from qpa.generators.chunks import basis_shapes
 from qpa.generators.fast_weights import contexts_of
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_model, load_tokenizer, torch_device
 from qpa.models.probe import record_probe
 from qpa.pipeline.pass_protocol import PassContext
+from qpa.serve.basis import Basis
 from qpa.store.atomic_files import remove_leftovers
 from qpa.store.run_directory import CHECKPOINTS, METRICS
 from qpa.termination import deferring_sigterm
@@ -63,6 +66,7 @@ from qpa.training.objectives.objective import LOSS, OBJECTIVES, PERPLEXITY, Obje
 from qpa.training.processes import ALONE, Processes, naming_lost_processes
 from qpa.training.row_order import ContextOrder, even_out, order_contexts
 from qpa.training.schedules import SCHEDULES
+from qpa.training.settling import settle
 from qpa.training.tasks import Task, digest_of, read_tasks, score_name, score_tasks, together
 from qpa.training.trackers import Trackers
 from qpa.training.training_log import TrainingLog
@@ -79,6 +83,8 @@ class Session:
     Args:    options, provenance, context: of the pass.
              splits: the tokenised splits; data_digest: the digest of both.
              tasks: the same rows by context; () where the generator has none.
+             basis: where the directions are taken from; None where they are read off the gradient, and for a
+             training that goes on, which has them.
              adapted: the model with its adapter, and the optimizer with the generator.
              trainer: of transformers, which has all of these.
              trackers: what draws the lines of metrics.jsonl.
@@ -95,6 +101,7 @@ class Session:
     splits: Splits
     tasks: tuple[Task, ...]
     data_digest: str
+    basis: Basis | None
     adapted: GeneratedAdapter
     trainer: Any
     trackers: Trackers
@@ -168,6 +175,7 @@ def prepare(
     device, trust = torch_device(options.device), options.trust_remote_code
     check_machine(options, device)
     execution = execution_of(options, context)
+    basis = None if options.resume else basis_of(spec, options.basis)
     context.progress("loading the base model and the data", 0, 1)
     tokenizer = load_tokenizer(spec.base, trust_remote_code=trust)
     objective = OBJECTIVES[options.objective](options, tokenizer)
@@ -228,6 +236,7 @@ def prepare(
         splits=splits,
         tasks=tasks,
         data_digest=digest_of(splits, tasks),
+        basis=basis,
         adapted=adapted,
         trainer=trainer,
         trackers=Trackers(
@@ -241,9 +250,12 @@ def prepare(
 
 
 def calibrate(session: Session) -> None:
-    """Give the generator's spectra the directions of the gradient of a few training batches."""
+    """Give the generator's spectra their directions: of a basis, or of the gradient of a few batches."""
     context, rows = session.context, session.splits.training
     layout = context.document(WeightLayout)
+    if session.basis is not None:
+        session.adapted.take_bases(directions(session.basis, basis_shapes(layout)))
+        return
     if layout.features.contexts is not None and layout.features.contexts.kind == "prompt":
         vectors = contexts_of(session.adapted.generator)
         of_tasks = [task.splits.training for task in session.tasks]
@@ -333,13 +345,20 @@ def choose(session: Session, fitted: Fitted) -> tuple[int, Mapping[str, float]]:
     Raises:  CheckpointError: the best checkpoint is missing or damaged.
              DivergedError: the loss is not finite.
     """
+    _settle(session)
     last = score(session, "evaluating the adapted model", step=fitted.n_steps)
     if not session.options.freezes_best or fitted.best is None or last[LOSS] < fitted.best[1]:
         return fitted.n_steps, last
     step, _ = fitted.best
     path = checkpoint_path(session.checkpoints, step)
     restore_optimizer(path, session.adapted.optimizer, read_checkpoint(path, session.saved_as, "train again"))
+    _settle(session)
     return step, score(session, "evaluating the best model", step=step)
+
+
+def _settle(session: Session) -> None:
+    spec, layout = session.context.document(AdapterSpec), session.context.document(WeightLayout)
+    settle(session.adapted, spec, layout, session.options.source)
 
 
 def score(session: Session, description: str, *, step: int) -> Mapping[str, float]:

@@ -55,6 +55,7 @@ class TrainingOptions(DataOptions, SamplingOptions):
              quantize: what the base's weights are rounded to for the training, a name in
              `qpa.models.quantization.QUANTIZATIONS`; None for not.
              device: "auto", "cpu" or "cuda".
+             basis: where the plan's basis is now; None for where it was planned with.
              trust_remote_code: let the model's own Python code run.
              eval_steps: steps between evaluations during the training; None for none.
              keep_best: freeze the generator of the best evaluation instead of the last.
@@ -157,6 +158,14 @@ class TrainingOptions(DataOptions, SamplingOptions):
         panel=_PRECISION,
     )
     device: str = option("auto", help="Device to run on: {choices}.", choices=DEVICES, panel=_PRECISION)
+    basis: str | None = option(
+        None,
+        help="Where the basis of the plan is now.",
+        is_path=True,
+        shown_default="where it was planned with",
+        provenance=False,
+        in_file=False,
+    )
     eval_steps: int | None = option(
         None,
         help="Steps between evaluations during the training.",

@@ -13,6 +13,9 @@ LOSS_ON = ("completion", "assistant", "all")
 
 EVAL_SHARE = 0.1
 
+N_CALIBRATION_BATCHES = 8
+"""Batches of which the gradient is read for directions."""
+
 
 @dataclass(frozen=True)
 class DataOptions:
