@@ -14,6 +14,7 @@ from qpa.cli.output import JsonOption, print_json, print_line, print_table, prog
 
 if TYPE_CHECKING:
     from qpa.documents import Manifest
+    from qpa.exporters.compact import Written
     from qpa.exporters.registry import FormatChoice
 
 EXAMPLES = """
@@ -24,27 +25,30 @@ qpa export runs/bard --format lora --out adapters/bard
 qpa export runs/bard --format merged --dtype bfloat16 --out models/bard
 
 qpa export runs/bard --format onnx-adapter --base-graph graphs --out adapters/bard-onnx
+
+qpa export runs/tenant-17 --format compact --numbers int16 --out store/tenant-17
 """
 
 
 def makers() -> Makers:
     """Return the choice of a format, and the exporters, each of which has some of the other options."""
     from qpa.documents.manifest import FORMATS
+    from qpa.exporters.compact import ExportCompact
     from qpa.exporters.registry import FormatChoice
 
-    return {"choice": FormatChoice, "options": tuple(FORMATS[name] for name in FORMATS)}
+    return {"choice": FormatChoice, "options": (*(FORMATS[name] for name in FORMATS), ExportCompact)}
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory with a trained adapter.")],
-    out: Annotated[Path, typer.Option(help="Directory to make.")],
+    out: Annotated[Path, typer.Option(help="Directory to make; of compact a file.")],
     choice: FormatChoice,
     options: dict[str, Any],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Write a frozen adapter in a format that knows nothing of generators or circuits."""
-    from qpa.documents import FrozenAdapter
+    from qpa.documents import FrozenAdapter, Manifest
     from qpa.exporters.registry import exporter_for
     from qpa.pipeline.pass_protocol import PassContext
     from qpa.store.run_directory import RunDirectory
@@ -57,11 +61,25 @@ def export(
     with progress_bar() as progress:
         context = PassContext(frozen.provenance.seed, directory.files, documents, progress)
         manifest = exporter.emit(frozen, out, context, force=force)
+    if not isinstance(manifest, Manifest):
+        _report_compact(manifest, as_json=json_)
+        return
     if json_:
         files = [entry.model_dump() for entry in manifest.files]
         print_json({"out": str(out), "format": manifest.format, "rank": manifest.rank, "files": files})
         return
     _report(manifest, out, options.get("model"))
+
+
+def _report_compact(written: Written, *, as_json: bool) -> None:
+    if as_json:
+        files = [{"file": str(written.path), "n_bytes": written.n_bytes}, {"file": str(written.layout)}]
+        print_json({"out": str(written.path), "format": "compact", "files": files})
+        return
+    what = "numbers, with the measured probabilities" if written.keeps_probabilities else "numbers"
+    print_line(f"{written.n_numbers:,} {what}, in {written.n_bytes:,} bytes; layout {written.layout}")
+    next_ = f"qpa expand {written.path} --basis <basis> --out <directory>"
+    print_line(f"wrote {written.path}; next: {next_}")
 
 
 def _report(manifest: Manifest, out: Path, model: str | None) -> None:

@@ -18,7 +18,9 @@ from typer.core import TyperGroup
 
 from qpa import __version__
 from qpa.cli import (
+    basis,
     bench,
+    expand,
     explain,
     export,
     freeze,
@@ -47,6 +49,7 @@ COMMANDS: dict[str, Command] = {
             init,
             preview,
             run,
+            basis,
             plan,
             targets,
             transpile,
@@ -54,6 +57,7 @@ COMMANDS: dict[str, Command] = {
             freeze,
             explain,
             export,
+            expand,
             generate,
             inspect,
             verify,

@@ -20,7 +20,9 @@ from qpa.cli.main import COMMANDS, main
 from qpa.documents import PassOption
 from qpa.documents.manifest import FORMATS
 from qpa.errors import DirectoryError, ModelError, OptionError
+from qpa.exporters.compact import ExportCompact
 from qpa.exporters.registry import FormatChoice
+from qpa.passes.calibrate_basis import CalibrateBasis
 from qpa.passes.explain_generator import ExplainGenerator
 from qpa.passes.freeze_adapter import FreezeAdapter
 from qpa.passes.inspect_model import InspectModel
@@ -39,13 +41,14 @@ from qpa.training.data.data_options import DataOptions
 
 EXPORTERS = tuple(FORMATS[name] for name in FORMATS)
 TAKEN_BY: dict[str, tuple[type[Any], ...]] = {
+    "basis": (InspectModel, CalibrateBasis),
     "plan": (InspectModel, PlanLayout, TranspileCircuit),
     "transpile": (TranspileCircuit,),
     "preview": (DataOptions,),
     "train": (TrainGenerator, MeasureCircuit, FreezeAdapter, TranspileCircuit),
     "freeze": (MeasureCircuit, FreezeAdapter, TranspileCircuit),
     "explain": (ExplainGenerator,),
-    "export": (FormatChoice, *EXPORTERS),
+    "export": (FormatChoice, *EXPORTERS, ExportCompact),
     "verify": (VerifyAdapter,),
     "generate": (ContinuePrompts,),
     "report": (ContinuePrompts,),
