@@ -16,6 +16,7 @@ from tests.tiny_models import tiny_gpt2, tiny_llama
 
 MODELS: dict[str, Callable[[Path], Path]] = {"models/stories260K": tiny_llama, "models/gpt2": tiny_gpt2}
 SMALLER = {
+    "basis": ("--batches", "1", "--max-length", "32", "--batch-size", "2"),
     "train": ("--max-steps", "2", "--max-length", "32", "--batch-size", "2"),
     "freeze": ("--shots", "256"),
     "explain": ("--rows", "2", "--permutations", "1"),

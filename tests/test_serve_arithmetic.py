@@ -7,12 +7,13 @@ import math
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpa.serve.arithmetic import MAX_ARGUMENT, MAX_EXPONENT, exp, sin_cos
 
 
+@settings(deadline=None)
 @given(st.floats(-MAX_ARGUMENT, MAX_ARGUMENT))
 def test_sine_and_cosine_are_right_to_the_last_bits_of_one(angle):
     sine, cosine = (float(array[0]) for array in sin_cos(np.array([angle])))
@@ -21,6 +22,7 @@ def test_sine_and_cosine_are_right_to_the_last_bits_of_one(angle):
         assert abs(mpmath.cos(angle) - cosine) < 2.5e-16
 
 
+@settings(deadline=None)
 @given(st.floats(-MAX_EXPONENT, MAX_EXPONENT))
 def test_exp_is_right_to_its_last_bits(exponent):
     found = float(exp(np.array([exponent]))[0])

@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as array_of
 
@@ -43,6 +43,7 @@ def test_the_bytes_are_those_of_the_format():
     assert FILES["int16"] == signed(head + body + struct.pack("<3h", 16384, -32767, 32767))
 
 
+@settings(deadline=None)
 @given(st.lists(numbers, max_size=4), st.booleans(), st.binary(min_size=32, max_size=32))
 def test_float32_numbers_come_back(arrays, are_probabilities, digest):
     compact = Compact(digest, LAYOUT, are_probabilities, tuple(arrays))
@@ -51,6 +52,7 @@ def test_float32_numbers_come_back(arrays, are_probabilities, digest):
     assert [one.tobytes() for one in found.arrays] == [one.tobytes() for one in arrays]
 
 
+@settings(deadline=None)
 @given(st.lists(numbers, max_size=4))
 def test_integers_are_off_by_half_a_step_at_most(arrays):
     found = Compact.parse("tenant", Compact(BASIS, LAYOUT, False, tuple(arrays)).as_bytes("int16"))
@@ -85,6 +87,7 @@ def test_every_flipped_bit_is_found(numbers):
             refusal(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.booleans())
 def test_hostile_bytes_give_one_line(content, has_start):
     start = b"QPAC\x01\x00" if has_start else b""
@@ -94,6 +97,7 @@ def test_hostile_bytes_give_one_line(content, has_start):
         assert "\n" not in str(error)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 65535), st.binary(max_size=60))
 def test_hostile_fields_give_one_line(kind, flag, n_arrays, body):
     head = struct.pack("<4sHBB32s32sH", b"QPAC", 1, kind % 3, flag % 3, BASIS, LAYOUT, n_arrays % 9)
