@@ -38,7 +38,6 @@ from qpa.documents import (
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import DataError, DocumentError, VerificationError, one_sentence
-from qpa.generators.canonical import canonical_adapter, keeps_probabilities, refusal
 from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.training.data.data_options import TrainingData, names_of
@@ -309,6 +308,7 @@ def frozen_values(
 ) -> dict[str, Tensor]:
     """Return the tensors that are frozen, see rules 1 and 5; the arguments are those of `decode_adapter`."""
     from qpa.adapters.attach import initial_adapter
+    from qpa.generators.canonical import canonical_adapter, refusal
 
     if spec.basis is None or refusal(layout) is not None:
         return decode_adapter(spec, layout, arrays, probabilities, vector)
@@ -320,6 +320,8 @@ def kept_probabilities(
     layout: WeightLayout, measurement: Measurement, probabilities: Tensor | None
 ) -> Tensor | None:
     """Return what a compact file keeps in the place of the angles; None where it keeps the angles."""
+    from qpa.generators.canonical import keeps_probabilities
+
     is_exact = measurement.source == "exact" and measurement.shots is None
     return None if is_exact and not keeps_probabilities(layout) else probabilities
 

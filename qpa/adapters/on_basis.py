@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from qpa.adapters.kind import PlannedAdapter, Request, completed
 from qpa.documents import AdapterSpec, BaseModelReference, BasisReference
 from qpa.errors import DocumentError, OptionError
-from qpa.serve.basis import Basis
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from qpa.serve.basis import Basis
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class PlannedBasis:
 
         Raises:  DocumentError: it is missing or damaged.
         """
+        from qpa.serve.basis import Basis
+
         basis = Basis.open(directory)
         path = directory / AdapterSpec.file_name()
         if not path.is_file():
@@ -81,6 +84,8 @@ def basis_of(spec: AdapterSpec, moved_to: str | None) -> Basis | None:
     Raises:  OptionError: a place is given, and the plan has no basis.
              DocumentError: it is missing or damaged, or another one is there.
     """
+    from qpa.serve.basis import Basis
+
     if spec.basis is None:
         if moved_to is not None:
             raise OptionError("basis", "none, since the plan has no basis", moved_to, "leave it out")
