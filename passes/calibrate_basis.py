@@ -11,7 +11,7 @@ Source: ours; see `qpa.training.calibration`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, final
 
 from qpa.documents import AdapterSpec, BasisTensor, Calibration, Document, SharedBasis
@@ -107,9 +107,7 @@ class CalibrateBasis(DataOptions):
         rows = splits.training
         chosen = choose_rows(len(rows), self.batch_size, context.seed_for("calibration"), self.batches)
         context.progress("reading the gradient", 0, 1)
-        shapes = {
-            tensor.path: tensor.shape for pair in spec.pairs for tensor in pair
-        }  # all directions of the rank
+        shapes = {tensor.path: tensor.shape for pair in spec.pairs for tensor in pair}
         bases = gradient_bases(
             adapter_parameters(model, spec),
             spec,
@@ -121,8 +119,6 @@ class CalibrateBasis(DataOptions):
 
     def _as_training(self) -> Any:
         """Return the options of a training on the same data."""
-        from dataclasses import fields
-
         from qpa.training.training_options import TrainingOptions
 
         of_data = {field.name: getattr(self, field.name) for field in fields(DataOptions)}

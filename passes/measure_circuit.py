@@ -124,20 +124,13 @@ class MeasureCircuit(SamplingOptions):
                  DocumentError: a file is missing or damaged, or the angles are not the circuit's.
                  SourceError: what runs the circuits fails.
         """
-        from safetensors.torch import load_file
-
-        from qpa.generators.generator import angles_of
-
         name = self.source or source.source
         self.check(name)
         layout = context.document(WeightLayout)
         self.check_context(layout)
-        facts = dict(_NOTHING)
-        arrays = load_file(context.files.get(source.arrays))
-        vector = self._vector(arrays, layout, source, context)
-        if layout.features.has_circuits:
-            angles = angles_of(layout, arrays, vector)
-            facts = self._measure(angles, self._source(source, context), context)
+        facts, vector = dict(_NOTHING), None
+        if layout.features.has_circuits or layout.features.contexts is not None:
+            facts, vector = self._facts(source, layout, context)
         return Measurement(
             provenance=context.provenance(self, source),
             source=name,
@@ -146,6 +139,21 @@ class MeasureCircuit(SamplingOptions):
             context=self._measured_context(layout, vector, context),
             **facts,
         )
+
+    def _facts(
+        self, trained: TrainedGenerator, layout: WeightLayout, context: PassContext
+    ) -> tuple[dict[str, Any], Tensor | None]:
+        """Return what a measurement says, and the context that was measured, of a training's arrays."""
+        from safetensors.torch import load_file
+
+        from qpa.generators.generator import angles_of
+
+        arrays = load_file(context.files.get(trained.arrays))
+        vector = self._vector(arrays, layout, trained, context)
+        if not layout.features.has_circuits:
+            return dict(_NOTHING), vector
+        angles = angles_of(layout, arrays, vector)
+        return self._measure(angles, self._source(trained, context), context), vector
 
     def check_context(self, layout: WeightLayout) -> None:
         """Check that a plan has the context that is to be frozen.

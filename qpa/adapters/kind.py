@@ -17,7 +17,15 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qpa.adapters.peft_directory import PeftDirectory
-from qpa.documents import AdapterSpec, AdapterTensor, FrozenAdapter, LeftOut, TensorRules
+from qpa.documents import (
+    AdapterSpec,
+    AdapterTensor,
+    BaseModelReference,
+    FrozenAdapter,
+    LeftOut,
+    TensorRules,
+)
+from qpa.errors import OptionError
 from qpa.models.linear_layers import last_component
 
 if TYPE_CHECKING:
@@ -65,6 +73,34 @@ class PlannedAdapter:
     target_parameters: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     fan_in_fan_out: bool = False
+
+
+def check_as_before(
+    before: AdapterSpec | FrozenAdapter,
+    base: BaseModelReference,
+    method: str,
+    planned: PlannedAdapter,
+    *,
+    whose: str,
+    base_words: str,
+    advice: str = "",
+) -> None:
+    """Check that a plan has the base model, kind and scale of what there was before.
+
+    Args:    whose: what that is, in words: "the basis".
+             base_words: the same of its base model.
+             advice: what to do with an option that says something else.
+    Raises:  OptionError: it has others.
+    """
+    if base.config_digest != before.base.config_digest:
+        raise OptionError("model", f"{base_words}, {before.base.name_or_path}", base.name_or_path)
+    for name, wanted, found in (
+        ("method", before.method, method),
+        ("rank", before.rank, planned.rank),
+        ("alpha", before.alpha, planned.alpha),
+    ):
+        if wanted != found:
+            raise OptionError(name, f"{wanted}, as of {whose}", str(found), advice)
 
 
 class AdapterKind(ABC):

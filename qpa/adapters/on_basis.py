@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qpa.adapters.kind import PlannedAdapter, Request, completed
+from qpa.adapters.kind import PlannedAdapter, Request, check_as_before, completed
 from qpa.documents import AdapterSpec, BaseModelReference, BasisReference
 from qpa.errors import DocumentError, OptionError
 
@@ -62,19 +62,11 @@ class PlannedBasis:
 
         Raises:  OptionError: it has others.
         """
-        spec = self.spec
-        if base.config_digest != spec.base.config_digest:
-            expected = f"the base model of the basis, {spec.base.name_or_path}"
-            raise OptionError("model", expected, base.name_or_path)
-        for name, wanted, found in (
-            ("method", spec.method, method),
-            ("rank", spec.rank, planned.rank),
-            ("alpha", spec.alpha, planned.alpha),
-        ):
-            if wanted != found:
-                raise OptionError(name, f"{wanted}, as of the basis", str(found), "leave it out")
-        if planned.tensors != spec.tensors:
-            raise OptionError("targets", "the layers of the basis", "others", "leave it out")
+        whose, advice = "the basis", "leave it out"
+        words = f"the base model of {whose}"
+        check_as_before(self.spec, base, method, planned, whose=whose, base_words=words, advice=advice)
+        if planned.tensors != self.spec.tensors:
+            raise OptionError("targets", f"the layers of {whose}", "others", advice)
 
 
 def basis_of(spec: AdapterSpec, moved_to: str | None) -> Basis | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qpa.adapters.kind import PlannedAdapter, Request, completed
+from qpa.adapters.kind import PlannedAdapter, Request, check_as_before, completed
 from qpa.documents import AdapterSpec, BaseModelReference, FrozenAdapter, ParentAdapter
 from qpa.errors import DocumentError, OptionError
 from qpa.pipeline.pass_protocol import PassContext, newest
@@ -46,18 +46,10 @@ class Parent:
 
         Raises:  OptionError: it has others.
         """
-        frozen = self.frozen
-        if base.config_digest != frozen.base.config_digest:
-            expected = f"the base of the adapter to continue, {frozen.base.name_or_path}"
-            raise OptionError("model", expected, base.name_or_path)
-        for name, before, now in (
-            ("method", frozen.method, method),
-            ("rank", frozen.rank, planned.rank),
-            ("alpha", frozen.alpha, planned.alpha),
-        ):
-            if before != now:
-                raise OptionError(name, f"{before}, as of the adapter to continue", str(now))
-        if tuple(tensor.ref for tensor in planned.tensors) != frozen.tensors:
+        whose = "the adapter to continue"
+        words = f"the base of {whose}"
+        check_as_before(self.frozen, base, method, planned, whose=whose, base_words=words)
+        if tuple(tensor.ref for tensor in planned.tensors) != self.frozen.tensors:
             raise OptionError("targets", "the layers of the adapter to continue", "others", "leave it out")
 
     def copied_to(self, context: PassContext) -> ParentAdapter:

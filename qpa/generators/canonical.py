@@ -43,11 +43,17 @@ def trained_numbers(
              probabilities: float32[n_circuits, 2**n_qubits], to be kept in the place of the angles.
     Raises:  DocumentError: `qpa.serve` does not compute such features.
     """
+    return _trained_numbers(serve_layout(layout), arrays, probabilities)
+
+
+def _trained_numbers(
+    layout: Layout, arrays: Mapping[str, Tensor], probabilities: Tensor | None
+) -> tuple[Array, ...]:
     features = [name for name in sorted(arrays) if name.startswith(_FEATURES)]
     kept = [arrays[name] for name in features] if probabilities is None else [probabilities]
     kept += [arrays[f"decoders.{index}.weights.0"] for index in range(len(layout.groups))]
-    numbers = tuple(array.detach().cpu().numpy().astype(np.float32).reshape(-1) for array in kept)
-    expected = lengths(serve_layout(layout), are_probabilities=probabilities is not None)
+    numbers = tuple(_array(array).reshape(-1) for array in kept)
+    expected = lengths(layout, are_probabilities=probabilities is not None)
     assert [len(array) for array in numbers] == expected
     return numbers
 
@@ -93,8 +99,9 @@ def canonical_adapter(
     """
     import torch
 
-    numbers = trained_numbers(layout, arrays, probabilities)
-    groups = decode(serve_layout(layout), numbers, are_probabilities=probabilities is not None)
+    small = serve_layout(layout)
+    numbers = _trained_numbers(small, arrays, probabilities)
+    groups = decode(small, numbers, are_probabilities=probabilities is not None)
     bases = {path: _array(arrays[name]) for path, name in basis_names(layout).items()}
     shapes = {tensor.path: Shape(*tensor.shape) for tensor in spec.tensors}
     first = {a.path: _array(initial[a.path]) for a, _ in spec.pairs}
