@@ -23,7 +23,8 @@ from qpa.circuits.ansatz import kind_of, make_ansatz
 from qpa.circuits.circuit import Circuit
 from qpa.circuits.trainability import expressivity_at, gradients_at, uniform_angles
 from qpa.documents import Ansatz
-from qpa.generators.features.circuit import FEATURE_EPSILON, WINDOW_NOISE
+from qpa.generators.features.circuit import WINDOW_NOISE
+from qpa.serve.features import FEATURE_EPSILON
 
 HEADER = (
     *("ansatz", "N", "angles", "feature, start", "feature, random", "p, start", "p, random", "x 4^N"),

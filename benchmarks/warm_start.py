@@ -50,8 +50,8 @@ from qpa.bench.generated import GENERATED, STATE_RATES, Generated, sized_plans, 
 from qpa.bench.method import Attached, BenchBase, Configuration
 from qpa.bench.trial import batches
 from qpa.documents import ChunkGroup, WeightLayout
-from qpa.generators.features.circuit import FEATURE_EPSILON
 from qpa.generators.layout_options import LayoutOptions
+from qpa.serve.features import FEATURE_EPSILON
 from qpa.training.evaluation import causal_loss
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 from qpa.training.plain_step import take_step

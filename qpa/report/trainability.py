@@ -199,7 +199,7 @@ def _one_thread() -> Iterator[None]:
 
 def _epsilon(layout: WeightLayout) -> float:
     """Return what is added below the root in the scale of p 2^N; a window's feature has it in its own."""
-    from qpa.generators.features.circuit import FEATURE_EPSILON
+    from qpa.serve.features import FEATURE_EPSILON
 
     windows = layout.features.windows
     return FEATURE_EPSILON * (1 if windows is None else 2**windows.n_window_qubits)

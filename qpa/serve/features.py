@@ -123,7 +123,7 @@ def _log_linear(layout: Layout, arrays: Sequence[Array]) -> Array:
     (weights,) = arrays
     exponents = np.zeros(layout.n_states)
     signs = 1.0 - 2.0 * _bits(layout.n_qubits)
-    for bits, weight in zip(islice(_subsets(layout.n_qubits), len(weights)), weights, strict=True):
+    for bits, weight in zip(islice(subsets(layout.n_qubits), len(weights)), weights, strict=True):
         parity = signs[list(bits)].prod(axis=0)  # of ones and minus ones, so that no order matters
         exponents += parity * weight
     _check_size("the log-linear features' exponents", exponents, MAX_EXPONENT)
@@ -170,8 +170,8 @@ def _bits(n_qubits: int) -> Array:
     return ((np.arange(2**n_qubits) >> shifts) & 1).astype(np.float64)
 
 
-def _subsets(n_qubits: int) -> Iterator[tuple[int, ...]]:
-    """Yield the sets of qubits: by their size, then by the width that they span, then from left."""
+def subsets(n_qubits: int) -> Iterator[tuple[int, ...]]:
+    """Yield the non-empty sets of qubits: by their size, then by the width that they span, then from left."""
     for size in range(1, n_qubits + 1):
         yield from sorted(combinations(range(n_qubits), size), key=lambda bits: (bits[-1] - bits[0], bits))
 

@@ -26,8 +26,7 @@ from qpa.circuits.execution import Execution
 from qpa.documents import WeightLayout
 from qpa.generators.features.kind import FeatureKind, Room
 from qpa.generators.features.states import random_of, state_bits
-
-FEATURE_EPSILON = 0.01
+from qpa.serve.features import FEATURE_EPSILON
 
 WINDOW_NOISE = 0.01
 """Standard deviation, in radians, of what is added to angles that put a circuit on its window."""

@@ -10,8 +10,7 @@ Source: ours; a log-linear model, as in Bishop, Holland, Discrete Multivariate A
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import combinations, islice
+from itertools import islice
 from typing import ClassVar, final
 
 import torch
@@ -21,6 +20,7 @@ from qpa.circuits.execution import Execution
 from qpa.documents import WeightLayout
 from qpa.generators.features.kind import FeatureKind, Room, WithoutCircuits
 from qpa.generators.features.states import state_bits
+from qpa.serve.features import subsets
 
 
 @final
@@ -56,9 +56,3 @@ class LogLinearFeatures(WithoutCircuits, nn.Module):
     def forward(self, probabilities: None) -> Tensor:
         """Return float[2**n_qubits, 1]."""
         return torch.exp(self.get_buffer("parities") @ self.weights)[:, None]
-
-
-def subsets(n_qubits: int) -> Iterator[tuple[int, ...]]:
-    """Yield the non-empty sets of qubits: by their size, then by the width that they span, then from left."""
-    for size in range(1, n_qubits + 1):
-        yield from sorted(combinations(range(n_qubits), size), key=lambda bits: (bits[-1] - bits[0], bits))
