@@ -151,8 +151,10 @@ def test_every_option_of_every_pass_has_a_place_in_the_file():
         ("trian:\n  max_steps: 3", "line 1: expected an option or a section, found trian; did you "
          "mean train?"),
         ("trian:", "line 1: expected an option or a section, found trian; did you mean train?"),
-        ("quux: 1", "line 1: expected an option or a section, found quux; qpa init prints all that "
+        ("seed: 1\nquux: 1", "line 2: expected an option or a section, found quux; qpa init prints all that "
          "there are"),
+        ("line 0: a text\nline 1: of lines", "bard.yaml: expected a configuration file, found no option and "
+         "no section in it; qpa init prints one"),
         ("train:\n  resume: true", "line 2: expected an option of train, found resume; qpa init prints all "
          "that there are"),
         ("train:\n  max_steps: many", "line 2, train.max_steps: expected a whole number of at least 1, found "

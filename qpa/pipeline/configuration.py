@@ -137,6 +137,20 @@ class Schema:
     def unknown(self, given: Given) -> ConfigurationError:
         """Return the error for a name that nothing has, with the nearest one that is known."""
         *above, name = given.path
+        expected = f"an option of {'.'.join(above)}" if above else "an option or a section"
+        near = self._nearest(given)
+        advice = f"did you mean {near}?" if near else "qpa init prints all that there are"
+        return ConfigurationError(given.place, expected, name, advice)
+
+    def is_foreign(self, given: Sequence[Given]) -> bool:
+        """Return whether a file is no configuration: no name at its top is known, or the first nearly so."""
+        top = [one for one in given if len(one.path) == 1]
+        known = {EXPORT, *self.sections, *self.keys}
+        return bool(top) and not any(one.path[0] in known for one in top) and not self._nearest(top[0])
+
+    def _nearest(self, given: Given) -> str:
+        """Return the known name that is nearest to an unknown one; "" for none."""
+        *above, name = given.path
         section = ".".join(above)
         inside = (
             [key[len(section) + 1 :] for key in self.keys if key.startswith(f"{section}.")] if above else []
@@ -147,9 +161,7 @@ class Schema:
         near = [elsewhere[name]] if name in elsewhere else []
         near = near or difflib.get_close_matches(name, [one for one in inside if "." not in one], n=1)
         near = near or [elsewhere[word] for word in difflib.get_close_matches(name, elsewhere, n=1)]
-        expected = f"an option of {section}" if above else "an option or a section"
-        advice = f"did you mean {near[0]}?" if near else "qpa init prints all that there are"
-        return ConfigurationError(given.place, expected, name, advice)
+        return near[0] if near else ""
 
 
 @dataclass(frozen=True)
@@ -269,7 +281,11 @@ def read_configuration(path: Path, sets: Sequence[str] = ()) -> Configuration:
              DocumentError: the resolved configuration of a run is damaged.
     """
     reader = _Reader(path, _schema())
-    reader.take(read_tree(path), unique=True)
+    given = read_tree(path)
+    if reader.schema.is_foreign(given):
+        found, advice = "no option and no section in it", "qpa init prints one"
+        raise ConfigurationError(str(path), "a configuration file", found, advice)
+    reader.take(given, unique=True)
     reader.take(set_values(sets), unique=False)
     return reader.configuration()
 
