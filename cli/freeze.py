@@ -47,14 +47,16 @@ def freeze(
     With options of qpa transpile, such as --device-target, the circuit is transpiled first. With --data,
     which is that of the training, the adapter is scored on the same evaluation split.
     """
-    from qpa.documents import TrainedGenerator
+    from qpa.documents import TrainedGenerator, WeightLayout
     from qpa.passes import freezing_pipeline
-    from qpa.pipeline.pass_protocol import PassContext
+    from qpa.pipeline.pass_protocol import PassContext, newest
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)
     with directory.locked(), progress_bar() as progress:
-        measure.check(measure.source or directory.read(TrainedGenerator).source)
+        documents = directory.read_through(TrainedGenerator)
+        measure.check(measure.source or newest(documents, TrainedGenerator).source)
+        measure.check_plan(newest(documents, WeightLayout))
         transpile_first(directory, transpile)
         documents = directory.read_through(TrainedGenerator)
         used_seed = documents[0].provenance.seed if seed is None else seed

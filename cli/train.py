@@ -67,27 +67,36 @@ def train(
 
     With options of qpa transpile, such as --device-target, the circuit is transpiled first.
     """
-    from qpa.documents import LogicalCircuit, NativeCircuit
+    from qpa.circuits.circuit_options import refuse_without_circuits
+    from qpa.documents import LogicalCircuit, NativeCircuit, WeightLayout
     from qpa.passes import training_pipeline
     from qpa.pipeline.options import check_options
-    from qpa.pipeline.pass_protocol import PassContext
+    from qpa.pipeline.pass_protocol import PassContext, newest
     from qpa.report.costs import cost_lines
     from qpa.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)
-    with directory.locked(), progress_bar() as progress, _naming_resume(directory):
-        directory.read_through(LogicalCircuit)
+    made: list[Document] = []
+
+    def keep(document: Document) -> None:
+        directory.write(document)
+        made.append(document)
+
+    with directory.locked(), progress_bar() as progress, _naming_resume(directory, made):
+        layout = newest(directory.read_through(LogicalCircuit), WeightLayout)
         if not (step.resume or force):
             _check_untrained(directory)
         check_options(step)
+        refuse_without_circuits(step, layout)
         measure.check(step.source)
+        measure.check_plan(layout)
         transpile_first(directory, transpile)
         documents = directory.read_through(NativeCircuit if directory.has(NativeCircuit) else LogicalCircuit)
         used_seed = documents[0].provenance.seed if seed is None else seed
         context = PassContext(used_seed, directory.files, documents, progress)
         for line in cost_lines(step, measure, context):
             print(line, file=sys.stderr)
-        context = training_pipeline(step, measure, freeze).run(documents[-1], context, directory.write)
+        context = training_pipeline(step, measure, freeze).run(documents[-1], context, keep)
     report_frozen(run, context.documents, "trained and frozen", as_json=json_)
 
 
@@ -111,8 +120,11 @@ def transpile_first(run: RunDirectory, options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _naming_resume(run: RunDirectory) -> Iterator[None]:
-    """Say of a full disk, and of a device that fails after the training, how to go on."""
+def _naming_resume(run: RunDirectory, made: Sequence[Document]) -> Iterator[None]:
+    """Say of a full disk, and of a device that fails after the training, how to go on.
+
+    Args:    made: the documents that the command has made so far.
+    """
     from qpa.documents import TrainedGenerator
     from qpa.errors import DiskFullError, SourceError
     from qpa.store.run_directory import CHECKPOINTS, list_checkpoints
@@ -120,7 +132,7 @@ def _naming_resume(run: RunDirectory) -> Iterator[None]:
     try:
         yield
     except SourceError as error:
-        if not run.has(TrainedGenerator):
+        if not any(isinstance(document, TrainedGenerator) for document in made):
             raise
         raise error.with_advice(f"the training is done: go on with qpa freeze {run.path}") from error
     except DiskFullError as error:

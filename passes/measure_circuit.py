@@ -9,7 +9,7 @@ measures
    besides: the probabilities follow from them. Of a native circuit copies of its files are kept, since the
    run may be transpiled for another device afterwards.
 4. The distance to the exact probabilities is computed and kept.
-5. A control without circuits has nothing to measure; its document says so.
+5. A control without circuits has nothing to measure; its document says so, and options for it are refused.
 6. Where contexts program the angles, the circuits run at those of one context: the one that is asked for, by
    name or by a prompt, or else the first. The numbers that tell it are kept.
 """
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from qpa.circuits.circuit import NO_DEVICE, Circuit, files_as_run, load_circuit
+from qpa.circuits.circuit_options import refuse_without_circuits
 from qpa.circuits.mitigation.mitigation import NONE, calibrate, corrected, parse_mitigations
 from qpa.circuits.sources.sampling_options import SamplingOptions
 from qpa.circuits.sources.source import SOURCES, Cost, Source, total
@@ -120,14 +121,15 @@ class MeasureCircuit(SamplingOptions):
     def run(self, source: TrainedGenerator, context: PassContext) -> Measurement:
         """Return the measurement; leave its counts and probabilities in the context's files.
 
-        Raises:  OptionError: there is no such source or context, or the source cannot use the options.
+        Raises:  OptionError: there is no such source or context, the source cannot use the options, or
+                 they are given where there is nothing to measure.
                  DocumentError: a file is missing or damaged, or the angles are not the circuit's.
                  SourceError: what runs the circuits fails.
         """
         name = self.source or source.source
         self.check(name)
         layout = context.document(WeightLayout)
-        self.check_context(layout)
+        self.check_plan(layout)
         facts, vector = dict(_NOTHING), None
         if layout.features.has_circuits or layout.features.contexts is not None:
             facts, vector = self._facts(source, layout, context)
@@ -155,11 +157,12 @@ class MeasureCircuit(SamplingOptions):
         angles = angles_of(layout, arrays, vector)
         return self._measure(angles, self._source(trained, context), context), vector
 
-    def check_context(self, layout: WeightLayout) -> None:
-        """Check that a plan has the context that is to be frozen.
+    def check_plan(self, layout: WeightLayout) -> None:
+        """Check that a plan has the context that is to be frozen, and circuits where they are to be run.
 
         Raises:  OptionError: it does not.
         """
+        refuse_without_circuits(self, layout)
         contexts = layout.features.contexts
         for name, value in (("context", self.context), ("context_prompt", self.context_prompt)):
             if value is not None and contexts is None:
@@ -234,8 +237,9 @@ class MeasureCircuit(SamplingOptions):
         Args:    trained: the options of the training; context: of the plan.
         Raises:  OptionError: see `run`.
         """
-        layout, runs_on = context.document(WeightLayout), self._source(trained, context)
-        self.check_context(layout)  # before a training, which would be in vain
+        layout = context.document(WeightLayout)
+        self.check_plan(layout)  # before a training, which would be in vain
+        runs_on = self._source(trained, context)
         if runs_on.shots is None or not layout.features.has_circuits:
             return None
         return self._cost(runs_on, load_circuit(context, native=runs_on.runs_native), layout.n_circuits)

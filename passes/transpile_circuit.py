@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from qpa.circuits.ansatz import kind_of
 from qpa.circuits.circuit import NO_DEVICE
+from qpa.circuits.circuit_options import PANEL, refuse_without_circuits
 from qpa.circuits.qiskit_files import dump_qpy, to_qiskit
 from qpa.circuits.target_files import dump_target, load_target
 from qpa.circuits.targets import duration_s, find_device, success_probability
-from qpa.documents import Ansatz, Document, GateCount, LogicalCircuit, NativeCircuit
+from qpa.documents import Ansatz, Document, GateCount, LogicalCircuit, NativeCircuit, WeightLayout
 from qpa.errors import TargetError
 from qpa.pipeline.options import check_options, option
 from qpa.pipeline.pass_protocol import PassContext
@@ -40,7 +41,8 @@ class TranspileCircuit:
        is kept.
     5. Where the last entangling layer is no more than a permutation of the measured histogram, it is left
        out, and the histogram is permuted: fewer gates, and exactly the same result.
-    6. For "none" the logical gates are the native ones.
+    6. For "none" the logical gates are the native ones; no other target is taken where no circuit of the plan
+       is measured.
 
     Args:    target: "none", "generic:<qubits>", "ions:<qubits>" or a fake backend's name, see `find_device`.
              optimization_level: of Qiskit's preset pass managers.
@@ -49,11 +51,10 @@ class TranspileCircuit:
     Source:  Qiskit's preset pass managers.
     """
 
-    panel: ClassVar[str] = "Circuits and devices"
-
+    panel: ClassVar[str] = PANEL
     name: ClassVar[str] = "transpile-circuit"
     consumes: ClassVar[type] = LogicalCircuit
-    requires: ClassVar[tuple[type[Document], ...]] = ()
+    requires: ClassVar[tuple[type[Document], ...]] = (WeightLayout,)
     produces: ClassVar[type[Document]] = NativeCircuit
     section: ClassVar[str] = "plan"
 
@@ -75,9 +76,11 @@ class TranspileCircuit:
     def run(self, source: LogicalCircuit, context: PassContext) -> NativeCircuit:
         """Return the native circuit's document; leave `native-circuit.qpy` in the context's files.
 
-        Raises:  TargetError: the target is unknown, too small, or cannot carry the circuit.
+        Raises:  OptionError: an option is out of range, or given where no circuit of the plan is measured.
+                 TargetError: the target is unknown, too small, or cannot carry the circuit.
         """
         check_options(self)
+        refuse_without_circuits(self, context.document(WeightLayout))
         ansatz, device = source.ansatz, find_device(self.target)
         lacks_last_layer = device is not None and not self.keep_last_layer and _is_permutation(ansatz)
         logical = to_qiskit(ansatz, has_last_layer=not lacks_last_layer)

@@ -128,6 +128,9 @@ def test_a_device_that_fails_after_the_training_leads_to_freeze(
     _, _, err = cli("train", planned, "--data", text_file, *TRAIN, *backend)
     assert f"the training is done: go on with qpa freeze {planned}" in err
     assert f"qpa freeze {planned}" in cli.refuses("train", planned, "--data", text_file, *TRAIN)
+    # A training that has not begun leaves nothing to freeze, though the one before did.
+    device.n_left = 0
+    assert "freeze" not in cli("train", planned, "--data", text_file, *TRAIN, *backend, "--force")[2]
     device.n_left = 100
     ok(cli, "freeze", planned)
     assert RunDirectory(planned).read(FrozenAdapter).source == "backend"

@@ -184,7 +184,7 @@ def test_the_same_command_leaves_the_same_bytes(
     cli: Cli, llama: Path, selected: Path, tmp_path: Path
 ) -> None:
     code, out, err = cli("plan", "--model", llama, *PLAN, *BELEM, "--out", tmp_path / "run")
-    assert (code, err) == (0, "")
+    assert code == 0, err
     before = files_of(selected)
     assert files_of(tmp_path / "run") == before
     chosen = selection_of(selected).chosen_strategy
@@ -211,7 +211,10 @@ def test_selecting_wants_a_device_and_circuits(cli: Cli, llama: Path, selected: 
     out = tmp_path / "run"
     line = cli.refuses("plan", "--model", llama, *PLAN, "--select", "--out", out)
     assert line == "error: --device-target: expected a device, for --select, found none; name one\n"
-    line = cli.refuses("plan", "--model", llama, *PLAN, *BELEM, "--features", "classical", "--out", out)
+    control = ("plan", "--model", llama, *PLAN, "--features", "classical", "--out")
+    assert cli.refuses(*control, out, *BELEM).startswith("error: --device-target: expected none, since")
+    assert cli(*control, tmp_path / "control")[0] == 0
+    line = cli.refuses("transpile", tmp_path / "control", *BELEM)
     assert line.startswith("error: --select: expected a plan with circuits")
     unknown = ("--device-target", "fake_belen", "--select")
     assert "no such target; nearest: fake_belem" in cli.refuses("transpile", selected, *unknown)

@@ -19,11 +19,14 @@ from qpa.circuits.target_files import dump_target, load_target
 from qpa.circuits.targets import duration_s, find_device, success_probability
 from qpa.documents import Attachment, GateCount, LogicalCircuit, NativeCircuit, Provenance
 from qpa.errors import DocumentError, TargetError
+from qpa.generators.generator import layout_of
+from qpa.generators.layout_options import LayoutOptions
 from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.pipeline.pipeline import verify
 from qpa.store.run_directory import DirectoryStore
 from tests.chains import chain, ry_cnot_chain
+from tests.small_specs import small_spec
 
 
 def logical_circuit(n_layers, n_qubits):
@@ -36,8 +39,13 @@ def logical_circuit(n_layers, n_qubits):
     )
 
 
+def layout():
+    spec = small_spec(1, 2)
+    return layout_of(LayoutOptions(generator="state", layers=1), spec, spec.provenance)
+
+
 def lower(path, target, n_layers, n_qubits, seed=7, **options):
-    context = PassContext(seed, DirectoryStore(path))
+    context = PassContext(seed, DirectoryStore(path), (layout(),))
     document = TranspileCircuit(target, **options).run(logical_circuit(n_layers, n_qubits), context)
     verify(document, "transpile-circuit")
     return document, load_qpy(context.files.get(document.qpy).read_bytes(), document.qpy.file)
@@ -249,21 +257,23 @@ def test_provenance_names_the_target_as_it_was_given(tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from qpa.documents import LogicalCircuit
+from qpa.documents import LogicalCircuit, WeightLayout
 from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import DirectoryStore
 
 path = Path(sys.argv[1])
 source = LogicalCircuit.from_json((path / "logical-circuit.json").read_bytes(), "source")
+layout = WeightLayout.from_json((path / "weight-layout.json").read_bytes(), "layout")
 for target in ("fake_torino", "fake_belem", "generic:9"):
-    document = TranspileCircuit(target).run(source, PassContext(7, DirectoryStore(path)))
+    document = TranspileCircuit(target).run(source, PassContext(7, DirectoryStore(path), (layout,)))
     sys.stdout.write(document.to_json().decode())
 """
 
 
 def test_the_same_seed_gives_the_same_bytes_in_every_process(tmp_path):
     (tmp_path / "logical-circuit.json").write_bytes(logical_circuit(3, 5).to_json())
+    (tmp_path / "weight-layout.json").write_bytes(layout().to_json())
     # The document holds the QPY file's SHA-256, so equal documents mean equal files.
     here = "".join(
         lower(tmp_path, target, 3, 5)[0].to_json().decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qpa.circuits.circuit import files_as_run, load_circuit
+from qpa.circuits.circuit_options import refuse_without_circuits
 from qpa.circuits.execution import Execution
 from qpa.circuits.gradients.adjoint import Adjoint
 from qpa.circuits.gradients.surrogate import Surrogate
@@ -22,9 +23,11 @@ def gradient_name(options: TrainingOptions) -> str:
 def execution_of(options: TrainingOptions, context: PassContext) -> Execution:
     """Return the circuit of a plan with the source that runs it and the estimator of its gradients.
 
-    Raises:  OptionError: source and estimator do not go together, or the source cannot use the options.
+    Raises:  OptionError: source and estimator do not go together, the source cannot use the options, or they
+             are given where no circuit of the plan is measured.
              DocumentError, PipelineError: the circuit cannot be read.
     """
+    refuse_without_circuits(options, context.document(WeightLayout))
     seed = context.seed_for("circuits")
     source = options.make_source(options.source, split_seed(seed, f"source {options.source}"))
     circuit = load_circuit(context, native=source.runs_native)

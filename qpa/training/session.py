@@ -175,6 +175,7 @@ def prepare(
     device, trust = torch_device(options.device), options.trust_remote_code
     check_machine(options, device)
     execution = execution_of(options, context)
+    step_cost = cost_of_step(execution, layout)
     basis = None if options.resume else basis_of(spec, options.basis)
     context.progress("loading the base model and the data", 0, 1)
     tokenizer = load_tokenizer(spec.base, trust_remote_code=trust)
@@ -200,7 +201,6 @@ def prepare(
     )
     splits = objective.with_reference(adapted.model, splits, context.progress)
     n_steps = _count_steps(options, len(splits.training), order)
-    step_cost = cost_of_step(execution, layout)
     options.check_consent(execution.source, step_cost.times(n_steps + 1))  # once at the start
     trainer = objective.trainer(
         adapted.model,

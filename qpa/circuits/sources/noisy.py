@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from qpa.circuits.circuit import Circuit
 from qpa.circuits.sources.aer import aer_sampler
 from qpa.circuits.sources.sampled import SampledSource
-from qpa.circuits.sources.source import SourceSettings
+from qpa.circuits.sources.source import Cost, SourceSettings
 from qpa.circuits.targets import restrict
 from qpa.errors import OptionError
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
     from qiskit.transpiler import Target
+
+    from qpa.circuits.targets import Device
 
 MAX_DENSITY_QUBITS = 12
 """At 11 a density matrix takes 5 s and 8,192 trajectories take 45 s (`benchmarks.source_time`)."""
@@ -42,6 +44,14 @@ class NoisySimulator(SampledSource):
         super().__init__(settings)
         self._made: tuple[Circuit, Any, QuantumCircuit] | None = None
 
+    def cost(self, circuit: Circuit, n_evaluations: int) -> Cost:
+        """Return the cost, see `SampledSource.cost`.
+
+        Raises:  OptionError: the circuit was not transpiled to a device.
+        """
+        _device(circuit)
+        return super().cost(circuit, n_evaluations)
+
     def sampler(self, circuit: Circuit, seed: int) -> tuple[Any, QuantumCircuit]:
         """Return Aer's sampler with the noise, and the native circuit on the qubits that it uses.
 
@@ -54,12 +64,21 @@ class NoisySimulator(SampledSource):
         return aer_sampler(seed, noise_model=noise, method=method), runs
 
 
-def _with_noise(circuit: Circuit) -> tuple[Any, QuantumCircuit]:
-    """Return the noise model and the circuit, both on the qubits that are used."""
+def _device(circuit: Circuit) -> Device:
+    """Return the device of a circuit in its own gates.
+
+    Raises:  OptionError: the circuit was not transpiled to a device.
+    """
     if circuit.native is None or circuit.device is None:
         expected = "a run that is planned for a device, for noisy"
         raise OptionError("source", expected, "a run for no device", "name one with `target`")
-    runs, target = restrict(circuit.native, circuit.device.target)
+    return circuit.device
+
+
+def _with_noise(circuit: Circuit) -> tuple[Any, QuantumCircuit]:
+    """Return the noise model and the circuit, both on the qubits that are used."""
+    device = _device(circuit)
+    runs, target = restrict(circuit.measured(), device.target)
     return noise_model(target), runs
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from qpa.circuits.circuit_options import PANEL
 from qpa.circuits.sources.source import SOURCES, Cost, Source, SourceSettings
 from qpa.errors import OptionError
 from qpa.pipeline.options import option
@@ -20,7 +21,7 @@ class SamplingOptions:
              yes: a backend that may cost money is used without a further question.
     """
 
-    panel: ClassVar[str] = "Circuits and devices"
+    panel: ClassVar[str] = PANEL
 
     shots: int | None = option(
         None, help="Shots of every circuit.", at_least=1, shown_default="8192 where circuits are sampled"

@@ -97,7 +97,10 @@ class Source(Protocol):
         ...
 
     def cost(self, circuit: Circuit, n_evaluations: int) -> Cost:
-        """Return what a call with so many sets of angles costs, before it is made."""
+        """Return what a call with so many sets of angles costs, before it is made.
+
+        Raises:  OptionError: the source cannot run this circuit.
+        """
         ...
 
 
