@@ -1,4 +1,4 @@
-"""What a method is to the bench: a name, three learning rates, sizes, and a way to attach itself to a model.
+"""What a method is to the bench: a name, learning rates, sizes, and a way to attach itself to a model.
 
 Nothing a method declares about its size is believed: the number of trained parameters is counted from
 what its optimizer holds.
@@ -70,14 +70,14 @@ class Method(Protocol):
     """A way to adapt a model at a chosen number of trained parameters.
 
     Args:    name: as on the command line.
-             rates: the three learning rates of its search, ascending.
+             rates: the learning rates of its search, mostly three, ascending.
     """
 
     @property
     def name(self) -> str: ...
 
     @property
-    def rates(self) -> tuple[float, float, float]: ...
+    def rates(self) -> tuple[float, ...]: ...
 
     def sizes(self, base: BenchBase, budgets: Sequence[int]) -> Sequence[Configuration]:
         """Return configurations to choose from; those near the budgets are enough."""

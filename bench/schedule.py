@@ -3,8 +3,8 @@
 Rules:
 1. A method serves a budget with its configuration nearest in log(parameters); if that is off by more than a
    factor of 1.35, it cannot meet the budget. A configuration that serves two budgets is run once.
-2. A cell is a method and a configuration: a search of three rates with seed 0, then the other seeds with the
-   rate of the lowest validation loss. The test loss chooses nothing.
+2. A cell is a method and a configuration: a search of its rates, mostly three, with seed 0, then the other
+   seeds with the rate of the lowest validation loss. The test loss chooses nothing.
 3. Cells are finished in order, budget by budget, so that an interrupted bench compares whole budgets.
 4. Only the parent process writes results.
 """

@@ -71,7 +71,8 @@ def write_basis(
     sha256 = hashlib.sha256(content).hexdigest()
     (directory / f"{sha256}.safetensors").write_bytes(content)
     document = {
-        "schema": "qpa.basis/1",
+        "schema": "qpa.basis/2",
+        "banks": [{"name": "drawn"}],
         "base": {"name_or_path": base},
         "lora_config": json.dumps(config, indent=2, sort_keys=True),
         "scale": 1.0,

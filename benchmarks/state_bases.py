@@ -1,16 +1,31 @@
 """What generators of spectra lose with directions that are not those of their own data.
 
-Methods of the bench, each the generator of one state with other directions; their names begin with "basis:":
+Methods of the bench, each a generator with other directions. The start of a name is the generator:
 
-    1-batch, 2-batches, 32-batches   of the gradient, as by default, which takes 8 batches
-    other-text                       of the gradient of 8 batches of another text
-    mixture                          of the gradient of 4 batches of the text and 4 of the other
+    basis             one state, with the features "circuit"; on its own directions `state` of `qpa bench`
+    spectral-basis    the generator `spectral`; on its own directions `qpa:spectral`
+    plan-basis        what the planner takes at the size, at its default rate
+
+Then follows what the directions are of, or come from:
+
+    own                              of the gradient of 8 batches of the own text, as by default
+    1-batch, 2-batches, 32-batches   of that of so many batches
+    kin                              of 8 batches of the bench's validation rows: the same kind of text, of
+                                     which nothing is trained on
+    other-text, text-1, text-2 ..    of 8 batches of another text: the first, second, .. of `--other-data`
+    other-texts                      of 8 batches of all the other texts
+    mixture                          of 4 batches of the own text and 4 of the first other
+    mixtures                         of 2 batches of the own text and 6 of all others
     weights, random                  the first singular vectors of the base weights; random orthonormal ones
-    weights-signed, random-signed    the same, each with the sign of the gradient along it, of 8 batches
+    kin+other-text                   as many first directions of each, one after the other
 
-and "spectral-basis:other-text" and so on, with the generator `spectral` in its place, whose factors have a
-sign of their own. With the directions of their own data the generators are the methods `state` and
-`qpa:spectral` of `qpa bench`.
+and after that what an adapter may add of its own:
+
+    -64                              64 directions of each layer in the place of 32
+    -signed                          for each direction the sign of the own gradient along it
+    -ordered                         these signs, and the order of the directions by the gradient along them
+    -turned-K                        K directions first that are the own gradient's within the shared ones
+    -own-K                           K directions first that are the own gradient's, shared by nobody
 
     python -m benchmarks.state_bases --model <stories260K> --data <tinyshakespeare input.txt> \\
         --other-data <wikitext-2 valid.txt> --budgets 12,130 --out docs/results/bases
@@ -18,8 +33,9 @@ sign of their own. With the directions of their own data the generators are the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +43,24 @@ import torch
 from torch import Tensor
 
 from benchmarks.own_methods import parser_of, run
+from benchmarks.state_variants import MoreDirections
 from qpa.bench.fixed_basis import weight_of
-from qpa.bench.generated import BATCH_SIZE, GENERATED, Calibrate, Generated, calibrate_on, state_method
+from qpa.bench.generated import (
+    BATCH_SIZE,
+    GENERATED,
+    Calibrate,
+    Generated,
+    calibrate_on,
+    calibrate_on_data,
+    state_method,
+)
 from qpa.bench.method import BenchBase
 from qpa.documents import AdapterSpec
 from qpa.generators.chunks import basis_shapes
 from qpa.models.base_model import load_tokenizer
 from qpa.seeds import split_seed
 from qpa.training.calibration import choose_rows
-from qpa.training.data.data_options import N_CALIBRATION_BATCHES, DataOptions
+from qpa.training.data.data_options import EVAL_SHARE, N_CALIBRATION_BATCHES, DataOptions
 from qpa.training.data.splits import instruction_splits
 from qpa.training.evaluation import causal_loss
 from qpa.training.generated_adapter import GeneratedAdapter
@@ -55,21 +80,53 @@ def on_batches(n_batches: int) -> Calibrate:
     return calibrate
 
 
-def on_text(path: Path, n_other: int) -> Calibrate:
-    """Return the calibration on n_other batches of a text, and for the rest of the usual 8 on its own."""
+def on_kin(data: Path, eval_data: Path | None) -> Calibrate:
+    """Return the calibration on 8 batches of the bench's validation rows, which are trained on by nobody."""
 
     def calibrate(base: BenchBase, adapted: GeneratedAdapter, spec: AdapterSpec, seed: int) -> None:
-        options = DataOptions((str(path),), max_length=LENGTH)
-        rows = instruction_splits(options, load_tokenizer(spec.base), seed=0).training
-        other = torch.tensor([row["input_ids"] for row in rows if len(row["input_ids"]) == LENGTH])
-        own = _batches(base.train_rows, N_CALIBRATION_BATCHES - n_other, seed)
-        calibrate_on(base, adapted, spec, [*_batches(other, n_other, seed), *own])
+        rows = _blocks(data, spec, eval_data)
+        n_validation = max(1, round(EVAL_SHARE * len(rows)))
+        calibrate_on(base, adapted, spec, _batches(rows[-n_validation:], N_CALIBRATION_BATCHES, seed))
 
     return calibrate
 
 
-def with_directions(directions: Callable[[int], Directions], *, is_signed: bool) -> Calibrate:
-    """Return a calibration that takes directions without a gradient, or the gradient's signs alone."""
+def on_texts(paths: Sequence[Path], n_own: int) -> Calibrate:
+    """Return the calibration on n_own batches of the training rows, and for the rest of 8 on texts."""
+
+    def calibrate(base: BenchBase, adapted: GeneratedAdapter, spec: AdapterSpec, seed: int) -> None:
+        batches = _batches(base.train_rows, n_own, seed)
+        n_each, n_more = divmod(N_CALIBRATION_BATCHES - n_own, len(paths))
+        for number, path in enumerate(paths):
+            batches = [*_batches(_blocks(path, spec), n_each + (number < n_more), seed), *batches]
+        calibrate_on(base, adapted, spec, batches)
+
+    return calibrate
+
+
+def joined(calibrations: Sequence[Calibrate]) -> Calibrate:
+    """Return the calibration that takes as many first directions of each, one after the other."""
+
+    def calibrate(base: BenchBase, adapted: GeneratedAdapter, spec: AdapterSpec, seed: int) -> None:
+        held: list[list[tuple[Any, Any, Tensor, Tensor]]] = []
+        for one in calibrations:
+            one(base, adapted, spec, seed)
+            held.append([*_held(adapted, spec)])
+        bases: dict[str, Tensor] = {}
+        for of_pair in zip(*held, strict=True):
+            a, b, left, _ = of_pair[0]
+            n, n_more = divmod(left.shape[1], len(held))
+            first = [n + (number < n_more) for number in range(len(held))]
+            lefts = [left[:, :k] for (_, _, left, _), k in zip(of_pair, first, strict=True)]
+            rights = [right[:, :k] for (*_, right), k in zip(of_pair, first, strict=True)]
+            bases[b.path], bases[a.path] = torch.cat(lefts, 1), torch.cat(rights, 1).T
+        adapted.take_bases(bases)
+
+    return calibrate
+
+
+def with_directions(directions: Callable[[int], Directions]) -> Calibrate:
+    """Return a calibration that takes directions without a gradient."""
 
     def calibrate(base: BenchBase, adapted: GeneratedAdapter, spec: AdapterSpec, seed: int) -> None:
         model, find = base.load(), directions(seed)
@@ -81,9 +138,7 @@ def with_directions(directions: Callable[[int], Directions], *, is_signed: bool)
             left, right = find(a.module, model.get_submodule(a.module))
             bases[a.path] = right[: shapes[a.path][0]].contiguous()
             bases[b.path] = left[:, : shapes[b.path][1]] * (spec.rank / spec.alpha)
-        _set(adapted, bases)
-        if is_signed:
-            _set(adapted, bases | _signed(base, adapted, spec, bases, seed))
+        adapted.take_bases(bases)
 
     return calibrate
 
@@ -112,27 +167,113 @@ def at_random(seed: int) -> Directions:
     return find
 
 
-def _set(adapted: GeneratedAdapter, bases: dict[str, Tensor]) -> None:
-    adapted.generator.set_bases(bases)
-    adapted.optimizer.push_forward()
+def signed(shared: Calibrate) -> Calibrate:
+    """Return the calibration whose left vectors have the sign of the own gradient along the directions."""
+    return _of_own_gradient(
+        shared, lambda along: (torch.diag(_signs(along.diagonal())), torch.eye(len(along)))
+    )
 
 
-def _signed(
-    base: BenchBase, adapted: GeneratedAdapter, spec: AdapterSpec, bases: dict[str, Tensor], seed: int
-) -> dict[str, Tensor]:
-    """Return the left vectors, each with the sign of the gradient along it; the adapter holds these bases."""
-    for batch in _batches(base.train_rows, N_CALIBRATION_BATCHES, seed):
-        torch.autograd.backward(causal_loss(adapted.model, batch, batch, bf16=base.bf16))
-    found: dict[str, Tensor] = {}
-    for _, b in spec.pairs:
-        if b.path in bases:
-            left = bases[b.path]
-            gradient = adapted.parameters[b.path].grad
+def ordered(shared: Calibrate) -> Calibrate:
+    """Return the calibration of `signed`, with the directions in the order of the own gradient along them."""
+
+    def turn(along: Tensor) -> tuple[Tensor, Tensor]:
+        order = along.diagonal().abs().argsort(descending=True, stable=True)
+        eye = torch.eye(len(along))
+        return (eye * _signs(along.diagonal()))[:, order], eye[:, order]
+
+    return _of_own_gradient(shared, turn)
+
+
+def turned(shared: Calibrate, n_own: int) -> Calibrate:
+    """Return the calibration whose first directions are the own gradient's within the shared ones' span.
+
+    Such a direction is 2 n numbers for n shared ones, however wide the layer is. The shared ones follow, less
+    their part along these, each with the sign of the own gradient along it.
+    """
+
+    def turn(along: Tensor) -> tuple[Tensor, Tensor]:
+        left, _, right = torch.linalg.svd(along)
+        p, q = _completed(left[:, :n_own]), _completed(right.T[:, :n_own])
+        return p * _signs((p.T @ along @ q).diagonal()), q
+
+    return _of_own_gradient(shared, turn)
+
+
+def beside_own(shared: Calibrate, n_own: int) -> Calibrate:
+    """Return the calibration whose first directions are the own gradient's, before the shared ones.
+
+    The shared ones are less their part along these, each with the sign of the own gradient along it.
+    """
+
+    def calibrate(base: BenchBase, adapted: GeneratedAdapter, spec: AdapterSpec, seed: int) -> None:
+        calibrate_on_data(base, adapted, spec, seed)
+        own = {a.path: (left[:, :n_own], right[:, :n_own]) for a, _, left, right in _held(adapted, spec)}
+        shared(base, adapted, spec, seed)
+        bases: dict[str, Tensor] = {}
+        for a, b, left, right in _held(adapted, spec):
+            first_left, first_right = own[a.path]
+            n = left.shape[1]
+            scale = spec.rank / spec.alpha
+            bases[b.path] = _orthonormal(torch.cat([first_left, left], 1))[:, :n] * scale
+            bases[a.path] = _orthonormal(torch.cat([first_right, right], 1))[:, :n].T
+        adapted.take_bases(bases)
+
+    return signed(calibrate)
+
+
+def _of_own_gradient(shared: Calibrate, turn: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Calibrate:
+    """Return the calibration that turns shared directions after the own gradient along them.
+
+    Args:    turn: from float32[n, n], the own gradient between left vectors and right ones, to two
+             orthogonal float32[n, n] that the left and the right vectors are multiplied by.
+    """
+
+    def calibrate(base: BenchBase, adapted: GeneratedAdapter, spec: AdapterSpec, seed: int) -> None:
+        shared(base, adapted, spec, seed)
+        for batch in _batches(base.train_rows, N_CALIBRATION_BATCHES, seed):
+            torch.autograd.backward(causal_loss(adapted.model, batch, batch, bf16=base.bf16))
+        bases: dict[str, Tensor] = {}
+        for a, b, left, right in _held(adapted, spec):
+            gradient = adapted.parameters[b.path].grad  # lora_A has the right vectors as its rows
             assert gradient is not None, b.path
-            along = (left * gradient[:, : left.shape[1]].to(left)).sum(0)
-            found[b.path] = left * torch.where(along < 0, -1.0, 1.0)
-    adapted.optimizer.zero_grad()
-    return found
+            p, q = turn(left.T @ gradient[:, : left.shape[1]].to(left))
+            bases[b.path], bases[a.path] = left @ p, (right @ q).T
+        adapted.optimizer.zero_grad()
+        adapted.take_bases(bases)
+
+    return calibrate
+
+
+def _held(adapted: GeneratedAdapter, spec: AdapterSpec) -> Iterator[tuple[Any, Any, Tensor, Tensor]]:
+    """Yield for each spectrum its pair of tensors and its left and right vectors, float32[side, n]."""
+    held: Any = adapted.generator
+    for a, b in spec.pairs:
+        if a.path in basis_shapes(adapted.generator.layout):
+            yield a, b, held.basis(b.path).clone(), held.basis(a.path).T.clone()
+
+
+def _completed(first: Tensor) -> Tensor:
+    """Return an orthogonal float32[n, n] whose first columns are these."""
+    return _orthonormal(torch.cat([first, torch.eye(len(first))], 1))[:, : len(first)]
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """Return orthonormal columns, of what each column adds to those before it; none where it adds nothing."""
+    kept: list[Tensor] = []
+    for column in columns.T:
+        rest = column / column.norm()
+        for _ in range(2):
+            for other in kept:
+                rest = rest - other * (other @ rest)
+        if len(kept) < len(columns) and rest.norm() > 1e-3:
+            kept.append(rest / rest.norm())
+    return torch.stack(kept, 1)
+
+
+def _signs(numbers: Tensor) -> Tensor:
+    """Return -1 below 0 and otherwise 1."""
+    return torch.where(numbers < 0, -1.0, 1.0)
 
 
 def _batches(rows: Tensor, n_batches: int, seed: int) -> list[Tensor]:
@@ -140,34 +281,85 @@ def _batches(rows: Tensor, n_batches: int, seed: int) -> list[Tensor]:
     return [rows[numbers] for numbers in chosen]
 
 
-def methods(other_data: Path) -> dict[str, Generated]:
-    """Return the methods by their names."""
-    calibrations = {
+_COLUMNS = {"gsm8k": ("question=prompt", "answer=completion")}
+
+
+def _blocks(path: Path, spec: AdapterSpec, eval_data: Path | None = None) -> Tensor:
+    """Return a text, or the rows of prompts and answers one after the other, as int64[n_rows, LENGTH]."""
+    held_out = None if eval_data is None else (str(eval_data),)
+    columns = _COLUMNS.get(path.parent.name)
+    options = DataOptions((str(path),), held_out, columns=columns, max_length=LENGTH)
+    rows = instruction_splits(options, load_tokenizer(spec.base), seed=0).training
+    ids = torch.tensor([token for row in rows for token in row["input_ids"]])
+    return ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+
+
+GENERATORS: Mapping[str, Generated] = {
+    "basis": state_method("circuit"),
+    "spectral-basis": GENERATED["qpa:spectral"],
+    "plan-basis": replace(GENERATED["qpa"], rates=GENERATED["qpa"].rates[1:2]),
+}
+
+_NAME = re.compile(r"([a-z-]+):([a-z0-9+-]+?)(-64)?(-signed|-ordered|-(turned|own)-(\d+))?")
+
+
+def shared_directions(data: Path, eval_data: Path | None, other_data: Sequence[Path]) -> dict[str, Calibrate]:
+    """Return what directions may be of or come from, by name."""
+    return {
+        "own": calibrate_on_data,
+        "kin": on_kin(data, eval_data),
         "1-batch": on_batches(1),
         "2-batches": on_batches(2),
         "32-batches": on_batches(32),
-        "other-text": on_text(other_data, N_CALIBRATION_BATCHES),
-        "mixture": on_text(other_data, N_CALIBRATION_BATCHES // 2),
-        "weights": with_directions(of_weights, is_signed=False),
-        "weights-signed": with_directions(of_weights, is_signed=True),
-        "random": with_directions(at_random, is_signed=False),
-        "random-signed": with_directions(at_random, is_signed=True),
+        "other-text": on_texts(other_data[:1], 0),
+        "other-texts": on_texts(other_data, 0),
+        "mixture": on_texts(other_data[:1], N_CALIBRATION_BATCHES // 2),
+        "mixtures": on_texts(other_data, 2),
+        **{f"text-{number}": on_texts([path], 0) for number, path in enumerate(other_data, 1)},
+        "weights": with_directions(of_weights),
+        "random": with_directions(at_random),
     }
-    generators = {"basis": state_method("circuit"), "spectral-basis": GENERATED["qpa:spectral"]}
-    return {
-        f"{prefix}:{name}": replace(generator, name=f"{prefix}:{name}", calibrate=calibrate)
-        for prefix, generator in generators.items()
-        for name, calibrate in calibrations.items()
-        if prefix == "basis" or not name.endswith("-signed")
-    }
+
+
+def method(name: str, directions: Mapping[str, Calibrate]) -> Generated:
+    """Return the method of a name.
+
+    Args:    directions: by their names.
+    Raises:  ValueError: there is none.
+    """
+    found = _NAME.fullmatch(name)
+    parts = found[2].split("+") if found else []
+    if found is None or found[1] not in GENERATORS or not directions.keys() >= set(parts):
+        raise ValueError(f"no method is called {name}; see the head of {Path(__file__).name}")
+    generator, calibrate = GENERATORS[found[1]], directions[parts[0]]
+    if len(parts) > 1:
+        calibrate = joined([directions[part] for part in parts])
+    if found[4] == "-signed":
+        calibrate = signed(calibrate)
+    elif found[4] == "-ordered":
+        calibrate = ordered(calibrate)
+    elif found[4]:
+        calibrate = {"turned": turned, "own": beside_own}[found[5]](calibrate, int(found[6]))
+    changed = replace(generator, name=name, calibrate=calibrate)
+    if not found[3]:
+        return changed
+    return MoreDirections(**{field.name: getattr(changed, field.name) for field in fields(changed)})
 
 
 def main() -> None:
     """Compare the directions."""
     parser = parser_of("Compare the directions that a generator of spectra may have.")
-    parser.add_argument("--other-data", type=Path, required=True, help="A text of another kind.")
+    parser.add_argument(
+        "--other-data",
+        type=Path,
+        action="append",
+        required=True,
+        help="A text of another kind; may be repeated.",
+    )
     options = parser.parse_args()
-    run(methods(options.other_data), options)
+    directions = shared_directions(options.data, options.eval_data, options.other_data)
+    names = options.methods.split(",") if options.methods else [f"basis:{name}" for name in directions]
+    run({name: method(name, directions) for name in names}, options)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ EXAMPLES = """
 
 qpa basis --model ./models/stories260K --data shakespeare.txt --out bases/stories
 
-qpa basis --model Qwen/Qwen3-0.6B --data mix.jsonl --rank 16 --batches 32
+qpa basis --model Qwen/Qwen3-0.6B --data support.jsonl,law.jsonl,code.jsonl --rank 16 --batches 32
 """
 
 
@@ -47,6 +47,9 @@ def basis(
     json_: JsonOption = False,
 ) -> None:
     """Read the directions in which a model's loss falls, once for all adapters that share them.
+
+    Each name of --data is a kind of text and gets directions of its own; an adapter's training finds out
+    which of them suit its data.
 
     qpa plan --basis DIR plans an adapter on them. Then qpa export --format compact keeps its trained numbers
     alone, and qpa expand makes a plain LoRA of these.
@@ -75,9 +78,13 @@ def basis(
     document = made.document(SharedBasis)
     n = len(document.tensors) // 2
     if json_:
-        print_json({"basis": str(place), "digest": digest, "layers": n, "bytes": document.arrays.n_bytes})
+        names = [bank.name for bank in document.banks]
+        n_bytes = document.arrays.n_bytes
+        print_json({"basis": str(place), "digest": digest, "layers": n, "banks": names, "bytes": n_bytes})
         return
-    print_line(f"directions of {n} layers, {document.arrays.n_bytes:,} bytes, digest {digest[:12]}")
+    kinds = ", ".join(bank.name for bank in document.banks)
+    size = f"{document.arrays.n_bytes:,} bytes"
+    print_line(f"directions of {n} layers for {kinds}; {size}, digest {digest[:12]}")
     print_line(f"wrote {place}; next: qpa plan --model {inspect.model} --basis {place} --out <run>")
 
 

@@ -84,7 +84,9 @@ class ExportCompact:
         numbers, keeps_probabilities = _numbers(frozen, spec, layout, context)
         text = layout_text(layout)
         digest = hashlib.sha256(text).digest()
-        compact = Compact(bytes.fromhex(spec.basis.digest), digest, keeps_probabilities, numbers)
+        chosen = context.document(TrainedGenerator).bank
+        bank = 0 if chosen is None else chosen.number
+        compact = Compact(bytes.fromhex(spec.basis.digest), digest, keeps_probabilities, numbers, bank)
         content = compact.as_bytes(cast(Numbers, self.numbers))
         beside = out.parent / DIRECTORY / f"{digest.hex()}.json"
         try:

@@ -3,25 +3,35 @@
 Rules:
 1. The gradient is read on batches of the training split as a training reads it, with its seeds: the basis of
    a training's own data, seed and batch size holds the directions of that training, bit for bit.
-2. All directions of the adapter's rank are kept, of which a layout uses the first.
-3. What an adapter starts as is kept too, since lora_A is drawn with torch: expansion needs numpy alone.
+2. Each name of `data` gives directions of its own, a bank. Directions of a mixture lose more than those of
+   the kind of text that an adapter is for (docs/results.md), so nothing is mixed but what one name mixes.
+3. All directions of the adapter's rank are kept, of which a layout uses the first.
+4. What an adapter starts as is kept too, since lora_A is drawn with torch: expansion needs numpy alone.
 
 Source: ours; see `qpa.training.calibration`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, final
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from qpa.documents import AdapterSpec, BasisTensor, Calibration, Document, SharedBasis
+from qpa.documents import AdapterSpec, Bank, BasisTensor, Document, SharedBasis
 from qpa.documents.base import json_text
+from qpa.documents.shared_basis import MAX_BANKS
 from qpa.errors import OptionError
 from qpa.models.base_model import DEVICES
 from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
-from qpa.serve.basis import INITIAL_PREFIX
-from qpa.training.data.data_options import N_CALIBRATION_BATCHES, DataOptions
+from qpa.serve.basis import INITIAL_PREFIX, name_in_bank
+from qpa.training.data.data_options import N_CALIBRATION_BATCHES, DataOptions, names_of
+
+if TYPE_CHECKING:
+    from qpa.generators.generator import Bases
+    from qpa.training.data.splits import Splits
+    from qpa.training.objectives.objective import Objective
 
 METHOD = "lora"
 
@@ -29,10 +39,10 @@ METHOD = "lora"
 @final
 @dataclass(frozen=True)
 class CalibrateBasis(DataOptions):
-    """Read the gradient of a base model on data.
+    """Read the gradient of a base model on each kind of data.
 
     Args:    data .. packing: see `DataOptions`.
-             batches, batch_size: how many rows are read.
+             batches, batch_size: how many rows are read of each name of `data`.
              bf16: autocast, as in a training.
              device: "auto", "cpu" or "cuda".
              trust_remote_code: the user allows the model's own Python code to run, now.
@@ -45,7 +55,11 @@ class CalibrateBasis(DataOptions):
     produces: ClassVar[type[Document]] = SharedBasis
     section: ClassVar[str] = "basis"
 
-    batches: int = option(N_CALIBRATION_BATCHES, help="Batches of which the gradient is read.", at_least=1)
+    batches: int = option(
+        N_CALIBRATION_BATCHES,
+        help="Batches of each name of `data` of which the gradient is read.",
+        at_least=1,
+    )
     batch_size: int = option(8, help="Rows per batch.", at_least=1)
     bf16: bool = option(False, help="bfloat16 autocast.")
     device: str = option("auto", help="Device to run on: {choices}.", choices=DEVICES)
@@ -61,19 +75,25 @@ class CalibrateBasis(DataOptions):
                  DivergedError: the gradient is not finite.
         """
         check_basis_of(source)
+        if len(names_of(self.data)) > MAX_BANKS:
+            found = str(len(names_of(self.data)))
+            raise OptionError("data", f"at most {MAX_BANKS} names, each a kind of text", found)
         from qpa.adapters.attach import initial_adapter
         from qpa.adapters.low_rank import lora_config
         from qpa.compat.peft_ import KEY_PREFIX
 
-        bases, digest, n_batches = self._bases(source, context)
         first = initial_adapter(source)
-        arrays = {path: basis.detach().cpu().float().contiguous() for path, basis in bases.items()}
-        arrays |= {f"{INITIAL_PREFIX}{a.path}": first[a.path] for a, _ in source.pairs}
+        arrays = {f"{INITIAL_PREFIX}{a.path}": first[a.path] for a, _ in source.pairs}
+        banks: list[Bank] = []
+        for bank, bases in self._banks(source, context):
+            for path, basis in bases.items():
+                arrays[name_in_bank(path, len(banks))] = basis.detach().cpu().float().contiguous()
+            banks.append(bank)
         factors = {a.path: "A" for a, _ in source.pairs}
         return SharedBasis(
             provenance=context.provenance(self, source),
             base=source.base,
-            calibration=Calibration(data_digest=digest, n_batches=n_batches, batch_size=self.batch_size),
+            banks=tuple(banks),
             scale=source.alpha / source.rank,
             lora_config=json_text(lora_config(source, source.rank, use_dora=False)).decode(),
             tensors=tuple(
@@ -88,34 +108,50 @@ class CalibrateBasis(DataOptions):
             arrays=context.put_tensors(arrays),
         )
 
-    def _bases(self, spec: AdapterSpec, context: PassContext) -> tuple[dict[str, Any], str, int]:
-        """Return the directions by path, the digest of the data, and how many batches were read."""
-        from qpa.adapters.attach import adapter_parameters, attach_adapter
+    def _banks(self, spec: AdapterSpec, context: PassContext) -> Iterator[tuple[Bank, Bases]]:
+        """Yield each kind of text, and its directions by path."""
+        from qpa.adapters.attach import attach_adapter
         from qpa.models.base_model import load_tokenizer, torch_device
         from qpa.training.base import load_base
-        from qpa.training.calibration import choose_rows, gradient_bases
         from qpa.training.objectives.objective import OBJECTIVES
         from qpa.training.processes import ALONE
-        from qpa.training.tasks import digest_of
 
         context.progress("loading the base model and the data", 0, 1)
         options, device = self._as_training(), torch_device(self.device)
         tokenizer = load_tokenizer(spec.base, trust_remote_code=self.trust_remote_code)
-        objective = OBJECTIVES[options.objective](options, tokenizer)
-        splits = objective.rows(context.seed_for("split"))
+        of_each = [replace(options, data=(name,)) for name in names_of(self.data)]
+        objectives = [OBJECTIVES[one.objective](one, tokenizer) for one in of_each]
+        splits = [objective.rows(context.seed_for("split")) for objective in objectives]
         model = attach_adapter(load_base(options, spec, device, ALONE), spec)
+        for number, name in enumerate(names_of(self.data)):
+            last_part = Path(name).name
+            context.progress(f"reading the gradient on {last_part}", number, len(objectives))
+            yield self._bank(last_part, spec, model, objectives[number], splits[number], context)
+
+    def _bank(
+        self,
+        name: str,
+        spec: AdapterSpec,
+        model: Any,
+        objective: Objective,
+        splits: Splits,
+        context: PassContext,
+    ) -> tuple[Bank, Bases]:
+        from qpa.adapters.attach import adapter_parameters
+        from qpa.training.calibration import choose_rows, gradient_bases
+        from qpa.training.tasks import digest_of
+
         rows = splits.training
         chosen = choose_rows(len(rows), self.batch_size, context.seed_for("calibration"), self.batches)
-        context.progress("reading the gradient", 0, 1)
-        shapes = {tensor.path: tensor.shape for pair in spec.pairs for tensor in pair}
         bases = gradient_bases(
             adapter_parameters(model, spec),
             spec,
-            shapes,
+            {tensor.path: tensor.shape for pair in spec.pairs for tensor in pair},
             lambda batch: objective.calibration_loss(model, batch),
             [[rows[index] for index in batch] for batch in chosen],
         )
-        return dict(bases), digest_of(splits, ()), len(chosen)
+        digest = digest_of(splits, ())
+        return Bank(name=name, data_digest=digest, n_batches=len(chosen), batch_size=self.batch_size), bases
 
     def _as_training(self) -> Any:
         """Return the options of a training on the same data."""

@@ -71,7 +71,8 @@ def write_basis(directory: Path, name="state", spec=SPEC):
     content = save(arrays)
     sha256 = hashlib.sha256(content).hexdigest()
     document = {
-        "schema": "qpa.basis/1",
+        "schema": "qpa.basis/2",
+        "banks": [{"name": "drawn"}],
         "base": {"name_or_path": "model"},
         "scale": spec.alpha / spec.rank,
         "lora_config": json.dumps({"r": spec.rank, "peft_type": "LORA"}) + "\n",

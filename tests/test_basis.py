@@ -15,6 +15,7 @@ from qpa.documents import AdapterSpec, FrozenAdapter, SharedBasis, TrainedGenera
 from qpa.generators.canonical import canonical_adapter
 from qpa.generators.chunks import basis_names
 from qpa.serve.basis import Basis
+from qpa.serve.compact import Compact
 from qpa.store.run_directory import RunDirectory
 from tests.test_train_generator import interrupt_after
 
@@ -55,7 +56,8 @@ def test_the_directory_opens_and_says_what_it_was_made_of(shared, llama, cli, te
     basis = Basis.open(shared)
     document = SharedBasis.from_json((shared / "basis.json").read_bytes(), "basis.json")
     assert (basis.base, basis.scale) == (str(llama), 2.0)
-    assert document.calibration.n_batches == 8 and len(document.tensors) == len(basis.shapes)
+    assert [bank.name for bank in document.banks] == [text_file.name]
+    assert document.banks[0].n_batches == 8 and len(document.tensors) == len(basis.shapes)
     arrays = load_file(basis.arrays)
     spec = AdapterSpec.from_json((shared / "adapter-spec.json").read_bytes(), "spec")
     first = initial_adapter(spec)
@@ -80,6 +82,73 @@ def test_the_directions_are_those_of_a_training_on_the_same_data(cli, llama, tex
     names = basis_names(own.read(WeightLayout))
     assert len(names) == 28
     assert all(torch.equal(found[name], directions[path]) for path, name in names.items())
+
+
+@pytest.fixture
+def other_file(text_file, tmp_path):
+    """Return a text of other words than `text_file`."""
+    path = tmp_path / "other.txt"
+    path.write_text("".join(chr(ord("a") + (ord(c) * 7 + 3) % 26) for c in text_file.read_text()))
+    return path
+
+
+@pytest.fixture
+def banks(cli, llama, text_file, other_file, tmp_path):
+    """Return a basis with directions of two kinds of text, of which the second is `text_file`."""
+    out = tmp_path / "banks"
+    data = f"{other_file},{text_file}"
+    code, _, err = cli("basis", "--model", llama, "--data", data, "--rank", 4, "--out", out, *DATA)
+    assert code == 0, err
+    return out
+
+
+def test_each_name_of_data_gives_a_bank_of_its_own(shared, banks, other_file, text_file):
+    basis = Basis.open(banks)
+    assert basis.banks == (other_file.name, text_file.name)
+    alone, first = load_file(Basis.open(shared).arrays), load_file(basis.arrays)
+    for path in basis.shapes:
+        assert torch.equal(first[f"bank.1.{path}"], alone[path])
+        assert not torch.equal(first[path], alone[path])
+
+
+def test_a_training_takes_the_bank_that_suits_its_data(
+    cli, llama, text_file, shared, banks, other_file, tmp_path
+):
+    run = planned(cli, llama, banks, tmp_path / "run", "--max-params", 30)
+    on_one = planned(cli, llama, shared, tmp_path / "one", "--max-params", 30)
+    assert same_bits(trained(cli, run, text_file), trained(cli, on_one, text_file))
+    bank = run.read(TrainedGenerator).bank
+    assert (bank.number, bank.name) == (1, text_file.name)
+    assert bank.slope_share == pytest.approx(1, abs=1e-3)
+    other = planned(cli, llama, banks, tmp_path / "other", "--max-params", 30)
+    trained(cli, other, other_file)
+    assert other.read(TrainedGenerator).bank.name == other_file.name
+    code, out, _ = cli("inspect", run.path)
+    assert code == 0 and f"{text_file.name}, 100% as steep as the data's own" in out
+
+
+def test_a_bank_is_remembered_over_an_interruption_and_expanded(
+    cli, llama, text_file, banks, tmp_path, monkeypatch
+):
+    run = planned(cli, llama, banks, tmp_path / "run", "--max-params", 30)
+    interrupt_after(monkeypatch, 3)
+    assert cli("train", run.path, "--data", text_file, "--max-steps", 6, "--save-steps", 3, *DATA)[0] == 130
+    monkeypatch.undo()
+    trained(cli, run, text_file, "--resume")
+    assert run.read(TrainedGenerator).bank.number == 1
+    compact, plain, expanded = (tmp_path / name for name in ("store/tenant", "plain", "expanded"))
+    assert cli("export", run.path, "--format", "compact", "--out", compact)[0] == 0
+    assert cli("export", run.path, "--format", "lora", "--out", plain)[0] == 0
+    assert Compact.read(compact).bank == 1
+    code, _, err = cli("expand", compact, "--basis", banks, "--out", expanded)
+    assert code == 0, err
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (expanded / name).read_bytes() == (plain / name).read_bytes()
+
+
+def test_more_kinds_of_text_than_a_compact_file_can_number_are_refused(cli, llama, text_file):
+    data = ",".join([str(text_file)] * 129)
+    assert "--data: expected at most 128 names" in cli.refuses("basis", "--model", llama, "--data", data)
 
 
 def test_without_out_the_name_ends_in_the_digest(cli, llama, text_file, tmp_path, monkeypatch):

@@ -13,11 +13,12 @@ from qpa.documents import (
     AdapterTensor,
     Ansatz,
     Attachment,
+    Bank,
     BaseModelReference,
     BasisReference,
     BasisTensor,
-    Calibration,
     Checkpoint,
+    ChosenBank,
     Contribution,
     DataSummary,
     DirectionShare,
@@ -380,6 +381,7 @@ TRAINED_CONTEXT = st.builds(
     base_loss=FLOAT,
     eval_loss=FLOAT,
 )
+CHOSEN_BANK = st.none() | st.builds(ChosenBank, number=COUNT, name=TEXT, slope_share=st.none() | FLOAT)
 TRAINED_GENERATOR = st.builds(
     TrainedGenerator,
     provenance=PROVENANCE,
@@ -395,6 +397,7 @@ TRAINED_GENERATOR = st.builds(
     result=RESULT,
     data=st.none() | DATA,
     contexts=st.lists(TRAINED_CONTEXT, max_size=2).map(tuple),
+    bank=CHOSEN_BANK,
 )
 CHECKPOINT = st.builds(
     Checkpoint,
@@ -403,6 +406,7 @@ CHECKPOINT = st.builds(
     lr=FLOAT,
     data_digest=DIGEST,
     files=st.lists(ATTACHMENT, max_size=3).map(tuple),
+    bank=CHOSEN_BANK,
 )
 VERIFICATION = st.builds(
     Verification,
@@ -543,7 +547,11 @@ SHARED_BASIS = st.builds(
     SharedBasis,
     provenance=PROVENANCE,
     base=BASE,
-    calibration=st.builds(Calibration, data_digest=TEXT, n_batches=POSITIVE, batch_size=POSITIVE),
+    banks=st.lists(
+        st.builds(Bank, name=TEXT, data_digest=TEXT, n_batches=POSITIVE, batch_size=POSITIVE),
+        min_size=1,
+        max_size=3,
+    ).map(tuple),
     scale=st.floats(1e-3, 1e3),
     lora_config=TEXT,
     tensors=st.lists(

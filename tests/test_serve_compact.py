@@ -41,14 +41,22 @@ def test_the_bytes_are_those_of_the_format():
     head = b"QPAC" + b"\x01\x00" + b"\x01" + b"\x00" + BASIS + LAYOUT + b"\x02\x00"
     body = struct.pack("<IfIf", 2, np.float32(3) / np.float32(32767), 1, np.float32(0.25) / np.float32(32767))
     assert FILES["int16"] == signed(head + body + struct.pack("<3h", 16384, -32767, 32767))
+    third = Compact(BASIS, LAYOUT, True, SMALL.arrays, bank=2)
+    assert third.as_bytes()[:8] == b"QPAC" + b"\x01\x00" + b"\x00" + b"\x05"
 
 
 @settings(deadline=None)
-@given(st.lists(numbers, max_size=4), st.booleans(), st.binary(min_size=32, max_size=32))
-def test_float32_numbers_come_back(arrays, are_probabilities, digest):
-    compact = Compact(digest, LAYOUT, are_probabilities, tuple(arrays))
+@given(
+    st.lists(numbers, max_size=4),
+    st.booleans(),
+    st.binary(min_size=32, max_size=32),
+    st.integers(0, 127),
+)
+def test_float32_numbers_come_back(arrays, are_probabilities, digest, bank):
+    compact = Compact(digest, LAYOUT, are_probabilities, tuple(arrays), bank)
     found = Compact.parse("tenant", compact.as_bytes())
     assert (found.basis, found.layout, found.are_probabilities) == (digest, LAYOUT, are_probabilities)
+    assert found.bank == bank
     assert [one.tobytes() for one in found.arrays] == [one.tobytes() for one in arrays]
 
 
@@ -100,7 +108,7 @@ def test_hostile_bytes_give_one_line(content, has_start):
 @settings(deadline=None)
 @given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 65535), st.binary(max_size=60))
 def test_hostile_fields_give_one_line(kind, flag, n_arrays, body):
-    head = struct.pack("<4sHBB32s32sH", b"QPAC", 1, kind % 3, flag % 3, BASIS, LAYOUT, n_arrays % 9)
+    head = struct.pack("<4sHBB32s32sH", b"QPAC", 1, kind % 3, flag, BASIS, LAYOUT, n_arrays % 9)
     try:
         Compact.parse("tenant", signed(head + body))
     except DocumentError as error:

@@ -93,6 +93,28 @@ def test_another_basis_is_refused(basis, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_bank_that_the_basis_does_not_have_is_refused(basis, tmp_path):
+    path = tmp_path / "tenant"
+    write_compact(path, basis)
+    found = Compact.read(path)
+    path.write_bytes(Compact(found.basis, found.layout, False, found.arrays, bank=1).as_bytes())
+    with pytest.raises(DocumentError, match="expected a bank of the basis, which has 1, found number 1"):
+        expand(path, basis, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_basis_of_the_first_version_has_one_bank(basis, tmp_path):
+    path = basis.directory / "basis.json"
+    document = json.loads(path.read_text())
+    (bank,) = document.pop("banks")
+    path.write_text(json.dumps(document | {"schema": "qpa.basis/1", "calibration": bank}))
+    old = Basis.open(basis.directory)
+    assert len(old.banks) == 1
+    compact = tmp_path / "tenant"
+    write_compact(compact, old)
+    expand(compact, old, tmp_path / "out")
+
+
 def test_more_numbers_than_the_layout_has_are_refused(basis, tmp_path):
     path = tmp_path / "tenant"
     write_compact(path, basis)
@@ -239,6 +261,6 @@ def test_what_is_no_layout_is_refused(text):
 def test_groups_are_read_once_and_tensors_one_at_a_time(basis, tmp_path):
     path = tmp_path / "tenant"
     write_compact(path, basis, "state")
-    assert len(groups_of(path, basis)) == 1
+    assert len(groups_of(path, basis)[0]) == 1
     first, tensor = next(tensors(path, basis))
     assert first.endswith("down_proj.lora_A.weight") and tensor.dtype == np.float32

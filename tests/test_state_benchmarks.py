@@ -96,28 +96,59 @@ def _features_of(variant):
     return variant.build(layout_of(plan, spec, spec.provenance), seed=0, execution=None)
 
 
-@pytest.mark.parametrize("name", ["1-batch", "other-text", "mixture", "weights", "random"])
+@pytest.fixture
+def directions(text_file: Path, tmp_path: Path, monkeypatch) -> dict:
+    monkeypatch.setattr(state_bases, "LENGTH", 32)
+    others = []
+    for number, shift in enumerate((3, 11)):
+        path = tmp_path / f"other-{number}.txt"
+        path.write_text("".join(chr(ord("a") + (ord(c) * 7 + shift) % 26) for c in text_file.read_text()))
+        others.append(path)
+    return state_bases.shared_directions(text_file, None, others)
+
+
+NAMES_OF_DIRECTIONS = [
+    *("1-batch", "kin", "other-text", "text-2", "other-texts", "mixture", "mixtures", "weights", "random"),
+    *("kin+other-text", "weights-signed", "weights-ordered", "weights-turned-2", "other-text-own-1"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES_OF_DIRECTIONS)
 @pytest.mark.parametrize("prefix", ["basis", "spectral-basis"])
 def test_other_directions_are_others_and_change_nothing_at_first(
-    task: Task, text_file: Path, tmp_path: Path, monkeypatch, prefix: str, name: str
+    task: Task, directions: dict, prefix: str, name: str
 ) -> None:
-    monkeypatch.setattr(state_bases, "LENGTH", 32)
-    other = tmp_path / "other.txt"
-    other.write_text(text_file.read_text()[::-1])
-    found = state_bases.methods(other)
-    own, changed = (attach(task, found[f"{prefix}:{kind}"]) for kind in ("32-batches", name))
+    methods = [state_bases.method(f"{prefix}:{kind}", directions) for kind in ("own", name)]
+    own, changed = (attach(task, method) for method in methods)
     assert losses(task, changed.model.eval()) == losses(task, task.base.load())
     a, b = (_basis_of(attached) for attached in (own, changed))
     assert a.shape == b.shape
     assert not torch.allclose(a, b, atol=1e-3)
+    if "+" not in name:
+        b = b / b.norm(dim=0)
+        torch.testing.assert_close(b.T @ b, torch.eye(b.shape[1]), atol=1e-3, rtol=0)
 
 
-def test_signed_directions_have_the_sign_of_the_gradient_along_them(task: Task, text_file: Path) -> None:
-    found = state_bases.methods(text_file)
-    plain, signed = (_basis_of(attach(task, found[f"basis:{name}"])) for name in ("random", "random-signed"))
+def test_signed_directions_have_the_sign_of_the_gradient_along_them(task: Task, directions: dict) -> None:
+    methods = [state_bases.method(f"basis:random{more}", directions) for more in ("", "-signed")]
+    plain, signed = (_basis_of(attach(task, method)) for method in methods)
     flips = (plain * signed).sum(0).sign()
     torch.testing.assert_close(plain * flips, signed)
     assert set(flips.tolist()) == {-1.0, 1.0}
+
+
+def test_directions_that_are_all_turned_are_the_own_ones_within_the_shared_span(
+    task: Task, directions: dict
+) -> None:
+    methods = [state_bases.method(f"basis:{name}", directions) for name in ("own", "own-turned-4")]
+    own, turned = (_basis_of(attach(task, method)) for method in methods)
+    cosines = torch.nn.functional.cosine_similarity(own[:, :4], turned[:, :4], dim=0)
+    torch.testing.assert_close(cosines.abs(), torch.ones(4), atol=0.05, rtol=0)
+
+
+def test_a_name_that_is_none_is_refused(directions: dict) -> None:
+    with pytest.raises(ValueError, match="no method is called basis:nothing"):
+        state_bases.method("basis:nothing", directions)
 
 
 def _basis_of(attached: Attached):

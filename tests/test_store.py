@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from benchmarks.random_compact import write_adapters, write_basis, write_layout
 from qpa.errors import DirectoryError, DocumentError, QpaError
 from qpa.serve.basis import Basis
+from qpa.serve.compact import Compact
 from qpa.serve.store import Store, is_name
 from tests.command_line import Cli
 
@@ -158,6 +160,13 @@ def test_verify_says_one_line_for_each_finding(store, tmp_path, basis):
 def test_verify_finds_another_basis(store, tmp_path):
     other = write_basis(tmp_path / "other", SHAPES, seed=1)
     assert len(list(store.verify(other))) == 3 and not list(store.verify())
+
+
+def test_verify_finds_a_bank_that_the_basis_does_not_have(store, basis):
+    path = store.path_of("tenant-1")
+    path.write_bytes(replace(Compact.read(path), bank=3).as_bytes())
+    assert [*store.verify()] == []
+    assert [*store.verify(basis)] == [f"{path}: expected a bank of the basis, which has 1, found number 3"]
 
 
 def test_verify_finds_a_layout_that_is_missing_edited_or_of_another_size(store, basis):

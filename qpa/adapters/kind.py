@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from qpa.adapters.parameter_view import AdapterParameter
     from qpa.store.tensor_file import Array
 
-Rates = tuple[float, float, float]
-"""The three learning rates that a bench tries, ascending."""
+Rates = tuple[float, ...]
+"""The learning rates that a bench tries, ascending; mostly three."""
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,11 @@ def basis_of(spec: AdapterSpec, moved_to: str | None) -> Basis | None:
     return basis
 
 
-def directions(basis: Basis, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
-    """Return the first directions of every tensor, as many as a shape has, by path."""
+def directions(basis: Basis, bank: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """Return the first directions of every tensor in a bank, as many as a shape has, by path."""
     import torch
 
-    with basis.reading() as reading:
+    with basis.reading(bank) as reading:
         return {
             path: torch.from_numpy(reading.bases[path][:n_rows, :n_columns].copy())
             for path, (n_rows, n_columns) in shapes.items()

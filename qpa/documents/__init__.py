@@ -28,7 +28,7 @@ from qpa.documents.native_circuit import GateCount, NativeCircuit
 from qpa.documents.parametrized_tensor import ParametrizedTensor
 from qpa.documents.resolved_configuration import Input, Package, ResolvedConfiguration, TrainedFrom
 from qpa.documents.selection import Selection, Strategy, TriedCircuit
-from qpa.documents.shared_basis import BasisTensor, Calibration, SharedBasis
+from qpa.documents.shared_basis import Bank, BasisTensor, ChosenBank, SharedBasis
 from qpa.documents.tensors import TENSOR_RULES, Method, Role, TensorRef, TensorRules, TensorShape
 from qpa.documents.trained_generator import Score, TrainedContext, TrainedGenerator, TrainingResult
 from qpa.documents.verification import EngineCheck, Verification
@@ -52,11 +52,12 @@ __all__ = [
     "AdapterTensor",
     "Ansatz",
     "Attachment",
+    "Bank",
     "BaseModelReference",
     "BasisReference",
     "BasisTensor",
-    "Calibration",
     "Checkpoint",
+    "ChosenBank",
     "ChunkGroup",
     "ChunkedTensor",
     "Contexts",

@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from qpa.documents.base import Attachment, Document, JsonObject, Record, with_parents
 from qpa.documents.data_summary import DataSummary
+from qpa.documents.shared_basis import ChosenBank
 
 MAX_EXPONENT = 709.0
 
@@ -111,6 +112,11 @@ def _upgrade_5(content: JsonObject) -> JsonObject:
     return content | {"contexts": []}
 
 
+def _upgrade_6(content: JsonObject) -> JsonObject:
+    """Version 6 knew one bank of directions, which was the first where the plan had a basis."""
+    return content | {"bank": None}
+
+
 class TrainedContext(Record):
     """What the training left of one of its contexts.
 
@@ -156,6 +162,8 @@ class TrainedGenerator(Document):
              data: what was read, cut and left out; None where the objective does not say, and of older runs.
              contexts: the contexts of the layout, in its order; () where it has none. `adapter` and `probe`
              are those of the first, and the losses of the result those of all data together.
+             bank: the bank of the basis whose directions were trained on; None where the plan has no basis,
+             and of older runs, whose basis had one bank.
     """
 
     kind: ClassVar[str] = "trained-generator"
@@ -165,6 +173,7 @@ class TrainedGenerator(Document):
         _upgrade_3,
         with_whole_result,
         _upgrade_5,
+        _upgrade_6,
     )
 
     arrays: Attachment
@@ -179,6 +188,7 @@ class TrainedGenerator(Document):
     result: TrainingResult
     data: DataSummary | None
     contexts: tuple[TrainedContext, ...]
+    bank: ChosenBank | None
 
     def live(self, context: str | None) -> Live:
         """Return what the live model was.

@@ -56,7 +56,7 @@ def frozen_rows(documents: Sequence[Document]) -> Rows:
     """Return what a frozen adapter gained, how it was measured, and its account."""
     frozen = newest(documents, FrozenAdapter)
     rows = result_rows(frozen.result) + measurement_rows(documents) + account_rows(frozen.account)
-    return [*_data_rows(documents), *context_rows(documents), *rows]
+    return [*_data_rows(documents), *_bank_rows(documents), *context_rows(documents), *rows]
 
 
 def context_rows(documents: Sequence[Document]) -> Rows:
@@ -73,6 +73,20 @@ def _data_rows(documents: Sequence[Document]) -> Rows:
     return [("data", data_text(data))] if data else []
 
 
+def _bank_rows(documents: Sequence[Document]) -> Rows:
+    """Return whose directions the adapter has, where a basis gives them."""
+    bank = newest(documents, TrainedGenerator).bank
+    if bank is None or bank.slope_share is None:
+        return []
+    return [("directions of", f"{bank.name}, {bank.slope_share:.0%} as steep as the data's own")]
+
+
+def _bank_json(documents: Sequence[Document]) -> dict[str, Any]:
+    """Return the same by name; nothing where no basis gives directions."""
+    bank = newest(documents, TrainedGenerator).bank
+    return {"bank": bank.model_dump()} if bank else {}
+
+
 def _data_json(documents: Sequence[Document]) -> dict[str, Any] | None:
     data = newest(documents, TrainedGenerator).data
     return data.model_dump() if data else None
@@ -86,6 +100,7 @@ def frozen_json(documents: Sequence[Document]) -> dict[str, Any]:
         "data": _data_json(documents),
         "measurement": measurement_json(documents),
         "result": result_json(frozen.result),
+        **_bank_json(documents),
         **_context_json(documents),
     }
 
@@ -197,7 +212,7 @@ def run_rows(documents: Sequence[Document], stages: Iterable[type[Document]]) ->
     if NativeCircuit in made:
         rows += plan_rows(documents)
     if FrozenAdapter in made:
-        rows += _data_rows(documents) + context_rows(documents)
+        rows += _data_rows(documents) + _bank_rows(documents) + context_rows(documents)
         rows += result_rows(newest(documents, FrozenAdapter).result)
         if Measurement in made:
             rows += measurement_rows(documents)
@@ -213,7 +228,7 @@ def run_json(documents: Sequence[Document]) -> dict[str, Any]:
         content |= _layout_json(documents)
     if FrozenAdapter in kinds:
         content["result"] = result_json(newest(documents, FrozenAdapter).result)
-        content["data"] = _data_json(documents)
+        content |= {"data": _data_json(documents), **_bank_json(documents)}
         content |= _context_json(documents)
         if Measurement in kinds:
             content["measurement"] = measurement_json(documents)

@@ -4,12 +4,16 @@
                            that a compact file names
     <sha256>.safetensors   for every tensor of the adapter by its path: of a lora_A float32[rank, in] and of a
                            lora_B float32[out, rank] the directions; by "initial." and the path of a lora_A
-                           its values as drawn
+                           its values as drawn; by "bank.1." and the path the directions in the second bank,
+                           and so on
     adapter-spec.json      the plan of the adapter, which only `qpa plan` reads
+
+A *bank* holds the directions of one kind of text; an adapter's are those of one bank.
 
 Of basis.json these fields are read here: `schema`, `base.name_or_path`, `lora_config` (the text of
 adapter_config.json), `scale` (what lora_B is multiplied by), `tensors` (each with `path`, `key` in
-adapter_model.safetensors, `factor`, which is A or B, and `shape`), and `arrays.file` with `arrays.sha256`.
+adapter_model.safetensors, `factor`, which is A or B, and `shape`), `arrays.file` with `arrays.sha256`, and
+`banks` (each with its `name`), of which version 1 had one and no such field.
 
 Source: ours.
 """
@@ -27,7 +31,7 @@ from typing import Any, Self
 
 from safetensors import SafetensorError, safe_open
 
-from qpa.errors import DocumentError, one_sentence
+from qpa.errors import DocumentError, one_of, one_sentence
 from qpa.serve.arithmetic import Array
 from qpa.serve.decoding import Shape
 from qpa.serve.files import read_whole
@@ -35,7 +39,7 @@ from qpa.store.atomic_files import sha256_of
 
 FILE = "basis.json"
 INITIAL_PREFIX = "initial."
-VERSION = 1
+VERSIONS = (1, 2)
 
 _MAX_BYTES = 64 << 20
 
@@ -50,6 +54,7 @@ class Basis:
              scale: what lora_B is multiplied by, alpha / rank.
              shapes: of every tensor by its path; keys: its name in adapter_model.safetensors.
              first_factors: the paths of every lora_A, which has initial values and is not scaled.
+             banks: the names of the kinds of text that directions are of.
              arrays: the safetensors file.
     """
 
@@ -62,6 +67,7 @@ class Basis:
     shapes: Mapping[str, Shape]
     keys: Mapping[str, str]
     first_factors: frozenset[str]
+    banks: tuple[str, ...]
     arrays: Path
 
     @classmethod
@@ -94,9 +100,13 @@ class Basis:
 
     @classmethod
     def _read(cls, directory: Path, content: Any, digest: bytes) -> Self:
-        schema, _, version = str(content["schema"]).partition("/")
-        if schema != "qpa.basis" or version != str(VERSION):
-            raise ValueError(f"schema {str(content['schema'])[:40]}, and not qpa.basis/{VERSION}")
+        schema = str(content["schema"])
+        known = [f"qpa.basis/{version}" for version in VERSIONS]
+        if schema not in known:
+            raise ValueError(f"schema {schema[:40]}, and not {one_of(known)}")
+        banks = ("data",) if schema == known[0] else tuple(_text(bank["name"]) for bank in content["banks"])
+        if not banks:
+            raise ValueError("no bank")
         file, scale, config = content["arrays"]["file"], content["scale"], json.loads(content["lora_config"])
         if file != f"{content['arrays']['sha256']}.safetensors" or not file[:-12].isalnum():
             raise ValueError("arrays in a file of another name than their digest")
@@ -119,18 +129,30 @@ class Basis:
             shapes=shapes,
             keys=keys,
             first_factors=frozenset(one["path"] for one in tensors if one["factor"] == "A"),
+            banks=banks,
             arrays=directory / file,
         )
 
+    def check_bank(self, subject: str, bank: int) -> None:
+        """Check that there is a bank.
+
+        Args:    subject: the compact adapter's path, for errors.
+        Raises:  DocumentError: there is none of this number.
+        """
+        if bank >= len(self.banks):
+            expected = f"a bank of the basis, which has {len(self.banks)}"
+            raise DocumentError(subject, expected, f"number {bank}")
+
     @contextmanager
-    def reading(self) -> Iterator[Reading]:
+    def reading(self, bank: int = 0) -> Iterator[Reading]:
         """Open the arrays, to be read one at a time.
 
+        Args:    bank: the number of the bank whose directions are read, one that there is.
         Raises:  DocumentError: the file is gone, or no safetensors file.
         """
         try:
             with safe_open(self.arrays, framework="numpy") as file:
-                yield Reading(self, file)
+                yield Reading(self, file, bank)
         except (SafetensorError, OSError) as error:
             raise DocumentError(str(self.arrays), "a safetensors file", one_sentence(error)) from error
 
@@ -159,13 +181,13 @@ class Reading:
     """The arrays of a basis while their file is open.
 
     Attributes:
-             bases: the directions of every tensor by its path.
+             bases: the directions of every tensor by its path, in one bank.
              initial: the first values of every lora_A by its path.
     """
 
-    def __init__(self, basis: Basis, file: Any) -> None:
+    def __init__(self, basis: Basis, file: Any, bank: int) -> None:
         self._basis, self._file = basis, file
-        self.bases = _Lazy(file, {path: path for path in basis.shapes})
+        self.bases = _Lazy(file, {path: name_in_bank(path, bank) for path in basis.shapes})
         self.initial = _Lazy(file, {path: INITIAL_PREFIX + path for path in basis.first_factors})
 
     def check(self) -> None:
@@ -174,7 +196,9 @@ class Reading:
         Raises:  DocumentError: they are not those of the document.
         """
         shapes = self._basis.shapes
-        expected = {**shapes, **{INITIAL_PREFIX + path: shapes[path] for path in self.initial}}
+        banks = range(len(self._basis.banks))
+        expected = {name_in_bank(path, bank): shape for bank in banks for path, shape in shapes.items()}
+        expected |= {INITIAL_PREFIX + path: shapes[path] for path in self.initial}
         names = {*self._file.keys()}
         for name in sorted(names ^ expected.keys()):
             words = ("an array", "none") if name in expected else ("no such array", "one")
@@ -184,6 +208,11 @@ class Reading:
             if tuple(array.get_shape()) != shape or array.get_dtype() != "F32":
                 found = f"{array.get_dtype()}{array.get_shape()}"
                 raise DocumentError(f"{name} of {self._basis.arrays}", f"F32{list(shape)}", found)
+
+
+def name_in_bank(path: str, bank: int) -> str:
+    """Return the name of the array with a tensor's directions in a bank."""
+    return path if bank == 0 else f"bank.{bank}.{path}"
 
 
 def _text(value: Any) -> str:

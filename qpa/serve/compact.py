@@ -6,7 +6,8 @@ Everything is little-endian, and nothing is padded.
     0       4      "QPAC"
     4       2      the version, an unsigned integer; this file writes and reads 1
     6       1      the type of the numbers: 0 is float32, 1 is a signed integer of 16 bits
-    7       1      1 where the first array has probabilities in the place of angles, otherwise 0
+    7       1      bit 0: 1 where the first array has probabilities in the place of angles; bits 1 to 7: the
+                   number of the basis's bank whose directions the adapter has, from 0
     8       32     the digest of the basis: the SHA-256 of its basis.json
     40      32     the digest of the layout: the SHA-256 of its JSON document
     72      2      the number of arrays, an unsigned integer
@@ -70,12 +71,14 @@ class Compact:
     Args:    basis, layout: SHA-256 digests.
              are_probabilities: whether the first array has probabilities in the place of angles.
              arrays: float32[n] each.
+             bank: the number of the basis's bank.
     """
 
     basis: bytes
     layout: bytes
     are_probabilities: bool
     arrays: tuple[Array, ...]
+    bank: int = 0
 
     def as_bytes(self, numbers: Numbers = "float32") -> bytes:
         """Return the file.
@@ -91,7 +94,7 @@ class Compact:
             MAGIC,
             VERSION,
             NUMBERS.index(numbers),
-            self.are_probabilities,
+            self.are_probabilities | self.bank << 1,
             self.basis,
             self.layout,
             len(self.arrays),
@@ -128,7 +131,7 @@ class Compact:
             raise DocumentError(subject, "a compact adapter, which starts with QPAC", _words(content[:4]))
         if len(content) < _HEAD.size + _N_DIGEST:
             raise _cut_short(subject, _HEAD.size + _N_DIGEST, len(content))
-        _, version, kind, flag, basis, layout, n_arrays = _HEAD.unpack_from(content)
+        _, version, kind, flags, basis, layout, n_arrays = _HEAD.unpack_from(content)
         if version != VERSION:
             advice = "install a newer qpa" if version > VERSION else ""
             raise DocumentError(subject, f"version {VERSION} of the format", f"version {version}", advice)
@@ -140,9 +143,10 @@ class Compact:
                 "another",
                 "it is damaged or cut short; copy it again",
             )
-        if kind >= len(NUMBERS) or flag > 1:
-            raise DocumentError(subject, "numbers of type 0 or 1, and a flag of 0 or 1", f"{kind} and {flag}")
-        return cls(basis, layout, bool(flag), _arrays(subject, whole, NUMBERS[kind], n_arrays))
+        if kind >= len(NUMBERS):
+            raise DocumentError(subject, "numbers of type 0 or 1", f"type {kind}")
+        arrays = _arrays(subject, whole, NUMBERS[kind], n_arrays)
+        return cls(basis, layout, bool(flags & 1), arrays, flags >> 1)
 
 
 def head_of(subject: str, stream: BinaryIO) -> Head:

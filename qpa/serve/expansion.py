@@ -40,13 +40,13 @@ def expand(compact: Path, basis: Basis, out: Path) -> None:
              DirectoryError: there is something at `out`, or it cannot be written.
              DiskFullError: there is no room; nothing is left behind.
     """
-    groups = groups_of(compact, basis)
+    groups, bank = groups_of(compact, basis)
     check_absent(out)
     try:
         with new_directory(out, keep_existing=True) as work:
             (work / CONFIG_FILE).write_bytes(basis.config_text)
             shapes = {basis.keys[path]: shape for path, shape in basis.shapes.items()}
-            _write(work / WEIGHTS_FILE, shapes, _tensors(groups, basis))
+            _write(work / WEIGHTS_FILE, shapes, _tensors(groups, basis, bank))
     except OSError as error:
         if isinstance(error, QpaError):
             raise
@@ -59,12 +59,14 @@ def tensors(compact: Path, basis: Basis) -> Iterator[tuple[str, Array]]:
 
     Raises:  DocumentError: see `expand`.
     """
-    yield from _tensors(groups_of(compact, basis), basis)
+    groups, bank = groups_of(compact, basis)
+    yield from _tensors(groups, basis, bank)
 
 
-def groups_of(compact: Path, basis: Basis) -> Sequence[Decoded]:
+def groups_of(compact: Path, basis: Basis) -> tuple[Sequence[Decoded], int]:
     """Read a compact file and its layout, and decode the features.
 
+    Returns: the groups of the layout, and the number of the adapter's bank.
     Raises:  DocumentError: one is damaged, or of another basis.
     """
     found = Compact.read(compact)
@@ -72,12 +74,13 @@ def groups_of(compact: Path, basis: Basis) -> Sequence[Decoded]:
         expected = f"the basis {found.basis.hex()[:12]}.., with which {compact.name} was trained"
         advice = "give that one, or export again"
         raise DocumentError(str(basis.directory), expected, f"{basis.digest.hex()[:12]}..", advice)
+    basis.check_bank(str(compact), found.bank)
     layout = Layout.read(compact, found.layout)
     wanted = lengths(layout, are_probabilities=found.are_probabilities)
     present = [len(array) for array in found.arrays]
     if present != wanted:
         raise DocumentError(str(compact), f"arrays of {_words(wanted)} numbers", _words(present))
-    return decode(layout, found.arrays, are_probabilities=found.are_probabilities)
+    return decode(layout, found.arrays, are_probabilities=found.are_probabilities), found.bank
 
 
 def _words(counts: Sequence[int]) -> str:
@@ -85,10 +88,10 @@ def _words(counts: Sequence[int]) -> str:
     return f"{text} .. ({len(counts)} arrays)" if len(counts) > 8 else text or "no"
 
 
-def _tensors(groups: Sequence[Decoded], basis: Basis) -> Iterator[tuple[str, Array]]:
+def _tensors(groups: Sequence[Decoded], basis: Basis, bank: int) -> Iterator[tuple[str, Array]]:
     shapes = {path: basis.shapes[path] for path in sorted(basis.shapes, key=basis.keys.__getitem__)}
     scale = np.float32(basis.scale)
-    with basis.reading() as reading:
+    with basis.reading(bank) as reading:
         for path, tensor in tensors_of(shapes, reading.initial, reading.bases, groups):
             if path not in basis.first_factors and scale != 1:
                 with np.errstate(over="ignore"):

@@ -8,7 +8,7 @@ is ever held, and quantised bases, several ranks and any forward pass work as th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,22 +60,49 @@ def gradient_bases(
     if not shapes:
         return {}
     pairs = [(a.path, b.path) for a, b in spec.pairs if a.path in shapes]
-    kept = {path: parameter.detach().clone() for path, parameter in parameters.items()}
-    try:
-        ranges = _find_ranges(parameters, spec, pairs, loss, batches)
-        rows = _project(parameters, pairs, ranges, loss, batches)
-    finally:
-        set_adapter(parameters, kept)
+    ranges, rows = _range_and_rows(parameters, spec, pairs, loss, batches)
     bases: dict[str, Tensor] = {}
     for a, b in pairs:
-        # gesdd does not converge on a gradient that is not finite.
-        if not bool(torch.isfinite(rows[a]).all()):
-            raise DivergedError(a, "a finite gradient before training", "NaN or infinity")
         u, _, vh = torch.linalg.svd(rows[a], full_matrices=False)
         n = shapes[a][0]
         left = ranges[b] @ u[:, :n] * (spec.rank / spec.alpha)
         bases[a], bases[b] = vh[:n].contiguous(), left.contiguous()
     return bases
+
+
+def slope_shares(
+    parameters: Mapping[str, AdapterParameter],
+    spec: AdapterSpec,
+    loss: Callable[[Any], Tensor],
+    batches: Sequence[Any],
+    banks: Iterable[Bases],
+) -> list[float]:
+    """Return how steeply the loss falls along the directions of banks, as shares of the steepest.
+
+    The slope is that of equal steps along all directions of a bank, sum_i u_i^T G v_i over all layers, and
+    the steepest is that along the gradient's own directions, of which as many are taken. The share is 1 for
+    these, about 0 for random ones, and below 0 where the loss would rise. Adapter and gradients are left as
+    `gradient_bases` leaves them.
+
+    Args:    banks: of shared directions by path, each as `gradient_bases` returns them.
+             parameters, spec, loss, batches: see `gradient_bases`.
+    Raises:  DivergedError: the gradient is not finite.
+    Source:  ours.
+    """
+    found: list[float] = []
+    own: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+    for bases in banks:
+        pairs = [(a.path, b.path) for a, b in spec.pairs if a.path in bases]
+        own = own or _range_and_rows(parameters, spec, pairs, loss, batches)
+        ranges, rows = own
+        slope, steepest = 0.0, 0.0
+        for a, b in pairs:
+            left, right = (bases[path].to(rows[a]) for path in (b, a))
+            slope += float(((ranges[b].T @ left) * (rows[a] @ right.T)).sum())
+            singular_values = torch.linalg.svdvals(rows[a])[: len(right)]
+            steepest += float(singular_values.sum()) * spec.rank / spec.alpha
+        found.append(slope / steepest if steepest > 0 else 0.0)
+    return found
 
 
 def column_bases(
@@ -110,6 +137,27 @@ def column_bases(
         scale = torch.where(lengths > 0, spec.rank / spec.alpha / lengths, 0.0)
         bases[a], bases[b] = torch.zeros(shapes[a], device=columns.device), columns * scale
     return bases
+
+
+def _range_and_rows(
+    parameters: Mapping[str, AdapterParameter],
+    spec: AdapterSpec,
+    pairs: list[tuple[str, str]],
+    loss: Callable[[Any], Tensor],
+    batches: Sequence[Any],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return Q by the path of lora_B and s Q^T G by that of lora_A; leave the adapter as it was."""
+    kept = {path: parameter.detach().clone() for path, parameter in parameters.items()}
+    try:
+        ranges = _find_ranges(parameters, spec, pairs, loss, batches)
+        rows = _project(parameters, pairs, ranges, loss, batches)
+    finally:
+        set_adapter(parameters, kept)
+    for a, _ in pairs:
+        # gesdd does not converge on a gradient that is not finite.
+        if not bool(torch.isfinite(rows[a]).all()):
+            raise DivergedError(a, "a finite gradient before training", "NaN or infinity")
+    return ranges, rows
 
 
 def _find_ranges(

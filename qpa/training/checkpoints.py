@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerState
 
 from qpa.compat.peft_ import ADAPTER_NAME
-from qpa.documents import Checkpoint, Provenance
+from qpa.documents import Checkpoint, ChosenBank, Provenance
 from qpa.errors import CheckpointError, DocumentError, one_sentence
 from qpa.pipeline.options import options_of
 from qpa.store.atomic_files import new_directory, remove_leftovers
@@ -47,6 +47,7 @@ def save_checkpoint(
     *,
     provenance: Provenance,
     data_digest: str,
+    bank: ChosenBank | None = None,
     n_kept: int = 2,
     best_step: int | None = None,
     more: Mapping[str, Tensor] = {},
@@ -55,6 +56,7 @@ def save_checkpoint(
 
     Args:    root: the run's checkpoints directory.
              trainer_state: `transformers.TrainerState`.
+             bank: whose directions the generator has.
              n_kept: how many of the newest are kept.
              best_step: the step of the best one; None where there is none.
              more: further tensors for the optimizer's file.
@@ -74,6 +76,7 @@ def save_checkpoint(
             lr=float(optimizer.param_groups[0]["lr"]),
             data_digest=data_digest,
             files=tuple(store.describe(file) for file in sorted(work.iterdir())),
+            bank=bank,
         )
         store.put(Checkpoint.file_name(), document.to_json())
     best = None if best_step is None else checkpoint_path(root, best_step)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from qpa.documents import Checkpoint, Provenance
+from qpa.documents import Checkpoint, ChosenBank, Provenance
 from qpa.errors import DivergedError
 from qpa.progress import Progress
 from qpa.seeds import split_seed
@@ -47,7 +47,7 @@ class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
              root: directory for checkpoints.
              save_steps: steps between them.
              seed: of the training; each step's dropout is drawn from it and the step's number.
-             provenance, data_digest: written into checkpoints.
+             provenance, data_digest, bank: written into checkpoints.
              asks_to_end: tells after each step whether to save and end there.
              processes: that train together.
              evaluate: returns the objective's scores of the model as it is after a step.
@@ -65,6 +65,7 @@ class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
     seed: int
     provenance: Provenance
     data_digest: str
+    bank: ChosenBank | None
     asks_to_end: Callable[[], bool]
     processes: Processes
     evaluate: Callable[[int], Mapping[str, float]]
@@ -178,6 +179,7 @@ class GeneratorCallback(TrainerCallback):  # type: ignore[misc]
             state,
             provenance=self.provenance,
             data_digest=self.data_digest,
+            bank=self.bank,
             n_kept=self.options.keep_checkpoints,
             best_step=state.best_global_step if keeps_best else None,
             more={}

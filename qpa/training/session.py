@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PrinterCallback
 
 from qpa.adapters.attach import adapter_parameters, set_adapter, wrap_model
-from qpa.adapters.on_basis import basis_of, directions
+from qpa.adapters.on_basis import basis_of
 from qpa.adapters.parameter_view import AdapterParameter
 from qpa.adapters.parent import parent_of
 from qpa.adapters.registry import KINDS
@@ -26,6 +26,7 @@ from qpa.compat.transformers_ import keep_weights_on_resume
 from qpa.documents import (
     AdapterSpec,
     Checkpoint,
+    ChosenBank,
     NativeCircuit,
     Provenance,
     Score,
@@ -36,7 +37,6 @@ from qpa.documents import (
 )
 from qpa.documents.trained_generator import INITIAL_PREFIX
 from qpa.errors import DivergedError, OptionError, OtherDataError, SourceError
-from qpa.generators.chunks import basis_shapes
 from qpa.generators.fast_weights import contexts_of
 from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_model, load_tokenizer, torch_device
@@ -63,10 +63,10 @@ from qpa.training.evaluation import count_row_tokens
 from qpa.training.generated_adapter import GeneratedAdapter, attach_generator
 from qpa.training.generator_callback import GeneratorCallback, is_patience_over
 from qpa.training.objectives.objective import LOSS, OBJECTIVES, PERPLEXITY, Objective, as_metrics
+from qpa.training.on_basis import settle, take_directions
 from qpa.training.processes import ALONE, Processes, naming_lost_processes
 from qpa.training.row_order import ContextOrder, even_out, order_contexts
 from qpa.training.schedules import SCHEDULES
-from qpa.training.settling import settle
 from qpa.training.tasks import Task, digest_of, read_tasks, score_name, score_tasks, together
 from qpa.training.trackers import Trackers
 from qpa.training.training_log import TrainingLog
@@ -149,9 +149,8 @@ def _train(session: Session) -> TrainedGenerator | None:
     with session.adapted.model.disable_adapter():
         before = score(session, "evaluating the base model", step=0)
     log = _start_log(session, resumed, before, start) if session.processes.is_first else None
-    if resumed is None:
-        calibrate(session)
-    fitted = fit(session, resumed, log)
+    bank = calibrate(session) if resumed is None else resumed[1].bank
+    fitted = fit(session, resumed, log, bank)
     frozen_step, after = choose(session, fitted)
     session.adapted.optimizer.check_same("at the end")
     adapters = adapters_of(session)
@@ -160,7 +159,7 @@ def _train(session: Session) -> TrainedGenerator | None:
     frozen = {"frozen_step": frozen_step} if session.options.freezes_best else {}
     log.write(fitted.n_steps, {**as_metrics(after), **frozen})
     session.trackers.close()
-    return record(session, adapters, before, after, fitted.n_steps, frozen_step)
+    return record(session, adapters, before, after, fitted.n_steps, frozen_step, bank)
 
 
 def prepare(
@@ -249,24 +248,28 @@ def prepare(
     )
 
 
-def calibrate(session: Session) -> None:
-    """Give the generator's spectra their directions: of a basis, or of the gradient of a few batches."""
+def calibrate(session: Session) -> ChosenBank | None:
+    """Give the generator's spectra their directions: of the gradient of a few batches, or of a basis.
+
+    Returns: the bank of the basis, where there is one.
+    """
     context, rows = session.context, session.splits.training
-    layout = context.document(WeightLayout)
-    if session.basis is not None:
-        session.adapted.take_bases(directions(session.basis, basis_shapes(layout)))
-        return
+    spec, layout = context.document(AdapterSpec), context.document(WeightLayout)
     if layout.features.contexts is not None and layout.features.contexts.kind == "prompt":
         vectors = contexts_of(session.adapted.generator)
         of_tasks = [task.splits.training for task in session.tasks]
         set_contexts(session.adapted.model, vectors, of_tasks, layout.seed)
     chosen = choose_rows(len(rows), session.options.batch_size, context.seed_for("calibration"))
+    batches = [[rows[index] for index in batch] for batch in chosen]
     context.progress("reading the gradient", 0, 1)
-    session.adapted.calibrate(
-        context.document(AdapterSpec),
-        lambda batch: session.objective.calibration_loss(session.adapted.model, batch),
-        [[rows[index] for index in batch] for batch in chosen],
-    )
+
+    def loss(batch: Any) -> Tensor:
+        return session.objective.calibration_loss(session.adapted.model, batch)
+
+    if session.basis is not None:
+        return take_directions(session.adapted, session.basis, spec, loss, batches)
+    session.adapted.calibrate(spec, loss, batches)
+    return None
 
 
 class Fitted(NamedTuple):
@@ -280,9 +283,12 @@ class Fitted(NamedTuple):
     best: tuple[int, float] | None
 
 
-def fit(session: Session, resumed: Resumed | None, log: TrainingLog | None) -> Fitted:
+def fit(
+    session: Session, resumed: Resumed | None, log: TrainingLog | None, bank: ChosenBank | None
+) -> Fitted:
     """Take all optimizer steps, or those that are left after a checkpoint.
 
+    Args:    bank: whose directions the generator has, which checkpoints tell.
     Raises:  DivergedError: a gradient is not finite; the error names the last good checkpoint.
              SourceError: what runs the circuits fails; likewise.
              Terminated: SIGTERM came, and the step under way is saved.
@@ -291,11 +297,15 @@ def fit(session: Session, resumed: Resumed | None, log: TrainingLog | None) -> F
         restore_optimizer(resumed[0], session.adapted.optimizer, resumed[1])
         return Fitted(resumed[1].step, best_evaluation(resumed[0]))
     with deferring_sigterm() as asks_to_end:
-        return _take_steps(session, resumed, log, asks_to_end)
+        return _take_steps(session, resumed, log, bank, asks_to_end)
 
 
 def _take_steps(
-    session: Session, resumed: Resumed | None, log: TrainingLog | None, asks_to_end: Callable[[], bool]
+    session: Session,
+    resumed: Resumed | None,
+    log: TrainingLog | None,
+    bank: ChosenBank | None,
+    asks_to_end: Callable[[], bool],
 ) -> Fitted:
     callback = GeneratorCallback(
         options=session.options,
@@ -308,6 +318,7 @@ def _take_steps(
         seed=session.context.seed_for("steps"),
         provenance=session.saved_as,
         data_digest=session.data_digest,
+        bank=bank,
         asks_to_end=asks_to_end,
         processes=session.processes,
         evaluate=lambda step: score(session, "evaluating", step=step),
@@ -397,6 +408,7 @@ def record(
     after: Mapping[str, float],
     n_steps: int,
     frozen_step: int,
+    bank: ChosenBank | None,
 ) -> TrainedGenerator:
     """Leave generator, adapters and probes of the adapted model in the files, and return their document.
 
@@ -406,6 +418,7 @@ def record(
              before, after: the scores of the base model and of what is frozen.
              n_steps: the steps that were taken.
              frozen_step: the step after which the generator was as it is now.
+             bank: whose directions it has.
     """
     adapted, splits, options = session.adapted, session.splits, session.options
     model, parameters = _whole_model(session)
@@ -445,6 +458,7 @@ def record(
             quantization=options.quantize,
         ),
         data=splits.summary,
+        bank=bank,
         contexts=tuple(
             TrainedContext(
                 name=task.name,
