@@ -12,11 +12,14 @@ from safetensors.torch import load_file
 
 from qpa.adapters.attach import initial_adapter
 from qpa.documents import AdapterSpec, FrozenAdapter, SharedBasis, TrainedGenerator, WeightLayout
+from qpa.errors import DocumentError
 from qpa.generators.canonical import canonical_adapter
-from qpa.generators.chunks import basis_names
+from qpa.generators.chunks import basis_names, basis_shapes
 from qpa.serve.basis import Basis
 from qpa.serve.compact import Compact
 from qpa.store.run_directory import RunDirectory
+from qpa.training.attach_run import attach_run
+from tests.test_attach_run import batches_of
 from tests.test_train_generator import interrupt_after
 
 DATA = ("--max-length", "32", "--batch-size", "2", "--device", "cpu")
@@ -254,3 +257,19 @@ def test_a_training_without_a_basis_refuses_one(cli, llama, text_file, shared, t
     assert cli("plan", "--model", llama, "--rank", 4, "--max-params", 30, "--out", run)[0] == 0
     train = ("train", run, "--data", text_file, "--max-steps", 2, *DATA, "--basis", shared)
     assert "--basis: expected none, since the plan has no basis" in cli.refuses(*train)
+
+
+def test_a_loop_of_the_users_own_takes_the_directions_too(cli, llama, text_file, banks, tmp_path):
+    run = planned(cli, llama, banks, tmp_path / "run", "--max-params", 30)
+    batches = batches_of(llama, text_file, 8)
+    attached = attach_run(run.path, batches, device="cpu")
+    directions = load_file(Basis.open(banks).arrays)
+    for path in basis_shapes(run.read(WeightLayout)):
+        found = attached.generator.basis(path)
+        n_rows, n_columns = found.shape
+        assert torch.equal(found, directions[f"bank.1.{path}"][:n_rows, :n_columns])
+    moved = tmp_path / "moved"
+    banks.rename(moved)
+    with pytest.raises(DocumentError, match="say where it is now"):
+        attach_run(run.path, batches, device="cpu")
+    attach_run(run.path, batches, basis=moved, device="cpu")
