@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForCausalLM
 
 from qpa.adapters.frozen_arrays import FrozenArrays
+from qpa.adapters.registry import KINDS
 from qpa.documents import MANIFEST_PATH, TENSOR_RULES, AdapterSpec, FrozenAdapter, read_manifest
 from qpa.documents.manifest import FORMATS
 from qpa.errors import DocumentError, ExportError
@@ -28,6 +29,7 @@ from qpa.exporters.formats.merged import ExportMerged
 from qpa.exporters.formats.onnx import ExportOnnx
 from qpa.exporters.formats.peft import ExportPeft
 from qpa.exporters.onnx.adapted_model import put_adapter
+from qpa.exporters.onnx.format import formats_without_graph
 from qpa.exporters.registry import exporter_for, formats_for
 from qpa.models.base_model import load_model
 from qpa.passes.verify_adapter import VerifyAdapter
@@ -35,6 +37,7 @@ from qpa.store.atomic_files import sha256_of
 from tests.random_adapter import RandomAdapter, random_adapter
 from tests.test_documents import GOLDEN, seal
 from tests.test_export_onnx import PROMPT, Engine, difference, live_greedy, live_logits
+from tests.tiny_architectures import MORE_ARCHITECTURES
 from tests.tiny_models import ARCHITECTURES
 
 # peft asks transformers by a name that transformers has renamed.
@@ -452,3 +455,37 @@ def test_a_graph_has_conv1d_and_linear_layers_in_one_adapter(gpt2, tmp_path, met
     put_adapter(model, FrozenArrays.open(made.frozen, made.context))
     ids = torch.arange(20)[None] + 40
     assert torch.allclose(model(input_ids=ids).logits, made.live(input_ids=ids).logits, atol=1e-5)
+
+
+# Base models without a graph
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [("lora", "; use `format` lora or merged"), ("dora", "; use `format` peft or merged"), ("qtha", "")],
+)
+def test_where_a_base_has_no_graph_a_format_that_carries_the_kind_is_named(
+    tmp_path: Path, method: str, advice: str
+) -> None:
+    model = MORE_ARCHITECTURES["lfm2"](tmp_path / "model")
+    made = random_adapter(model, tmp_path / "store", method=method, rank=2)
+    with pytest.raises(ExportError) as caught:
+        ExportOnnx().emit(made.frozen, tmp_path / "out", made.context)
+    expected = "Lfm2ForCausalLM: expected a model whose cache is keys and values in every layer, found "
+    assert str(caught.value) == f"{expected}DynamicCache{advice}"
+
+
+@pytest.mark.parametrize("method", tuple(KINDS))
+def test_formats_without_a_graph_carry_the_kind(method: str) -> None:
+    found = formats_without_graph(method)
+    assert found == tuple(name for name in ("lora", "peft", "merged") if name in formats_for(method))
+
+
+@pytest.mark.parametrize(("method", "format_"), [("lora", "lora"), ("dora", "peft")])
+def test_a_tied_head_leads_to_a_format_that_carries_the_kind(
+    tmp_path: Path, method: str, format_: str
+) -> None:
+    model = ARCHITECTURES["llama-tied"](tmp_path / "model")
+    made = random_adapter(model, tmp_path / "store", method=method, rank=2, targets=("lm_head",))
+    with pytest.raises(ExportError, match=f"or use `format` {format_} `allow_tied_head`$"):
+        ExportMerged().emit(made.frozen, tmp_path / "out", made.context)

@@ -331,7 +331,7 @@ def test_a_table_that_no_layer_reads_bounds_nothing(windowed):
 
 def test_lengths_that_grow_with_every_layer_are_refused(windowed, monkeypatch):
     monkeypatch.setattr(onnx_graph, "_context_of_tables", lambda _: None)
-    with pytest.raises(ExportError, match=r"^GPTNeoForCausalLM: .* found lengths that .*; use `format`"):
+    with pytest.raises(ExportError, match=r"^GPTNeoForCausalLM: .* found lengths that "):
         trace_causal_lm(load_model(windowed.frozen.base, keep_dtype=False))
 
 
@@ -340,7 +340,7 @@ def test_numbers_that_onnxruntime_does_not_multiply_are_refused():
 
     shape = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = FalconConfig(**shape, alibi=True)
-    with pytest.raises(ExportError, match=r"^FalconForCausalLM: .* found bfloat16 .*; use `format`"):
+    with pytest.raises(ExportError, match=r"^FalconForCausalLM: .* found bfloat16 "):
         trace_causal_lm(FalconForCausalLM(config).eval())
 
 
@@ -348,7 +348,7 @@ def test_a_model_without_keys_and_values_is_refused():
     from transformers import MambaConfig, MambaForCausalLM
 
     config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
-    with pytest.raises(ExportError, match=r"^MambaForCausalLM: expected a model .*; use `format`"):
+    with pytest.raises(ExportError, match=r"^MambaForCausalLM: expected a model "):
         trace_causal_lm(MambaForCausalLM(config).eval())
 
 
@@ -357,7 +357,7 @@ def test_what_the_tracer_says_is_one_line(made, monkeypatch):
         raise RuntimeError("no such operator\nTraceback: many lines")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
-    with pytest.raises(ExportError, match="found RuntimeError: no such operator; use") as caught:
+    with pytest.raises(ExportError, match=r"found RuntimeError: no such operator$") as caught:
         trace_causal_lm(load_model(made.frozen.base, keep_dtype=False))
     assert "\n" not in str(caught.value)
 

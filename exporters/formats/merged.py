@@ -27,6 +27,7 @@ import numpy as np
 
 from qpa.adapters.experts import expert_layer, is_stacked
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
+from qpa.adapters.registry import KINDS
 from qpa.adapters.weight_change import WeightChange
 from qpa.adapters.weight_kind import WeightKind, weight_kind
 from qpa.documents import FrozenAdapter
@@ -80,7 +81,7 @@ class ExportMerged(BaseModelExporter):
         """
         if frozen.changes_tied_weight:
             place = frozen.embeddings[0] if frozen.embeddings else "the output head"
-            raise _tied(f"{place} of {frozen.base.name_or_path}")
+            raise _tied(f"{place} of {frozen.base.name_or_path}", frozen)
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
         """Write weights, config and the base's tokenizer files.
@@ -92,7 +93,7 @@ class ExportMerged(BaseModelExporter):
         base, model_config = self.base_and_config(frozen)
         folder = base_directory(base)
         config = read_json(folder / CONFIG_FILE)
-        _check_not_quantized(config, folder)
+        _check_not_quantized(config, folder, frozen)
         checkpoint = Checkpoint.open(folder)
         model = build_on_meta(model_config, base.name_or_path, trust_remote_code=base.trust_remote_code)
         merge = Merge.plan(arrays, checkpoint, model, self.dtype)
@@ -142,7 +143,7 @@ class Merge:
         modules = sorted(adapted.difference(*stacks.values()))
         for module in modules:
             if shares_weight(model, module):
-                raise _tied(module)
+                raise _tied(module, arrays.frozen)
         kind, layers = weight_kind(arrays.frozen), {module: _submodule(model, module) for module in modules}
         weights = _by_key([f"{module}.weight" for module in modules], checkpoint, model)
         with_bias = [m for m, layer in layers.items() if getattr(layer, "bias", None) is not None]
@@ -294,19 +295,25 @@ def _submodule(model: Any, module: str) -> Any:
     return None if expert_layer(module) is not None else model.get_submodule(module)
 
 
-def _tied(subject: str) -> ExportError:
+def _tied(subject: str, frozen: FrozenAdapter) -> ExportError:
     return ExportError(
         subject,
         "a weight of its own to merge into",
         "one shared between the input embedding and the output head, which both would change",
-        "choose targets without the head and the embedding, or use `format` lora `allow_tied_head`",
+        f"choose targets without the head and the embedding, or use `format` {_plainest(frozen)} "
+        "`allow_tied_head`",
     )
 
 
-def _check_not_quantized(config: JsonObject, folder: Path) -> None:
+def _plainest(frozen: FrozenAdapter) -> str:
+    """Return the format that carries the adapter by itself, without the base model's weights."""
+    return KINDS[frozen.method].formats[0]
+
+
+def _check_not_quantized(config: JsonObject, folder: Path, frozen: FrozenAdapter) -> None:
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     if any(part.get(name) for part in parts for name in _QUANTIZED):
-        expected, advice = "a base model that is not quantised", "use `format` lora"
+        expected, advice = "a base model that is not quantised", f"use `format` {_plainest(frozen)}"
         raise ExportError(str(folder / CONFIG_FILE), expected, "one that is", advice)
 
 

@@ -6,13 +6,17 @@ Source: ours.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.documents import FrozenAdapter
+from qpa.documents.manifest import FORMATS
+from qpa.errors import one_of
 from qpa.exporters.directory import ExportDirectory
-from qpa.exporters.format import BaseModelExporter
+from qpa.exporters.format import BaseModelExporter, OtherNamesExporter
 from qpa.exporters.onnx.files import OPSET, write_model_files
 from qpa.models.base_model import load_model, load_tokenizer, moved_base
 from qpa.pipeline.pass_protocol import PassContext
@@ -34,13 +38,17 @@ class OnnxExporter(BaseModelExporter):
     folder: ClassVar[str] = ""
 
     def write(self, frozen: FrozenAdapter, context: PassContext, directory: ExportDirectory) -> int:
-        """Write the adapter, the graph, the model's config and the tokenizer."""
+        """Write the adapter, the graph, the model's config and the tokenizer.
+
+        Raises:  ExportError: no graph can be made of the base model, or the adapter does not fit it.
+        """
         arrays = FrozenArrays.open(frozen, context)
         self.write_adapter(arrays, directory)
         base = moved_base(frozen.base, self.model)
         model = load_model(base, keep_dtype=False, trust_remote_code=self.trust_remote_code)
         context.progress(MAKING, 0, 1)
-        self.write_graph(arrays, model, directory)
+        with _naming_other_formats(frozen.method):
+            self.write_graph(arrays, model, directory)
         context.progress(MAKING, 1, 1)
         tokenizer = load_tokenizer(base, trust_remote_code=self.trust_remote_code)
         write_model_files(model, tokenizer, directory, self.folder)
@@ -60,3 +68,25 @@ class OnnxExporter(BaseModelExporter):
 
         Args:    model: the base model, float32, which may be changed in place.
         """
+
+
+@contextmanager
+def _naming_other_formats(method: str) -> Iterator[None]:
+    """Advise, where a base model has no graph, the formats of a kind of adapter that need none."""
+    from qpa.exporters.onnx.graph import NoGraphError
+
+    try:
+        yield
+    except NoGraphError as error:
+        others = formats_without_graph(method)
+        raise error.with_advice(f"use `format` {one_of(others)}" if others else "") from error
+
+
+def formats_without_graph(method: str) -> tuple[str, ...]:
+    """Return the formats that carry a kind of adapter, need no graph, and are for all architectures."""
+    from qpa.exporters.registry import formats_for
+
+    exporters = {name: cast(type[Any], FORMATS[name]) for name in formats_for(method)}
+    return tuple(
+        name for name, one in exporters.items() if not issubclass(one, OnnxExporter | OtherNamesExporter)
+    )

@@ -44,13 +44,16 @@ LONGEST_LENGTH = 100
 """The most characters of the tracer's formula for a length; in usual models it is past + sequence or less."""
 
 _TRACEABLE = "a model torch.onnx can trace"
-_ADVICE = "use `format` lora or merged"
 
 Prefix = Sequence[tuple[Tensor, Tensor]]
 """Keys and values of each layer, float32[1, n_heads, n_tokens, head_size]."""
 
 HeadShape = tuple[int, int]
 """The number of heads, and their size."""
+
+
+class NoGraphError(ExportError):
+    """No graph can be made of a base model, whatever the adapter."""
 
 
 class _CachedModel(torch.nn.Module):
@@ -176,7 +179,7 @@ def trace_causal_lm(
              prefix: keys and values that every layer finds before the past.
              transposed: the inputs are lora_A [in, rank] and lora_B [rank, out].
     Returns: a graph as in the module's rules, with the model's weights in it.
-    Raises:  ExportError: the model keeps something else than keys and values, cannot be traced, or computes
+    Raises:  NoGraphError: the model keeps something else than keys and values, cannot be traced, or computes
              in bfloat16, for which onnxruntime has few operators.
     Source:  ours.
     """
@@ -197,10 +200,10 @@ def trace_causal_lm(
         if isinstance(cause, ExportError):
             raise cause from None
         found = one_sentence(f"{type(cause).__name__}: {cause}", limit=200)
-        raise ExportError(name, _TRACEABLE, found, _ADVICE) from error
+        raise NoGraphError(name, _TRACEABLE, found) from error
     graph: onnx_ir.Model = program.model
     if any(value.dtype == onnx_ir.DataType.BFLOAT16 for node in graph.graph for value in node.outputs):
-        raise ExportError(name, "a model that computes in float32", "bfloat16 within it", _ADVICE)
+        raise NoGraphError(name, "a model that computes in float32", "bfloat16 within it")
     _strip(graph)
     _make_optional(graph.graph, lora, transposed)
     return graph
@@ -256,18 +259,14 @@ def cache_shapes(model: Any) -> list[tuple[HeadShape, HeadShape]]:
 
     In latent attention the heads of values are smaller than those of keys.
 
-    Raises:  ExportError: the model keeps something else.
+    Raises:  NoGraphError: the model keeps something else.
     """
     cache = model(input_ids=torch.ones(1, 2, dtype=torch.int64), use_cache=True).past_key_values
     layers = cached_states(cache)
     states = [state for layer in layers for state in layer]
     if not states or not all(isinstance(state, Tensor) and state.ndim == 4 for state in states):
-        raise ExportError(
-            type(model).__name__,
-            "a model whose cache is keys and values in every layer",
-            type(cache).__name__,
-            _ADVICE,
-        )
+        expected = "a model whose cache is keys and values in every layer"
+        raise NoGraphError(type(model).__name__, expected, type(cache).__name__)
     return [((k.shape[1], k.shape[3]), (v.shape[1], v.shape[3])) for k, v in layers]
 
 
@@ -276,7 +275,7 @@ def _simple_lengths(name: str) -> Iterator[None]:
     """Stop the tracer at lengths whose formulas it would need endless time to simplify.
 
     Args:    name: of the model.
-    Raises:  ExportError: out of the module whose output has them.
+    Raises:  NoGraphError: out of the module whose output has them.
     """
 
     def check(_: Any, __: Any, output: Any) -> None:
@@ -284,7 +283,7 @@ def _simple_lengths(name: str) -> Iterator[None]:
         longest = max(lengths, key=len, default="")
         if len(longest) > LONGEST_LENGTH:
             found = "lengths that become longer formulas with every layer"
-            raise ExportError(name, _TRACEABLE, found, _ADVICE)
+            raise NoGraphError(name, _TRACEABLE, found)
 
     handle = register_module_forward_hook(check)
     try:
