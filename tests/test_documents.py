@@ -222,7 +222,10 @@ def adapter_specs(draw, min_rank=1):
         tensors=tuple(t for name in modules for t in tensor_pair(name, rank, draw(side), draw(side))),
         seed=draw(st.integers()),
         parent=None,
-        basis=draw(st.none() | st.builds(BasisReference, directory=TEXT, digest=TEXT)),
+        basis=draw(
+            st.none()
+            | st.builds(BasisReference, directory=TEXT, digest=TEXT, base=TEXT, revision=st.none() | TEXT)
+        ),
     )
 
 

@@ -93,6 +93,21 @@ def test_an_expanded_file_has_the_bytes_of_the_format_lora(cli, make_run, calibr
     assert compact.are_probabilities == (name == "another-ansatz")
 
 
+def test_the_bytes_are_the_same_where_the_plan_has_the_base_elsewhere(
+    cli, llama, calibrated, text_file, tmp_path
+):
+    elsewhere, run = shutil.copytree(llama, tmp_path / "elsewhere"), tmp_path / "run"
+    planned = ("plan", "--model", elsewhere, "--basis", calibrated, "--max-params", "1", "--out", run)
+    for arguments in (planned, ("train", run, "--data", text_file, "--max-steps", 1, *DATA)):
+        code, _, err = cli(*arguments)
+        assert code == 0, err
+    check_same_bytes(cli, run, calibrated, tmp_path)
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(llama)
+    code, _, err = cli("verify", tmp_path / "lora")
+    assert code == 0, err
+
+
 def test_where_probabilities_were_measured_they_are_kept(cli, make_run, calibrated, tmp_path):
     run = make_run("--max-params", "40")
     code, _, err = cli("freeze", run, "--source", "shots", "--shots", 500)

@@ -6,7 +6,9 @@ Rules:
    embedding .lora_embedding_A and .lora_embedding_B, of one type, contiguous; target_modules is an explicit
    sorted list. One tensor is of all stacked experts: lora_A [n_experts * r, in], lora_B [out, r * n_experts].
 3. One tensor at a time is in memory.
-4. The result keeps `qpa.exporters.contracts.lora`.
+4. An adapter on a basis names the base model as the basis does, wherever it lay for the plan: `qpa expand`,
+   which knows the basis alone, writes the same bytes.
+5. The result keeps `qpa.exporters.contracts.lora`.
 
 Source: ours.
 """
@@ -22,7 +24,8 @@ from qpa.adapters.experts import stacks
 from qpa.adapters.frozen_arrays import SAFETENSORS_TYPE, FrozenArrays
 from qpa.adapters.low_rank import lora_config
 from qpa.compat.peft_ import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
-from qpa.documents import FrozenAdapter, Manifest, TensorRef
+from qpa.documents import AdapterSpec, FrozenAdapter, Manifest, TensorRef
+from qpa.documents.base import JsonObject
 from qpa.documents.finding import Finding
 from qpa.errors import ExportError
 from qpa.exporters.cards.model_card import loading_in_vllm
@@ -90,12 +93,22 @@ class ExportLora(Exporter):
 
         plans = [TensorPlan(KEY_PREFIX + path, kind, shape) for path, shape in shapes.items()]
         directory.write_tensors(WEIGHTS_FILE, plans, read, {"format": "pt"})
-        directory.write_json(CONFIG_FILE, lora_config(frozen, arrays.rank, use_dora=False))
+        config = lora_config(frozen, arrays.rank, use_dora=False)
+        directory.write_json(CONFIG_FILE, config | _name_of_basis(context))
         return arrays.rank
 
     def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
         """Return what only the card of this format says."""
         return {"vllm": loading_in_vllm(frozen, rank)}
+
+
+def _name_of_basis(context: PassContext) -> JsonObject:
+    """Return the fields of adapter_config.json that name the base model; none where there is no basis."""
+    specs = [document for document in context.documents if isinstance(document, AdapterSpec)]
+    if not specs or specs[-1].basis is None:
+        return {}
+    basis = specs[-1].basis
+    return {"base_model_name_or_path": basis.base, "revision": basis.revision}
 
 
 def _stacked_shape(arrays: FrozenArrays, tensors: Sequence[TensorRef]) -> tuple[int, int]:

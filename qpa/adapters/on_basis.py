@@ -42,7 +42,8 @@ class PlannedBasis:
             advice = "copy the basis again, with its plan"
             raise DocumentError(str(path), "the plan of the basis's adapters", "none", advice)
         spec = AdapterSpec.from_json(path.read_bytes(), str(path))
-        if {tensor.path: tensor.shape for tensor in spec.tensors} != dict(basis.shapes):
+        shapes = {tensor.path: tensor.shape for tensor in spec.tensors}
+        if shapes != dict(basis.shapes) or spec.base.name_or_path != basis.base:
             raise DocumentError(
                 str(path), "the plan of the basis beside it", "another", "copy the basis again"
             )
@@ -51,7 +52,12 @@ class PlannedBasis:
     @property
     def reference(self) -> BasisReference:
         """Return what a plan says of the basis."""
-        return BasisReference(directory=str(self.basis.directory), digest=self.basis.digest.hex())
+        return BasisReference(
+            directory=str(self.basis.directory),
+            digest=self.basis.digest.hex(),
+            base=self.spec.base.name_or_path,
+            revision=self.spec.base.revision,
+        )
 
     def completed(self, asked: Request) -> Request:
         """Return a request with what was asked for the basis where nothing is asked now."""

@@ -72,10 +72,14 @@ class BasisReference(Record):
 
     Args:    directory: where it was when the plan was made.
              digest: the SHA-256 of its basis.json, 64 hexadecimal digits.
+             base, revision: how the basis names the base model, which may lie elsewhere for this plan. All
+             LoRAs on the basis name it so.
     """
 
     directory: str
     digest: str
+    base: str
+    revision: str | None
 
 
 class AdapterTensor(TensorRef):
@@ -124,6 +128,15 @@ def _upgrade_5(content: JsonObject) -> JsonObject:
     return content | {"basis": None}
 
 
+def _upgrade_6(content: JsonObject) -> JsonObject:
+    """Version 6 named the base model of an adapter on a basis as the plan did."""
+    basis: Any = content["basis"]
+    base: Any = content["base"]
+    if basis is None:
+        return content
+    return content | {"basis": basis | {"base": base["name_or_path"], "revision": base["revision"]}}
+
+
 class AdapterSpec(Document):
     """What an adapter consists of.
 
@@ -154,6 +167,7 @@ class AdapterSpec(Document):
         _upgrade_3,
         _upgrade_4,
         _upgrade_5,
+        _upgrade_6,
     )
 
     base: BaseModelReference
