@@ -63,6 +63,8 @@ def store(
 
 
 def _list(entries: list[Entry], directory: Path, json_: bool) -> None:
+    from qpa.report.rows import several
+
     if json_:
         print_json({"store": str(directory), "adapters": [_facts(entry) for entry in entries]})
     elif entries:
@@ -71,7 +73,7 @@ def _list(entries: list[Entry], directory: Path, json_: bool) -> None:
             (entry.name, f"{entry.n_numbers:,}", f"{entry.n_bytes:,}", entry.basis[:12], entry.layout[:12])
             for entry in entries
         ]
-        print_table(f"{len(rows):,} adapters of {n_bytes:,} bytes in {directory}", rows, HEADER)
+        print_table(f"{several(len(rows), 'adapter')} of {n_bytes:,} bytes in {directory}", rows, HEADER)
     else:
         print_line(f"no adapters in {directory}")
 
@@ -82,6 +84,8 @@ def _facts(entry: Entry) -> dict[str, Any]:
 
 
 def _verify(checked: Store, basis: Any, json_: bool) -> None:
+    from qpa.report.rows import several
+
     findings = list(checked.verify(basis))
     n_adapters = len(checked.names())
     if json_:
@@ -89,7 +93,8 @@ def _verify(checked: Store, basis: Any, json_: bool) -> None:
     else:
         for line in findings:
             print_line(line)
-        print_line(f"{n_adapters:,} adapters in {checked.directory}: {len(findings) or 'no'} findings")
+        found = several(len(findings), "finding") if findings else "no findings"
+        print_line(f"{several(n_adapters, 'adapter')} in {checked.directory}: {found}")
     if findings:
         raise typer.Exit(1)
 

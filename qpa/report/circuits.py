@@ -10,7 +10,7 @@ from qpa.circuits.sources.source import DEFAULT_SHOTS, Cost, jobs_for
 from qpa.circuits.targets import RESET_S, Device, median_errors
 from qpa.documents import Document, FrozenAdapter, Measurement, NativeCircuit, WeightLayout
 from qpa.pipeline.pass_protocol import newest
-from qpa.report.rows import Rows, number
+from qpa.report.rows import Rows, number, several
 
 
 def circuit_rows(layout: WeightLayout, native: NativeCircuit) -> Rows:
@@ -90,10 +90,7 @@ def _step_rows(layout: WeightLayout, native: NativeCircuit) -> Rows:
 
 def cost_text(cost: Cost) -> str:
     """Return what is run, in words."""
-    circuits, jobs = (
-        f"{number(n)} {word}{'' if n == 1 else 's'}"
-        for n, word in ((cost.n_circuits, "circuit"), (cost.n_jobs, "job"))
-    )
+    circuits, jobs = several(cost.n_circuits, "circuit"), several(cost.n_jobs, "job")
     return f"{circuits}, {number(cost.n_executions)} executions in {jobs}"
 
 

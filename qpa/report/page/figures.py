@@ -15,7 +15,7 @@ from qpa.pipeline.pass_protocol import FileStore
 from qpa.report.page.circuit_drawing import Drawing, draw_circuit
 from qpa.report.page.parts import Figure, Table
 from qpa.report.page.plots import Axis, Series, bars, histogram, line_plot, nice_axis
-from qpa.report.rows import Rows, number
+from qpa.report.rows import Rows, number, several
 from qpa.store.tensor_file import TensorFile
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def probability_figure(measurement: Measurement, files: FileStore) -> Figure | N
     x = Axis("probability", low, high, ticks, _power_of_ten)
     title = "Probabilities of the basis states"
     caption = (
-        f"The {number(n_states)} basis states of {_several(n_circuits, 'circuit')}, "
+        f"The {number(n_states)} basis states of {several(n_circuits, 'circuit')}, "
         f"from {found.min():.2g} to {found.max():.2g}. Were they alike, each would have {1 / n_states:.2g}."
     )
     if found.min() < 10.0**low:
@@ -166,7 +166,7 @@ def weight_figures(frozen: FrozenAdapter, files: FileStore) -> list[Figure]:
         axis = nice_axis(f"weight of {role}", [-edge, edge])
         counts = np.sum([_counts(file.read(path), axis) for path in members], axis=0)
         caption = (
-            f"{role}: {number(int(n))} numbers in {_several(len(members), 'tensor')}, "
+            f"{role}: {number(int(n))} numbers in {several(len(members), 'tensor')}, "
             f"from {low:.3g} to {high:.3g}, mean {mean:.2g}, standard deviation {deviation:.3g}."
         )
         outside = max(abs(low), abs(high)) > axis.high
@@ -213,7 +213,3 @@ def _figure(title: str, axis: Axis, counts: NDArray[Any], caption: str, write: A
 def _power_of_ten(power: float) -> str:
     digits = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return "1" if power == 0 else f"10{digits}"
-
-
-def _several(n: int, word: str) -> str:
-    return f"{number(n)} {word}{'' if n == 1 else 's'}"
