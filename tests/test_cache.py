@@ -139,6 +139,25 @@ def test_what_is_not_of_the_cache_stays(cache, files, basis):
     assert len(list(cache.directory.glob("*-*"))) == 3
 
 
+def test_what_cannot_be_removed_stays_and_hinders_nobody(cache, files, basis, tmp_path):
+    old = cache.get(files[0]).path
+    old.rename(tmp_path / "elsewhere")
+    old.symlink_to(tmp_path / "elsewhere")
+    make_old(old, 5 * GRACE_S)
+    new = Cache(cache.directory, basis, 1).get(files[1]).path
+    assert (new / WEIGHTS).is_file() and (old / WEIGHTS).is_file()
+
+
+def test_a_full_disk_lets_the_old_entries_go_whatever_the_bound(small_disk, basis, files):
+    cache = Cache(small_disk("size=64k") / "cache", basis)
+    paths = []
+    for file in files:
+        paths.append(cache.get(file).path)
+        make_old(paths[-1], 5 * GRACE_S)
+    assert (paths[-1] / WEIGHTS).is_file() and not paths[0].exists()
+    assert cache.again(paths[0]) and (paths[0] / WEIGHTS).is_file()
+
+
 def test_who_has_opened_a_file_keeps_it(cache, files, basis):
     path = cache.get(files[0]).path
     expected = (path / WEIGHTS).read_bytes()
@@ -304,6 +323,22 @@ def test_a_directory_is_made_again_after_the_whole_cache_was_removed(tmp_path, f
     assert (found.path / WEIGHTS).is_file()
 
 
+class WithAStranger(Store):
+    """A store from which an adapter is removed while its names are looked through."""
+
+    def names(self) -> list[str]:
+        return ["0-gone", *super().names()]
+
+
+def test_an_adapter_that_is_removed_meanwhile_does_not_hide_the_others(tmp_path, files):
+    adapters = Adapters(WithAStranger(tmp_path / "store"), tmp_path / "basis", tmp_path / "cache")
+    found = adapters.expanded("d")
+    assert found is not None
+    shutil.rmtree(tmp_path / "cache")
+    adapters.again(found.path)
+    assert (found.path / WEIGHTS).is_file()
+
+
 def test_without_a_store_there_is_nothing_to_serve(tmp_path):
     assert Adapters.from_environment({"QPA_BASIS": str(tmp_path)}) is None
 
@@ -316,11 +351,18 @@ def test_without_a_store_there_is_nothing_to_serve(tmp_path):
         ({"QPA_STORE": "nowhere"}, "nowhere"),
         ({"QPA_CACHE_BYTES": "10GB"}, "QPA_CACHE_BYTES"),
         ({"QPA_CACHE_BYTES": "-1"}, "QPA_CACHE_BYTES"),
+        ({"QPA_CACHE": f"{__file__}/cache"}, "QPA_CACHE"),
+        ({"QPA_CACHE": "~nobody-of-this-name/cache"}, "QPA_CACHE"),
     ],
 )
 def test_wrong_variables_are_refused_at_the_start(tmp_path, files, wrong, words):
     with pytest.raises(OptionError, match=words):
         Adapters.from_environment(variables(tmp_path, **wrong))
+
+
+def test_a_cache_that_cannot_be_written_is_refused_at_the_start(small_disk, tmp_path, files):
+    with pytest.raises(OptionError, match="QPA_CACHE"):
+        Adapters.from_environment(variables(tmp_path, QPA_CACHE=str(small_disk("ro"))))
 
 
 def test_a_damaged_basis_is_told_with_the_first_adapter(tmp_path, files, basis):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,26 @@ def test_adding_refuses_all_files_where_one_is_wrong(store, tmp_path):
     assert list(other.directory.iterdir()) == []
 
 
+def test_adding_mends_a_damaged_layout(store, tmp_path):
+    other = Store(tmp_path / "other")
+    other.add([store.path_of("tenant-1")])
+    (layout,) = (other.directory / "layouts").iterdir()
+    layout.write_bytes(layout.read_bytes()[:-1])
+    other.add([store.path_of("tenant-2")])
+    assert not list(other.verify())
+
+
+def test_adding_refuses_two_adapters_of_one_name(store, tmp_path, basis):
+    other = Store(tmp_path / "other")
+    write_adapters(other.directory, ["tenant-1"], basis, write_layout(other.directory, basis), seed=7)
+    new = Store(tmp_path / "new")
+    with pytest.raises(DocumentError, match="the name of another"):
+        new.add([store.path_of("tenant-1"), other.path_of("tenant-1")])
+    assert not new.directory.exists()
+    new.add([store.path_of("tenant-1"), store.path_of("tenant-1")])
+    assert new.names() == ["tenant-1"]
+
+
 def test_a_taken_name_is_replaced_only_by_force(store, tmp_path, basis):
     other = Store(tmp_path / "other")
     write_adapters(other.directory, ["tenant-1"], basis, write_layout(other.directory, basis), seed=7)
@@ -155,6 +176,22 @@ def test_verify_says_one_line_for_each_finding(store, tmp_path, basis):
         "tenant-2",
     ]
     assert all(len(line.splitlines()) == 1 for line in findings)
+
+
+def test_any_name_makes_one_line_that_can_be_printed(store):
+    for name in (b"two\nlines", b"\xff"):
+        Path(os.fsdecode(os.fsencode(store.directory) + b"/" + name)).touch()
+    findings = list(store.verify())
+    assert len(findings) == 2 and all(line.isprintable() and line.encode() for line in findings)
+
+
+def test_a_store_that_cannot_be_written_is_one_line(cli: Cli, small_disk, store):
+    disk = small_disk("size=64k")
+    cli("store", "add", disk / "store", store.path_of("tenant-1"))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert "Read-only" in cli.refuses("store", "add", disk / "store", store.path_of("tenant-2"))
+    code, out, _ = cli("store", "verify", disk / "store")
+    assert code == 0 and out.startswith("1 adapter")
 
 
 def test_verify_finds_another_basis(store, tmp_path):
@@ -205,6 +242,12 @@ def test_the_command_lists_adds_and_verifies(cli: Cli, store, basis, tmp_path):
     (other / "tenant-1").write_bytes(b"QPAC")
     code, out, _ = cli("store", "verify", other, "--json")
     assert code == 1 and len(json.loads(out)["findings"]) == 1
+    (other / "tenant-2").unlink()
+    code, out, _ = cli("store", "verify", other)
+    assert code == 1 and out.splitlines()[-1] == f"1 adapter in {other}: 1 finding"
+    single = tmp_path / "single"
+    code, out, _ = cli("store", "add", single, store.path_of("tenant-1"))
+    assert code == 0 and out.startswith("1 adapter of ")
 
 
 def test_the_command_refuses_in_one_line(cli: Cli, store, tmp_path):

@@ -12,7 +12,10 @@ Rules:
    it once. There are a fixed number of lock files, which stay.
 5. Where the entries have more bytes than the bound, those go that were asked for the longest ago, but none
    that was asked for within the last GRACE_S seconds, whatever the bound: a server that was given its path
-   may not have opened it yet. Who has opened a file keeps it, as POSIX has it.
+   may not have opened it yet. Who has opened a file keeps it, as POSIX has it. What cannot be removed stays.
+6. Where the disk is full, whatever the bound, all go that may, and what found no room is tried once more.
+7. All entries of one basis have the same size, so that one of each is measured: there may be thousands, and
+   somebody waits.
 
 Source: ours.
 """
@@ -27,18 +30,18 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpa.errors import DocumentError
+from qpa.errors import DiskFullError, DocumentError
 from qpa.serve.basis import Basis
 from qpa.serve.compact import MAX_BYTES, Compact
 from qpa.serve.expansion import expand
 from qpa.serve.files import read_whole
 from qpa.serve.layout import DIRECTORY as LAYOUTS
 from qpa.serve.layout import Layout
-from qpa.store.atomic_files import remove_leftovers, sha256_of, write_file
+from qpa.store.atomic_files import sha256_of, write_file
 
 DEFAULT_BYTES = 10 << 30
 GRACE_S = 60.0
@@ -80,8 +83,12 @@ class Cache:
         """
         content = read_whole(compact, MAX_BYTES)
         digest = hashlib.sha256(content).hexdigest()
-        self._keep(compact, content, digest)
-        return self._entry(digest)
+
+        def get() -> Expanded:
+            self._keep(compact, content, digest)
+            return self._entry(digest)
+
+        return self._with_room(get)
 
     def again(self, path: Path) -> bool:
         """Make an entry again where it has been removed.
@@ -93,8 +100,16 @@ class Cache:
         digest = digest_of(path)
         if path != self._path(digest) or not self._source(digest).is_file():
             return False
-        self._entry(digest)
+        self._with_room(lambda: self._entry(digest))
         return True
+
+    def _with_room(self, get: Callable[[], Expanded]) -> Expanded:
+        try:
+            return get()
+        except DiskFullError:
+            if not self._sweep(0):
+                raise
+            return get()
 
     def _entry(self, digest: str) -> Expanded:
         path = self._path(digest)
@@ -104,7 +119,7 @@ class Cache:
                 self._make(path, digest)
             os.utime(path)
         if is_new:
-            self._sweep()
+            self._sweep(self.n_bytes)
         return Expanded(path, digest)
 
     def _path(self, digest: str) -> Path:
@@ -137,29 +152,38 @@ class Cache:
         digests = {file.name: sha256_of(file) for file in sorted(path.iterdir())}
         write_file(path / _DIGESTS, json.dumps(digests, indent=2).encode())
 
-    def _sweep(self) -> None:
-        """Remove the entries that were asked for the longest ago, down to the bound."""
-        remove_leftovers(self.directory)
-        entries = sorted(self._entries())
-        n_bytes = sum(size for _, _, size in entries)
-        oldest_kept = time.time() - GRACE_S
-        for used, path, size in entries:
-            if n_bytes <= self.n_bytes or used > oldest_kept:
-                return
-            # Another process may have removed it before.
-            with self._lock(digest_of(path), wait=False) as is_held, contextlib.suppress(FileNotFoundError):
-                if is_held and path.stat().st_mtime == used:
-                    shutil.rmtree(path)
-                    n_bytes -= size
+    def _sweep(self, n_bytes: int) -> bool:
+        """Remove the entries that were asked for the longest ago, down to a number of bytes.
 
-    def _entries(self) -> Iterator[tuple[float, Path, int]]:
-        """Yield when each entry of any basis was last asked for, its path, and its bytes."""
-        for path in self.directory.iterdir():
-            if not _ENTRY.fullmatch(path.name):
-                continue
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                size = sum(file.stat().st_size for file in path.iterdir())
-                yield path.stat().st_mtime, path, size
+        Returns: whether there were any to remove.
+        """
+        entries = self._entries()
+        one_of_each = {_basis_of(entry.name): entry.path for entry in entries}
+        sizes = {basis: _size(path) for basis, path in one_of_each.items()}
+        before = total = sum(sizes[_basis_of(entry.name)] for entry in entries)
+        if total > n_bytes:
+            oldest_kept = time.time() - GRACE_S
+            for used, name in sorted(_used(entries)):
+                if total <= n_bytes or used > oldest_kept:
+                    break
+                if self._remove(self.directory / name, used):
+                    total -= sizes[_basis_of(name)]
+        return total < before
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        """Return the entries of all bases."""
+        with contextlib.suppress(OSError), os.scandir(self.directory) as found:
+            return [entry for entry in found if _ENTRY.fullmatch(entry.name)]
+        return []
+
+    def _remove(self, path: Path, used: float) -> bool:
+        """Remove an entry that nobody has asked for since; return whether it is gone."""
+        # It may be gone already, or be a link, or another user's.
+        with contextlib.suppress(OSError), self._lock(digest_of(path), wait=False) as is_held:
+            if is_held and path.stat().st_mtime == used:
+                shutil.rmtree(path)
+                return True
+        return False
 
     @contextlib.contextmanager
     def _lock(self, digest: str, *, wait: bool = True) -> Iterator[bool]:
@@ -178,6 +202,23 @@ class Cache:
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of the compact file, in hexadecimal, whose entry has a path."""
     return path.name.partition("-")[2]
+
+
+def _basis_of(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def _used(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[float, str]]:
+    """Yield when each entry was last asked for, and its name."""
+    for entry in entries:
+        with contextlib.suppress(OSError):
+            yield entry.stat().st_mtime, entry.name
+
+
+def _size(path: str) -> int:
+    with contextlib.suppress(OSError), os.scandir(path) as found:
+        return sum(file.stat().st_size for file in found)
+    return 0
 
 
 def _is_whole(path: Path) -> bool:

@@ -13,7 +13,7 @@ from qpa.serve.expansion import expand
 def load(model: Any, compact: Path | str, *, basis: Basis | Path | str, adapter_name: str = "default") -> Any:
     """Return the model with an adapter, ready to generate.
 
-    Args:    model: a transformers model, or a PeftModel that gets one adapter more.
+    Args:    model: a transformers model, or a PeftModel that gets one adapter more; the active one stays.
              compact: the compact file, with its layout in the folder `layouts` beside it.
              basis: that of the adapter, or its directory; whoever loads many opens it once.
              adapter_name: the name in the PeftModel.

@@ -10,6 +10,8 @@ Source: ours.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,8 +58,16 @@ class Adapters:
         text = variables.get("QPA_CACHE_BYTES") or str(DEFAULT_BYTES)
         if not (text.isascii() and text.isdecimal()):
             raise OptionError("QPA_CACHE_BYTES", "a whole number of bytes", text)
-        cache = Path(variables.get("QPA_CACHE") or "~/.cache/qpa").expanduser().absolute()
-        return cls(Store.open(Path(variables["QPA_STORE"]).absolute()), basis, cache, int(text))
+        store = Store.open(Path(variables["QPA_STORE"]).absolute())
+        return cls(store, basis, _cache_folder(variables.get("QPA_CACHE")), int(text))
+
+    @property
+    def base(self) -> str:
+        """Return the base model's name in the basis.
+
+        Raises:  DocumentError: the basis is wrong.
+        """
+        return self._cache().basis.base
 
     def expanded(self, name: str) -> Expanded | None:
         """Return an adapter's directory; None where the store has no such adapter.
@@ -80,12 +90,36 @@ class Adapters:
             return
         digest = digest_of(path)
         for name in self.store.names():
-            if sha256_of(self.store.path_of(name)) == digest:
+            if self._has(name, digest):
                 self.expanded(name)
                 return
+
+    def _has(self, name: str, digest: str) -> bool:
+        """Return whether an adapter's file has a digest; not if it is gone meanwhile, or cannot be read."""
+        file = self.store.find(name)
+        with contextlib.suppress(OSError):
+            return file is not None and sha256_of(file) == digest
+        return False
 
     def _cache(self) -> Cache:
         with self._opening:
             if self._opened is None:
                 self._opened = Cache(self.cache, Basis.open(self.basis), self.n_bytes)
             return self._opened
+
+
+def _cache_folder(said: str | None) -> Path:
+    """Return the folder for expanded adapters, which is made.
+
+    Raises:  OptionError: there is no home directory for it, or nothing can be written into it.
+    """
+    try:
+        folder = Path(said or "~/.cache/qpa").expanduser().absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        found = f"{said or 'none'}: {words}"
+        raise OptionError("QPA_CACHE", "a folder that can be written", found) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OptionError("QPA_CACHE", "a folder that can be written", f"{folder}, which cannot")
+    return folder

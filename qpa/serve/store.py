@@ -126,9 +126,11 @@ class Store:
         Raises:  DocumentError: a file, its layout or its name is wrong, or the name is taken by another.
         """
         checked = [(path.name, *self._checked(path, force)) for path in files]
+        _check_apart(files, [compact for _, compact, *_ in checked])
         for name, compact, layout, digest in checked:
-            if not self.layout_path(digest).is_file():
-                write_file(self.layout_path(digest), layout)
+            beside = self.layout_path(digest)
+            if not beside.is_file() or beside.read_bytes() != layout:
+                write_file(beside, layout)
             write_file(self.directory / name, compact)
         return [self.entry(name) for name, *_ in checked]
 
@@ -144,10 +146,13 @@ class Store:
         with os.scandir(self.directory) as found:
             others = sorted(e.name for e in found if not is_name(e.name) and not _is_ours(e.name))
         for name in others:
-            yield f"{self.directory / name}: expected {_NAME_WORDS}, found another name; no server finds it"
+            yield str(
+                DocumentError(str(self.directory / name), _NAME_WORDS, "another name; no server finds it")
+            )
         for name in self._all_names():
             try:
-                checking.check(self.path_of(name))
+                path = self.path_of(name)
+                checking.check(path, Compact.read(path))
             except QpaError as error:
                 yield str(error)
             except OSError as error:
@@ -163,7 +168,7 @@ class Store:
             raise DocumentError(str(path), _NAME_WORDS, "another name", "rename the file")
         content = read_whole(path, MAX_BYTES)
         compact = Compact.parse(str(path), content)
-        _Checking(None).check(path)
+        _Checking(None).check(path, compact)
         there = self.directory / path.name
         if os.path.lexists(there) and not force and (not there.is_file() or there.read_bytes() != content):
             raise DocumentError(str(there), "a name that is not taken", "another adapter", "use `force`")
@@ -181,12 +186,11 @@ class _Checking:
     basis: Basis | None
     known: dict[bytes, Layout] = field(default_factory=dict)
 
-    def check(self, path: Path) -> None:
-        """Check one file.
+    def check(self, path: Path, compact: Compact) -> None:
+        """Check what one file says.
 
-        Raises:  DocumentError: it, its layout or its basis is wrong.
+        Raises:  DocumentError: its layout or its basis is wrong, or its size.
         """
-        compact = Compact.read(path)
         if self.basis is not None and compact.basis != self.basis.digest:
             found = f"basis {compact.basis.hex()[:12]}"
             raise DocumentError(str(path), f"basis {self.basis.digest.hex()[:12]}", found)
@@ -198,6 +202,19 @@ class _Checking:
         if (found_lengths := [len(array) for array in compact.arrays]) != expected:
             raise DocumentError(
                 str(path), f"arrays of {expected} numbers, as its layout has", str(found_lengths)
+            )
+
+
+def _check_apart(files: Sequence[Path], contents: Sequence[bytes]) -> None:
+    """Check that no two adapters have one name.
+
+    Raises:  DocumentError: two do.
+    """
+    found: dict[str, bytes] = {}
+    for path, content in zip(files, contents, strict=True):
+        if found.setdefault(path.name, content) != content:
+            raise DocumentError(
+                str(path), "a name for each adapter", "the name of another", "rename the file"
             )
 
 

@@ -6,7 +6,9 @@ where is said by environment variables, see `qpa.serve.resolution`.
 Rules:
 1. A name that the store does not have, or that is no name, is left to other resolvers: HTTP 404.
 2. What goes wrong with one adapter is one line in vLLM's log, and a 404 too: the server goes on.
-3. vLLM keeps for each name what it was answered, and reads the directory again whenever the adapter has left
+3. Where vLLM names its base model otherwise than the basis, a line in the log says so once: it may be the
+   same in another place.
+4. vLLM keeps for each name what it was answered, and reads the directory again whenever the adapter has left
    its memory. So a worker first makes the directory again where the cache has dropped it.
 
 Source: vLLM's design document of LoRA resolver plugins; written for vLLM 0.32.
@@ -30,6 +32,8 @@ from qpa.errors import QpaError
 from qpa.serve.cache import Expanded
 from qpa.serve.resolution import Adapters
 
+NAME = "qpa"
+
 _LOG = logging.getLogger("vllm.qpa")
 
 
@@ -38,6 +42,7 @@ class QpaResolver(LoRAResolver):  # type: ignore[misc]
 
     def __init__(self, adapters: Adapters) -> None:
         self.adapters = adapters
+        self._warned_of: str | None = None
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
         """Return the request of an adapter, whose directory is there; None where there is none."""
@@ -48,22 +53,29 @@ class QpaResolver(LoRAResolver):  # type: ignore[misc]
             return None
         if found is None:
             return None
+        self._compare(base_model_name)
         return LoRARequest(
             lora_name=lora_name, lora_int_id=_number_of(lora_name, found), lora_path=str(found.path)
         )
 
+    def _compare(self, served: str) -> None:
+        base = self.adapters.base
+        if base != served != self._warned_of:
+            self._warned_of = served
+            _LOG.warning("vLLM serves %s, and the basis is of %s: are their weights the same?", served, base)
+
 
 def register() -> None:
-    """Register the resolver, where QPA_STORE is set.
+    """Register the resolver, where QPA_STORE is set; once in a process.
 
     Raises:  OptionError: another variable is missing or wrong.
     """
     adapters = Adapters.from_environment(os.environ)
-    if adapters is None:
+    if adapters is None or NAME in LoRAResolverRegistry.get_supported_resolvers():
         return
     if os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0").strip().lower() not in ("1", "true"):
         _LOG.warning("QPA_STORE is set, but VLLM_ALLOW_RUNTIME_LORA_UPDATING is not: no adapter is looked up")
-    LoRAResolverRegistry.register_resolver("qpa", QpaResolver(adapters))
+    LoRAResolverRegistry.register_resolver(NAME, QpaResolver(adapters))
     _keep_directories_there(adapters)
 
 
@@ -88,6 +100,9 @@ def _keep_directories_there(adapters: Adapters) -> None:
             adapters.again(Path(lora_path))
         except (QpaError, OSError) as error:
             _LOG.error("%s cannot be expanded again: %s", lora_path, error)
+        except Exception:
+            # Whatever it is, the directory may still be there, and all requests would end with this process.
+            _LOG.exception("%s cannot be expanded again", lora_path)
         return find(lora_path)
 
     worker_manager.get_adapter_absolute_path = find_there
