@@ -132,7 +132,7 @@ def write_adapters(
     scale: float = 1.0,
     seed: int = 0,
 ) -> list[Path]:
-    """Write an adapter of random numbers under each name.
+    """Write an adapter of random numbers under each name, in the banks of the basis by turns.
 
     Args:    scale: of the decoders' weights.
     """
@@ -143,7 +143,7 @@ def write_adapters(
             rng.standard_normal(n).astype(np.float32) for n in lengths(layout, are_probabilities=False)
         )
         arrays = (angles, *(one * np.float32(scale) for one in weights))
-        content = Compact(basis.digest, layout.digest, False, arrays).as_bytes(numbers)
-        (store / name).write_bytes(content)
+        compact = Compact(basis.digest, layout.digest, False, arrays, number % len(basis.banks))
+        (store / name).write_bytes(compact.as_bytes(numbers))
         paths.append(store / name)
     return paths

@@ -21,6 +21,7 @@ from qpa.serve.cache import GRACE_S, Cache
 from qpa.serve.expansion import expand
 from qpa.serve.resolution import Adapters
 from qpa.serve.store import Store
+from tests.losing_store import LosesOne
 
 SHAPES = {"model.layers.0.q_proj": (6, 5), "model.layers.0.o_proj": (5, 6)}
 WEIGHTS = "adapter_model.safetensors"
@@ -323,15 +324,8 @@ def test_a_directory_is_made_again_after_the_whole_cache_was_removed(tmp_path, f
     assert (found.path / WEIGHTS).is_file()
 
 
-class WithAStranger(Store):
-    """A store from which an adapter is removed while its names are looked through."""
-
-    def names(self) -> list[str]:
-        return ["0-gone", *super().names()]
-
-
 def test_an_adapter_that_is_removed_meanwhile_does_not_hide_the_others(tmp_path, files):
-    adapters = Adapters(WithAStranger(tmp_path / "store"), tmp_path / "basis", tmp_path / "cache")
+    adapters = Adapters(LosesOne(tmp_path / "store"), tmp_path / "basis", tmp_path / "cache")
     found = adapters.expanded("d")
     assert found is not None
     shutil.rmtree(tmp_path / "cache")

@@ -16,6 +16,7 @@ from qpa.serve.basis import Basis
 from qpa.serve.compact import Compact
 from qpa.serve.store import Store, is_name
 from tests.command_line import Cli
+from tests.losing_store import LosesOne
 
 SHAPES = {"model.layers.0.q_proj": (6, 5), "model.layers.0.o_proj": (5, 6)}
 NAMES = ("tenant-1", "tenant-2", "b.c_d")
@@ -60,6 +61,10 @@ def test_the_list_says_what_the_heads_say(store, basis):
     # 2 circuits of 2 qubits and 2 layers, and 4 numbers of a chunk from 2 features.
     assert {entry.n_numbers for entry in entries} == {2 * 2 * 2 + 4 * 2}
     assert all(entry.n_bytes == store.path_of(entry.name).stat().st_size for entry in entries)
+
+
+def test_an_adapter_that_is_removed_meanwhile_is_not_listed(store):
+    assert [entry.name for entry in LosesOne(store.directory).entries()] == sorted(NAMES)
 
 
 def test_listing_reads_no_numbers(store):

@@ -100,10 +100,16 @@ class Store:
     def entries(self) -> Iterator[Entry]:
         """Yield all adapters in alphabetical order, of each of which the head is read.
 
+        One that is removed meanwhile is left out.
+
         Raises:  DocumentError: a file is no compact adapter.
         """
         for name in self.names():
-            yield self.entry(name)
+            try:
+                yield self.entry(name)
+            except (DocumentError, FileNotFoundError):
+                if self.find(name) is not None:
+                    raise
 
     def entry(self, name: str) -> Entry:
         """Return what the head of an adapter's file tells.

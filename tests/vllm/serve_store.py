@@ -24,7 +24,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from benchmarks.random_compact import write_adapters, write_layout
-from demo.texts import telegrams
+from demo.texts import diary, telegrams
 from qpa.serve import load
 from qpa.serve.basis import Basis
 from qpa.serve.compact import Compact
@@ -43,12 +43,13 @@ SCRIPT = Path(__file__).with_name("ask_server.py")
 def make_files(work: Path) -> Path:
     """Write a tiny model, its basis, an adapter trained on it, and a store; return the trained one as a LoRA.
 
-    The basis is calibrated, and the layout planned. The numbers of all adapters but one are drawn.
+    The basis is calibrated on two texts, and the layout planned. The numbers of the other adapters are drawn.
     """
-    model, text = tiny_llama(work / "model"), work / "telegrams.txt"
+    model, prose, text = tiny_llama(work / "model"), work / "diary.txt", work / "telegrams.txt"
+    prose.write_text(diary(0, 30))
     text.write_text(telegrams(0, 60))
     basis, run, lora = work / "basis", work / "run", work / "lora"
-    qpa("basis", "--model", model, "--data", text, "--rank", 8, "--out", basis, *DATA)
+    qpa("basis", "--model", model, "--data", f"{prose},{text}", "--rank", 8, "--out", basis, *DATA)
     qpa("plan", "--model", model, "--basis", basis, "--max-params", N_NUMBERS, "--out", run)
     qpa("train", run, "--data", text, "--max-steps", 40, "--lr", 0.05, *DATA)
     qpa("export", run, "--format", "lora", "--out", lora)
