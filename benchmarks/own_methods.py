@@ -36,12 +36,11 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(methods: Mapping[str, Method], options: argparse.Namespace) -> None:
-    """Make the runs that are missing in the results directory, and draw its report."""
+def setting_of(options: argparse.Namespace) -> Setting:
+    """Return the setting that the common options ask for; one thread, and nothing printed by others."""
     os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     torch.set_num_threads(1)
-    METHODS.update(methods)
-    setting = Setting(
+    return Setting(
         model=options.model,
         data=options.data,
         eval_data=options.eval_data,
@@ -49,6 +48,12 @@ def run(methods: Mapping[str, Method], options: argparse.Namespace) -> None:
         bf16=options.bf16,
         max_steps=options.max_steps,
     )
+
+
+def run(methods: Mapping[str, Method], options: argparse.Namespace) -> None:
+    """Make the runs that are missing in the results directory, and draw its report."""
+    setting = setting_of(options)
+    METHODS.update(methods)
     names = tuple(options.methods.split(",")) if options.methods else tuple(methods)
     budgets = tuple(options.budgets.split(","))
     compare(setting, Extent(budgets=budgets, methods=names, seeds=options.seeds), options.out)

@@ -10,14 +10,14 @@ Then follows what the directions are of, or come from:
 
     own                              of the gradient of 8 batches of the own text, as by default
     1-batch, 2-batches, 32-batches   of that of so many batches
-    kin                              of 8 batches of the bench's validation rows: the same kind of text, of
-                                     which nothing is trained on
+    kin-8, kin-32, kin-128           of so many batches of rows that the bench neither trains on nor tests on,
+                                     as far as there are any: the same kind of text, from others
     other-text, text-1, text-2 ..    of 8 batches of another text: the first, second, .. of `--other-data`
     other-texts                      of 8 batches of all the other texts
     mixture                          of 4 batches of the own text and 4 of the first other
     mixtures                         of 2 batches of the own text and 6 of all others
     weights, random                  the first singular vectors of the base weights; random orthonormal ones
-    kin+other-text                   as many first directions of each, one after the other
+    kin-8+other-text                 as many first directions of each, one after the other
 
 and after that what an adapter may add of its own:
 
@@ -42,7 +42,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.own_methods import parser_of, run
+from benchmarks.own_methods import parser_of, run, setting_of
 from benchmarks.state_variants import MoreDirections
 from qpa.bench.fixed_basis import weight_of
 from qpa.bench.generated import (
@@ -55,15 +55,19 @@ from qpa.bench.generated import (
     state_method,
 )
 from qpa.bench.method import BenchBase
+from qpa.bench.setting import Setting
+from qpa.bench.task import Task, load_task
 from qpa.documents import AdapterSpec
 from qpa.generators.chunks import basis_shapes
+from qpa.generators.generator import layout_of, make_generator
+from qpa.generators.layout_options import LayoutOptions
 from qpa.models.base_model import load_tokenizer
 from qpa.seeds import split_seed
-from qpa.training.calibration import choose_rows
-from qpa.training.data.data_options import EVAL_SHARE, N_CALIBRATION_BATCHES, DataOptions
+from qpa.training.calibration import choose_rows, slope_shares
+from qpa.training.data.data_options import N_CALIBRATION_BATCHES, DataOptions
 from qpa.training.data.splits import instruction_splits
 from qpa.training.evaluation import causal_loss
-from qpa.training.generated_adapter import GeneratedAdapter
+from qpa.training.generated_adapter import GeneratedAdapter, attach_generator
 
 Directions = Callable[[str, Any], tuple[Tensor, Tensor]]
 """From a module's path and its linear layer to columns of left and rows of right vectors."""
@@ -80,13 +84,13 @@ def on_batches(n_batches: int) -> Calibrate:
     return calibrate
 
 
-def on_kin(data: Path, eval_data: Path | None) -> Calibrate:
-    """Return the calibration on 8 batches of the bench's validation rows, which are trained on by nobody."""
+def on_kin(setting: Setting, n_batches: int) -> Calibrate:
+    """Return the calibration on so many batches of rows that the bench neither trains on nor tests on."""
 
     def calibrate(base: BenchBase, adapted: GeneratedAdapter, spec: AdapterSpec, seed: int) -> None:
-        rows = _blocks(data, spec, eval_data)
-        n_validation = max(1, round(EVAL_SHARE * len(rows)))
-        calibrate_on(base, adapted, spec, _batches(rows[-n_validation:], N_CALIBRATION_BATCHES, seed))
+        whole, n_tested = load_task(replace(setting, test_share=1.0)), len(load_task(setting).test)
+        rows = torch.cat([whole.validation, whole.test[n_tested:]])
+        calibrate_on(base, adapted, spec, _batches(rows, n_batches, seed))
 
     return calibrate
 
@@ -284,11 +288,9 @@ def _batches(rows: Tensor, n_batches: int, seed: int) -> list[Tensor]:
 _COLUMNS = {"gsm8k": ("question=prompt", "answer=completion")}
 
 
-def _blocks(path: Path, spec: AdapterSpec, eval_data: Path | None = None) -> Tensor:
+def _blocks(path: Path, spec: AdapterSpec) -> Tensor:
     """Return a text, or the rows of prompts and answers one after the other, as int64[n_rows, LENGTH]."""
-    held_out = None if eval_data is None else (str(eval_data),)
-    columns = _COLUMNS.get(path.parent.name)
-    options = DataOptions((str(path),), held_out, columns=columns, max_length=LENGTH)
+    options = DataOptions((str(path),), columns=_COLUMNS.get(path.parent.name), max_length=LENGTH)
     rows = instruction_splits(options, load_tokenizer(spec.base), seed=0).training
     ids = torch.tensor([token for row in rows for token in row["input_ids"]])
     return ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
@@ -303,11 +305,11 @@ GENERATORS: Mapping[str, Generated] = {
 _NAME = re.compile(r"([a-z-]+):([a-z0-9+-]+?)(-64)?(-signed|-ordered|-(turned|own)-(\d+))?")
 
 
-def shared_directions(data: Path, eval_data: Path | None, other_data: Sequence[Path]) -> dict[str, Calibrate]:
+def shared_directions(setting: Setting, other_data: Sequence[Path]) -> dict[str, Calibrate]:
     """Return what directions may be of or come from, by name."""
     return {
         "own": calibrate_on_data,
-        "kin": on_kin(data, eval_data),
+        **{f"kin-{n}": on_kin(setting, n) for n in (8, 32, 128)},
         "1-batch": on_batches(1),
         "2-batches": on_batches(2),
         "32-batches": on_batches(32),
@@ -346,6 +348,25 @@ def method(name: str, directions: Mapping[str, Calibrate]) -> Generated:
     return MoreDirections(**{field.name: getattr(changed, field.name) for field in fields(changed)})
 
 
+def slope_share_of(task: Task, calibrate: Calibrate) -> float:
+    """Return how steeply the loss falls along directions, as `qpa train` says it of a bank."""
+    base, spec = task.base, task.base.inspect(None)
+    layout = layout_of(LayoutOptions(generator="state"), spec, spec.provenance)
+    adapted = attach_generator(base.load(), spec, make_generator(layout, 0))
+    calibrate(base, adapted, spec, 0)
+    held: dict[str, Tensor] = {}
+    for a, b, left, right in _held(adapted, spec):
+        held |= {a.path: right.T, b.path: left}
+    (found,) = slope_shares(
+        adapted.parameters,
+        spec,
+        lambda batch: causal_loss(adapted.model, batch, batch, bf16=base.bf16),
+        _batches(base.train_rows, N_CALIBRATION_BATCHES, 0),
+        [held],
+    )
+    return found
+
+
 def main() -> None:
     """Compare the directions."""
     parser = parser_of("Compare the directions that a generator of spectra may have.")
@@ -356,8 +377,15 @@ def main() -> None:
         required=True,
         help="A text of another kind; may be repeated.",
     )
+    parser.add_argument("--slopes", action="store_true", help="Train nothing; say how steep directions are.")
     options = parser.parse_args()
-    directions = shared_directions(options.data, options.eval_data, options.other_data)
+    setting = setting_of(options)
+    directions = shared_directions(setting, options.other_data)
+    if options.slopes:
+        task = load_task(setting)
+        for name, calibrate in directions.items():
+            print(f"{name:12} {slope_share_of(task, calibrate):6.1%}", flush=True)
+        return
     names = options.methods.split(",") if options.methods else [f"basis:{name}" for name in directions]
     run({name: method(name, directions) for name in names}, options)
 

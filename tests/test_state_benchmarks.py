@@ -97,19 +97,19 @@ def _features_of(variant):
 
 
 @pytest.fixture
-def directions(text_file: Path, tmp_path: Path, monkeypatch) -> dict:
+def directions(task: Task, text_file: Path, tmp_path: Path, monkeypatch) -> dict:
     monkeypatch.setattr(state_bases, "LENGTH", 32)
     others = []
     for number, shift in enumerate((3, 11)):
         path = tmp_path / f"other-{number}.txt"
         path.write_text("".join(chr(ord("a") + (ord(c) * 7 + shift) % 26) for c in text_file.read_text()))
         others.append(path)
-    return state_bases.shared_directions(text_file, None, others)
+    return state_bases.shared_directions(task.setting, others)
 
 
 NAMES_OF_DIRECTIONS = [
-    *("1-batch", "kin", "other-text", "text-2", "other-texts", "mixture", "mixtures", "weights", "random"),
-    *("kin+other-text", "weights-signed", "weights-ordered", "weights-turned-2", "other-text-own-1"),
+    *("1-batch", "kin-8", "other-text", "text-2", "other-texts", "mixture", "mixtures", "weights", "random"),
+    *("kin-8+other-text", "weights-signed", "weights-ordered", "weights-turned-2", "other-text-own-1"),
 ]
 
 
@@ -144,6 +144,14 @@ def test_directions_that_are_all_turned_are_the_own_ones_within_the_shared_span(
     own, turned = (_basis_of(attach(task, method)) for method in methods)
     cosines = torch.nn.functional.cosine_similarity(own[:, :4], turned[:, :4], dim=0)
     torch.testing.assert_close(cosines.abs(), torch.ones(4), atol=0.05, rtol=0)
+
+
+def test_own_directions_are_as_steep_as_can_be_and_random_ones_are_flat(task: Task, directions: dict) -> None:
+    own, mixture, random = (
+        state_bases.slope_share_of(task, directions[name]) for name in ("own", "mixture", "random")
+    )
+    assert own == pytest.approx(1, abs=0.05)
+    assert abs(random) < 0.2 < mixture < own
 
 
 def test_a_name_that_is_none_is_refused(directions: dict) -> None:
