@@ -7,7 +7,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-from qpa.documents import AdapterSpec, Document, LogicalCircuit, NativeCircuit, Selection, WeightLayout
+from qpa.documents import (
+    AdapterSpec,
+    Document,
+    FrozenAdapter,
+    LogicalCircuit,
+    NativeCircuit,
+    Selection,
+    SharedBasis,
+    WeightLayout,
+)
 from qpa.errors import StaleError
 from qpa.passes import planning_pipeline, transpilation_pipeline
 from qpa.passes.inspect_model import InspectModel
@@ -17,7 +26,8 @@ from qpa.passes.train_generator import TrainGenerator
 from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.pipeline.pipeline import Pipeline
-from qpa.store.run_directory import DirectoryStore
+from qpa.store.atomic_files import sha256_of
+from qpa.store.run_directory import DirectoryStore, RunDirectory
 from qpa.workflow.changes import attachments_of, changed_options, missing_file
 from qpa.workflow.inputs import MODEL
 from qpa.workflow.stage import NOT_MADE, Work
@@ -88,13 +98,41 @@ def _change(kind: type[Document], maker: Any, work: Work) -> str | None:
         return f"{error.subject} is stale"
     if words := changed_options(document.provenance, maker, work.configuration.seed):
         return ", ".join(words)
-    if isinstance(document, AdapterSpec) and not _is_that_of_the_training(work):
+    if isinstance(document, AdapterSpec) and (words := _other_source(document, maker, work)):
+        return words
+    return missing_file(document, work.run.files)
+
+
+def _other_source(spec: AdapterSpec, inspect: InspectModel, work: Work) -> str | None:
+    """Return in words what a plan was read from and is another now: its basis, its parent or the config."""
+    basis, parent = spec.basis, spec.parent
+    for key, place, then, digest_of in (
+        ("plan.basis", inspect.basis, basis and basis.digest, _digest_of_basis),
+        ("plan.continue_from", inspect.continue_from, parent and parent.arrays.sha256, _digest_of_run),
+    ):
+        if place is None and then is not None:
+            return f"{key} is no longer given"
+        if place is not None and then != digest_of(Path(place)):
+            return f"{key} {place} is {'new' if then is None else 'another'}"
+    base = spec.base
+    if not _is_that_of_the_training(work):
         from qpa.models.base_model import config_file_digest
 
-        base = document.base
         if config_file_digest(base.name_or_path, revision=base.revision) != base.config_digest:
             return f"the config of {base.name_or_path} changed"
-    return missing_file(document, work.run.files)
+    return None
+
+
+def _digest_of_basis(directory: Path) -> str | None:
+    """Return the digest by which plans name a basis; None where there is none, which planning says."""
+    file = directory / SharedBasis.file_name()
+    return sha256_of(file) if file.is_file() else None
+
+
+def _digest_of_run(directory: Path) -> str | None:
+    """Return the SHA-256 of a run's frozen tensors; None where there are none, which planning says."""
+    run = RunDirectory(directory)
+    return run.read(FrozenAdapter).arrays.sha256 if run.has(FrozenAdapter) else None
 
 
 def _is_that_of_the_training(work: Work) -> bool:

@@ -30,6 +30,7 @@ from qpa.errors import (
 )
 from qpa.passes import PLANNED, freezing_pipeline
 from qpa.passes.freeze_adapter import FreezeAdapter
+from qpa.passes.inspect_model import InspectModel
 from qpa.passes.measure_circuit import MeasureCircuit
 from qpa.passes.train_generator import TrainGenerator
 from qpa.pipeline.pass_protocol import PassContext, newest
@@ -74,7 +75,8 @@ class Train:
     def make(self, work: Work) -> str:
         """Train, and write down what was read for it."""
         context = work.context(NativeCircuit)
-        step = work.configuration.make(TrainGenerator)
+        basis = work.configuration.make(InspectModel).basis  # where it is now, whatever place the plan says
+        step = replace(work.configuration.make(TrainGenerator), basis=basis)
         for line in cost_lines(step, work.configuration.make(MeasureCircuit), context):
             work.say(line)
         resumed, words = _resumed(step.as_one(), context, work)
