@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from qpa.documents import AdapterSpec, Document, FrozenAdapter, Measurement, TrainedGenerator, WeightLayout
-from qpa.exporters.compact import ExportCompact
+from qpa.exporters.formats.compact import ExportCompact
 from qpa.passes import basis_pipeline, planning_pipeline, training_pipeline
 from qpa.passes.calibrate_basis import CalibrateBasis
 from qpa.passes.freeze_adapter import FreezeAdapter, Scorer
@@ -94,7 +94,7 @@ def _row(
         written = ExportCompact(numbers).emit(context.document(FrozenAdapter), out, context, force=True)
         loss = scorer.loss(_adapter(out, Basis.open(basis)))
         assert loss is not None
-        n_bytes.append(written.n_bytes)
+        n_bytes.append(written.files[0].n_bytes)
         losses.append(loss)
     return context.document(WeightLayout).account.n_generator, tuple(n_bytes), tuple(losses)
 

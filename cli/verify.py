@@ -22,6 +22,8 @@ qpa verify adapters/bard --model ./models/stories260K
 qpa verify adapters/bard --static
 
 qpa verify runs/bard
+
+qpa verify store/tenant-17 --basis bases/stories
 """
 
 
@@ -37,17 +39,26 @@ def verify(
     static: Annotated[
         bool, typer.Option("--static", help="Only check the files, of an export or of a LoRA of any origin.")
     ] = False,
+    basis: Annotated[Path | None, typer.Option(help="Basis of a compact adapter, to expand it.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Load an export with engines that know nothing of qpa, in a fresh process, and compare answers.
 
     Of a run, compute the frozen adapter once more from the recorded counts, and compare bit for bit.
+
+    A compact adapter records no answers to compare with: it is expanded, and the LoRA's files are checked.
     """
     from qpa.documents import AdapterSpec
+    from qpa.errors import OptionError
 
     if step.engines == ("all",):
         step = replace(step, engines=None)
-    if (Path(step.directory) / AdapterSpec.file_name()).is_file() and not static:
+    if Path(step.directory).is_file():
+        _refuse_engines(step, "for a compact adapter, which records no answers to compare with")
+        _verify_compact(Path(step.directory), basis, static=static, as_json=json_)
+    elif basis is not None:
+        raise OptionError("basis", "a compact adapter, which is a file", step.directory, "leave it out")
+    elif (Path(step.directory) / AdapterSpec.file_name()).is_file() and not static:
         _refuse_engines(step, "for a run, which is compared with its own counts")
         _verify_run(Path(step.directory), as_json=json_)
     elif static:
@@ -73,6 +84,30 @@ def _verify_run(path: Path, *, as_json: bool) -> None:
         return
     given = "the recorded counts give" if measurement.counts else f"the {measurement.source} source gave"
     print_line(f"{path}: {given} this adapter, {number(n_tensors)} tensors")
+
+
+def _verify_compact(file: Path, basis: Path | None, *, static: bool, as_json: bool) -> None:
+    """Check a compact adapter; with `static` also without its basis, and then it is not expanded."""
+    from qpa.errors import OptionError
+    from qpa.exporters.contracts.compact import check_compact
+    from qpa.exporters.contracts.export import broken_contract
+    from qpa.serve.basis import Basis
+    from qpa.serve.expansion import read
+
+    compact, _ = read(file)
+    if basis is None and not static:
+        expected = f"the directory of basis {compact.basis.hex()[:12]}.., to expand the adapter"
+        raise OptionError("basis", expected, "none", "or pass --static to check the file alone")
+    findings = () if basis is None else check_compact(file, Basis.open(basis))
+    if as_json:
+        words = [str(finding) for finding in findings]
+        print_json({"adapter": str(file), "expanded": basis is not None, "findings": words})
+    if findings:
+        raise broken_contract(file, findings)
+    if not as_json:
+        what = f"{sum(map(len, compact.arrays)):,} numbers for basis {compact.basis.hex()[:12]}.."
+        did = "not expanded" if basis is None else "which expand to a LoRA that keeps the contract"
+        print_line(f"{file}: {what}, {did}; it records no answers to ask engines for")
 
 
 def _refuse_engines(step: VerifyAdapter, reason: str) -> None:

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, cast, get_args
+from typing import Any, ClassVar, Protocol, cast, get_args
 
 from qpa.adapters.experts import has_experts
 from qpa.adapters.registry import KINDS
 from qpa.documents import (
+    MANIFEST_PATH,
     Attachment,
     BaseModelReference,
     Document,
@@ -35,20 +36,50 @@ from qpa.pipeline.options import check_options, option
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.atomic_files import TEMPORARY_PREFIX, new_directory, remove_leftovers
 
+INT16 = "int16"
+
 
 def dtype_option() -> Any:
-    """Declare the field `dtype` of an exporter."""
-    return option("float32", help="Type of the numbers: {choices}.", choices=get_args(DtypeName))
+    """Declare the field `dtype` of an exporter, which says in `dtypes` which of the choices it has."""
+    return option(
+        "float32",
+        help="Type of the numbers: {choices}.",
+        choices=(*get_args(DtypeName), INT16),
+        choice_words=lambda name: (
+            "rounded to 65,535 steps, of trained numbers alone" if name == INT16 else ""
+        ),
+    )
 
 
-class Exporter(ABC):
+class Exported(Protocol):
+    """What there is to say of an export: a manifest, or what a file without one is known to be.
+
+    Args:    format, method, dtype, base, rank, files: see `Manifest`.
+    """
+
+    @property
+    def format(self) -> str: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def base(self) -> BaseModelReference: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def files(self) -> tuple[Attachment, ...]: ...
+
+
+class Format(ABC):
     """A frozen dataclass whose fields are its options, of which `dtype` is one.
 
     Class attributes: those of `qpa.documents.manifest.ExportFormat`; `words` say what it is and for whom;
     `dtypes` are the types it can write;
     `kinds` are names of adapter kinds that it carries although the kinds do not name it themselves, as a
     format from outside may; `reads_base_model` says whether it needs the base model; `carries_all` says that
-    it has a place for a LoRA on experts of a mixture, or on an embedding, too.
+    it has a place for a LoRA on experts of a mixture, or on an embedding, too; `needs_basis` that it is for
+    adapters on a shared basis only.
     """
 
     __slots__ = ()
@@ -61,12 +92,116 @@ class Exporter(ABC):
     kinds: ClassVar[tuple[str, ...]] = ()
     section: ClassVar[str] = "export"
     dtypes: ClassVar[tuple[str, ...]] = get_args(DtypeName)
+    is_file: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     any_origin: ClassVar[bool] = False
     reads_base_model: ClassVar[bool] = False
     carries_all: ClassVar[bool] = False
+    needs_basis: ClassVar[bool] = False
     dtype: str
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @abstractmethod
+    def emit(
+        self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
+    ) -> Exported:
+        """Write an export whole or not at all.
+
+        Args:    context: of the run.
+                 force: replace an export of this sort that is already there.
+        """
+
+    @classmethod
+    @abstractmethod
+    def check_output(cls, out: Path, *, force: bool) -> None:
+        """Check that an export may be written to `out`.
+
+        Raises:  ExportError: something is in the way.
+        """
+
+    @classmethod
+    @abstractmethod
+    def findings(cls, directory: Path, manifest: Manifest) -> tuple[Finding, ...]:
+        """Return the broken rules of the format's contract.
+
+        Hostile content gives findings, never an exception.
+        """
+
+    def check_options(self) -> None:
+        """Check the options before there is an adapter.
+
+        Raises:  OptionError: one is out of range, or the format does not have the type.
+        """
+        if self.dtype not in self.dtypes:
+            format_ = f" with `format` {self.name}" if len(self.dtypes) == 1 else ""
+            raise OptionError("dtype", one_of(self.dtypes) + format_, self.dtype)
+        check_options(self)
+
+    def check_run(self, frozen: FrozenAdapter, context: PassContext) -> None:
+        """Refuse, before anything is written, a run whose adapter the format cannot carry.
+
+        Raises:  ExportError: with the reason, and the format that can.
+        """
+        kind = KINDS[frozen.method]
+        if self.name not in kind.formats and kind.name not in self.kinds:
+            carried = [KINDS[name].title for name in KINDS if self.name in KINDS[name].formats]
+            carried += [KINDS[name].title for name in self.kinds]
+            advice = f"use {one_of(kind.formats)}" if kind.formats else ""
+            found = f"{kind.title}, {kind.reason}" if kind.reason else kind.title
+            raise ExportError(f"`format` {self.name}", one_of(carried or ["no kind"]), found, advice)
+        others = "experts" if has_experts(frozen.modules) else ", ".join(frozen.embeddings)
+        if others and not self.carries_all:
+            expected, advice = "an adapter on linear layers of their own", "use lora, merged or onnx"
+            raise ExportError(f"`format` {self.name}", expected, f"one on {others}", advice)
+
+    def card(self, frozen: FrozenAdapter, rank: int) -> str:
+        """Return the README.md of an adapter that was written with a rank; of a file, what a report says."""
+        template = (CARDS / f"{self.name}.md").read_text()
+        fields = self.card_fields(frozen, rank)
+        return render_card(template, frozen, rank=rank, dtype=self.dtype, fields=fields)
+
+    def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
+        """Return what only the card of this format says."""
+        return {}
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """What there is to say of a file that was exported from a run; see `Exported`.
+
+    Args:    files: itself and what lies beside it, paths relative to its directory.
+    """
+
+    format: str
+    method: str
+    dtype: str
+    base: BaseModelReference
+    rank: int
+    files: tuple[Attachment, ...]
+
+
+class FileFormat(Format):
+    """A format whose exports are files without a manifest; what there is to say of one, its run says."""
+
+    __slots__ = ()
+
+    is_file: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def found(cls, frozen: FrozenAdapter, out: Path, context: PassContext) -> ExportedFile | None:
+        """Return what was exported from a run to `out`; None where that is not what the run gives."""
+
+    @classmethod
+    def findings(cls, directory: Path, manifest: Manifest) -> tuple[Finding, ...]:
+        """Return that no directory is such a file, whatever its manifest says."""
+        return (Finding("L21", MANIFEST_PATH, "a format whose exports are directories", manifest.format),)
+
+
+class Exporter(Format):
+    """A format whose exports are directories, each with a manifest."""
+
+    __slots__ = ()
 
     def emit(
         self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False
@@ -85,10 +220,9 @@ class Exporter(ABC):
                  DocumentError: the arrays or the probe are missing or damaged.
         """
         self.check_options()
-        self._check_method(frozen)
-        self.check(frozen)
+        self.check_run(frozen, context)
         remove_leftovers(out.parent)  # which may put an export back
-        check_output(out, force=force)
+        self.check_output(out, force=force)
         probe = context.files.get(frozen.probe).read_bytes()
         try:
             with new_directory(out) as work, _verified(frozen.arrays, context):
@@ -98,7 +232,7 @@ class Exporter(ABC):
                 directory.write(PROBE_FILE, probe)
                 manifest = _manifest(self, frozen, rank, directory.files, context)
                 directory.write_manifest(manifest)
-                check_output(out, force=force)  # again: this may have taken minutes
+                self.check_output(out, force=force)  # again: this may have taken minutes
         except DiskFullError as error:
             raise ExportError(error.subject, error.expected, error.found, error.advice) from error
         except OSError as error:
@@ -109,11 +243,13 @@ class Exporter(ABC):
         return manifest
 
     @classmethod
-    def findings(cls, directory: Path, manifest: Manifest) -> tuple[Finding, ...]:
-        """Return the broken rules of the format's contract.
+    def check_output(cls, out: Path, *, force: bool) -> None:
+        """See `qpa.exporters.directory.check_output`."""
+        check_output(out, force=force)
 
-        Hostile content gives findings, never an exception.
-        """
+    @classmethod
+    def findings(cls, directory: Path, manifest: Manifest) -> tuple[Finding, ...]:
+        """Return the broken rules of the format's contract."""
         of_all = check_export(directory, manifest, cls.files)
         return collected(chain(of_all, cls.check_content(directory, manifest)), "L20", directory)
 
@@ -122,30 +258,12 @@ class Exporter(ABC):
         """Yield the broken rules that this format has beside those of every export."""
         yield from ()
 
-    def check_options(self) -> None:
-        """Check the options before there is an adapter.
+    def check_run(self, frozen: FrozenAdapter, context: PassContext) -> None:
+        """Refuse a kind that the format cannot carry, and what `check` refuses."""
+        super().check_run(frozen, context)
+        self.check(frozen)
 
-        Raises:  OptionError: one is out of range, or the format does not have the type.
-        """
-        if self.dtype not in self.dtypes:
-            format_ = f" with `format` {self.name}" if len(self.dtypes) == 1 else ""
-            raise OptionError("dtype", one_of(self.dtypes) + format_, self.dtype)
-        check_options(self)
-
-    def _check_method(self, frozen: FrozenAdapter) -> None:
-        kind = KINDS[frozen.method]
-        if self.name not in kind.formats and kind.name not in self.kinds:
-            carried = [KINDS[name].title for name in KINDS if self.name in KINDS[name].formats]
-            carried += [KINDS[name].title for name in self.kinds]
-            advice = f"use {one_of(kind.formats)}" if kind.formats else ""
-            found = f"{kind.title}, {kind.reason}" if kind.reason else kind.title
-            raise ExportError(f"`format` {self.name}", one_of(carried or ["no kind"]), found, advice)
-        others = "experts" if has_experts(frozen.modules) else ", ".join(frozen.embeddings)
-        if others and not self.carries_all:
-            expected, advice = "an adapter on linear layers of their own", "use lora, merged or onnx"
-            raise ExportError(f"`format` {self.name}", expected, f"one on {others}", advice)
-
-    def check(self, frozen: FrozenAdapter) -> None:  # noqa: B027 - most formats have nothing to refuse
+    def check(self, frozen: FrozenAdapter) -> None:
         """Refuse, before anything is written, what the format cannot carry or engines serve wrongly.
 
         Raises:  ExportError: with the reason, and the format that can.
@@ -158,16 +276,6 @@ class Exporter(ABC):
         Returns: the rank that was written.
         Raises:  ExportError, DocumentError: something is wrong with the arrays or the base model.
         """
-
-    def card(self, frozen: FrozenAdapter, rank: int) -> str:
-        """Return the README.md of an adapter that was written with a rank."""
-        template = (CARDS / f"{self.name}.md").read_text()
-        fields = self.card_fields(frozen, rank)
-        return render_card(template, frozen, rank=rank, dtype=self.dtype, fields=fields)
-
-    def card_fields(self, frozen: FrozenAdapter, rank: int) -> dict[str, str]:
-        """Return what only the card of this format says."""
-        return {}
 
 
 @dataclass(frozen=True, slots=True)

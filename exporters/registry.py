@@ -7,48 +7,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from qpa.adapters.registry import KINDS
+from qpa.documents import FrozenAdapter
 from qpa.documents.manifest import FORMATS
 from qpa.errors import OptionError
-from qpa.exporters.compact import FORMAT as COMPACT
-from qpa.exporters.compact import ExportCompact
-from qpa.exporters.format import Exporter
+from qpa.exporters.format import ExportedFile, FileFormat, Format
 from qpa.pipeline.options import option, options_of
-
-
-def _words(name: str) -> str:
-    return ExportCompact.words if name == COMPACT else cast(type[Exporter], FORMATS[name]).words
+from qpa.pipeline.pass_protocol import PassContext
 
 
 @dataclass(frozen=True)
 class FormatChoice:
     """The format that a user chooses for an export; which other options there are depends on it.
 
-    Args:    format: a name in `FORMATS`, or "compact", which is a file and no directory.
+    Args:    format: a name in `FORMATS`.
     """
 
     section: ClassVar[str] = "export"
 
     format: str = option(
-        "lora", help="Format to write: {choices}.", choices=lambda: (*FORMATS, COMPACT), choice_words=_words
+        "lora",
+        help="Format to write: {choices}.",
+        choices=FORMATS,
+        choice_words=lambda name: known(name).words,
     )
 
 
-def exporter_for(name: str, options: Mapping[str, object]) -> Exporter | ExportCompact:
+def known(name: str) -> type[Format]:
+    """Return the class of a format's exporters.
+
+    Raises:  OptionError: there is no such format.
+    """
+    return cast(type[Format], FORMATS[name])
+
+
+def exporter_for(name: str, options: Mapping[str, object]) -> Format:
     """Return the exporter of a format.
 
     Args:    options: by field name; None is for those the user did not give.
     Raises:  OptionError: an unknown format, or an option that it does not have.
     """
-    exporter: type[Any] = ExportCompact if name == COMPACT else FORMATS[name]
+    exporter: type[Any] = known(name)
     given = {option: value for option, value in options.items() if value is not None}
-    known = {option.field for option in options_of(exporter)}
-    for field in sorted(given.keys() - known):
+    fields = {option.field for option in options_of(exporter)}
+    for field in sorted(given.keys() - fields):
         expected = f"no such option with `format` {name}"
         raise OptionError(field, expected, str(given[field]), "leave it out")
-    made: Exporter | ExportCompact = exporter(**given)
+    made: Format = exporter(**given)
     return made
 
 
@@ -58,5 +66,17 @@ def formats_for(method: str) -> tuple[str, ...]:
     The kind names some; formats from outside may name the kind.
     """
     named = KINDS[method].formats
-    outside = [name for name in FORMATS.added() if method in cast(type[Exporter], FORMATS[name]).kinds]
+    outside = [name for name in FORMATS.added() if method in known(name).kinds]
     return (*named, *(name for name in outside if name not in named))
+
+
+def found_file(frozen: FrozenAdapter, out: Path, context: PassContext) -> ExportedFile | None:
+    """Return what was exported from a run to a file; None where that is not what the run gives.
+
+    Args:    context: of the run, with all of its documents.
+    Raises:  DocumentError: a file of the run is missing or damaged.
+    """
+    for kind in map(known, FORMATS):
+        if issubclass(kind, FileFormat) and (found := kind.found(frozen, out, context)) is not None:
+            return found
+    return None

@@ -76,7 +76,9 @@ class VerifyAdapter:
     produces: ClassVar[type[Document]] = Verification
     section: ClassVar[str] = "verify"
 
-    directory: str = option(help="Adapter directory.", is_path=True, positional=True, provenance=False)
+    directory: str = option(
+        help="Adapter directory, run, or compact adapter.", is_path=True, positional=True, provenance=False
+    )
     model: str | None = option(
         None,
         help="Base model to verify with.",

@@ -10,12 +10,11 @@ import torch
 
 from qpa.adapters.attach import initial_adapter
 from qpa.documents import WeightLayout
-from qpa.generators.canonical import layout_text, trained_numbers
+from qpa.generators.canonical import trained_numbers
 from qpa.generators.chunks import basis_shapes, kept_rows
 from qpa.generators.generator import make_generator
 from qpa.passes.plan_layout import PlanLayout
 from qpa.serve.basis import Basis
-from qpa.serve.compact import Compact
 from tests.small_specs import NOWHERE, small_spec
 
 RANK = 4
@@ -96,11 +95,9 @@ def write_basis(directory: Path, name="state", spec=SPEC):
 def write_compact(path: Path, basis: Basis, name="state", numbers="float32"):
     """Write a compact file of drawn numbers, and its layout; return the layout and the generator."""
     layout, generator = trained(name)
-    text = layout_text(layout)
-    digest = hashlib.sha256(text).digest()
-    arrays = trained_numbers(layout, generator.state_dict())
-    content = Compact(basis.digest, digest, False, arrays).as_bytes(numbers)
+    kept = trained_numbers(layout, generator.state_dict())
+    content = kept.compact(basis.digest.hex()).as_bytes(numbers)
     (path.parent / "layouts").mkdir(parents=True, exist_ok=True)
-    (path.parent / "layouts" / f"{digest.hex()}.json").write_bytes(text)
+    (path.parent / "layouts" / f"{kept.layout.digest.hex()}.json").write_bytes(kept.text)
     path.write_bytes(content)
     return layout, generator

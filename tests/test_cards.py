@@ -37,7 +37,7 @@ def test_every_format_has_a_card_and_every_card_its_format():
     assert {file.stem for file in CARDS.glob("*.md")} == {*FORMATS}
 
 
-@pytest.mark.parametrize("name", [*FORMATS])
+@pytest.mark.parametrize("name", [name for name in FORMATS if not FORMATS[name].is_file])
 def test_a_card_is_complete_and_its_code_runs(name, lora, dora, tmp_path):
     made = dora if name == "peft" else lora
     out = tmp_path / "out"

@@ -83,5 +83,6 @@ def test_the_page_of_formats_has_every_format_and_what_was_measured() -> None:
     page = formats_page()
     for name in FORMATS:
         assert f"\n## {name}\n" in page
-        assert any(row.startswith(f"| {name} |") for row in measured_rows())
+        is_measured = any(row.startswith(f"| {name} |") for row in measured_rows())
+        assert is_measured is bool(FORMATS[name].engines)
     assert all(f"\nL{number:02}  " in page for number in range(2, 20))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from qpa.documents import WeightLayout
+from qpa.generators.canonical import TrainedNumbers
 from qpa.passes import basis_pipeline
 from qpa.passes.calibrate_basis import CalibrateBasis
 from qpa.passes.inspect_model import InspectModel
@@ -119,7 +120,7 @@ def test_where_probabilities_were_measured_they_are_kept(cli, make_run, calibrat
 def test_numbers_in_16_bits_are_off_by_half_a_step(cli, make_run, calibrated, tmp_path):
     run = make_run("--max-params", "40")
     for numbers in ("float32", "int16"):
-        exported(cli, run, tmp_path / numbers, "--format", "compact", "--numbers", numbers)
+        exported(cli, run, tmp_path / numbers, "--format", "compact", "--dtype", numbers)
     whole, rounded = (Compact.read(tmp_path / name) for name in ("float32", "int16"))
     for before, after in zip(whole.arrays, rounded.arrays, strict=True):
         assert np.abs(after - before).max() <= 0.501 * np.abs(before).max() / 32767
@@ -159,9 +160,10 @@ def test_a_file_is_replaced_on_request_only(cli, make_run, tmp_path):
     out.unlink()
     out.mkdir()
     assert "found a directory" in cli.refuses(*command, "--force")
-    assert "no such option with --format lora" in cli.refuses(
-        "export", run, "--format", "lora", "--numbers", "int16", "--out", tmp_path / "other"
+    assert "--dtype: expected float32, bfloat16 or float16, found int16" in cli.refuses(
+        "export", run, "--format", "lora", "--dtype", "int16", "--out", tmp_path / "other"
     )
+    assert "--dtype: expected float32 or int16, found float16" in cli.refuses(*command, "--dtype", "float16")
 
 
 def test_what_has_no_compact_form_is_refused_with_the_reason(cli, make_run, llama, text_file, tmp_path):
@@ -179,7 +181,7 @@ def test_what_has_no_compact_form_is_refused_with_the_reason(cli, make_run, llam
 
 def test_a_frozen_adapter_of_other_numbers_is_refused(cli, make_run, tmp_path, monkeypatch):
     run = make_run("--max-params", "10")
-    monkeypatch.setattr("qpa.exporters.compact.canonical_adapter", lambda *_: {"other": None})
+    monkeypatch.setattr(TrainedNumbers, "adapter", lambda *_: {"other": None})
     message = cli.refuses("export", run, "--format", "compact", "--out", tmp_path / "tenant")
     assert "the frozen adapter's numbers" in message and not (tmp_path / "tenant").exists()
 

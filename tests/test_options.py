@@ -20,7 +20,6 @@ from qpa.cli.main import COMMANDS, main
 from qpa.documents import PassOption
 from qpa.documents.manifest import FORMATS
 from qpa.errors import DirectoryError, ModelError, OptionError
-from qpa.exporters.compact import ExportCompact
 from qpa.exporters.registry import FormatChoice
 from qpa.passes.calibrate_basis import CalibrateBasis
 from qpa.passes.explain_generator import ExplainGenerator
@@ -48,7 +47,7 @@ TAKEN_BY: dict[str, tuple[type[Any], ...]] = {
     "train": (TrainGenerator, MeasureCircuit, FreezeAdapter, TranspileCircuit),
     "freeze": (MeasureCircuit, FreezeAdapter, TranspileCircuit),
     "explain": (ExplainGenerator,),
-    "export": (FormatChoice, *EXPORTERS, ExportCompact),
+    "export": (FormatChoice, *EXPORTERS),
     "verify": (VerifyAdapter,),
     "generate": (ContinuePrompts,),
     "report": (ContinuePrompts,),

@@ -37,7 +37,8 @@ def test_features_are_those_of_the_torch_modules(name):
     layout, generator = trained(name)
     small = serve_layout(layout)
     n = len(lengths_of(small, are_probabilities=False))
-    numbers = [array.astype(np.float64) for array in trained_numbers(layout, generator.state_dict())]
+    kept = trained_numbers(layout, generator.state_dict())
+    numbers = [array.astype(np.float64) for array in kept.arrays]
     found = features_of(small, numbers[:n], are_probabilities=False)
     expected = generator.features(generator.run()).detach().numpy()
     used = layout.states

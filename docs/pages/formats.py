@@ -14,7 +14,7 @@ from qpa.adapters.registry import KINDS
 from qpa.cli.flags import flag_of
 from qpa.documents.manifest import FORMATS
 from qpa.documents.verification import ENGINES
-from qpa.exporters.format import Exporter
+from qpa.exporters.format import Format
 from qpa.pipeline.options import options_of
 
 CELLS = Path(__file__).parents[1] / "conformance.jsonl"
@@ -24,7 +24,8 @@ OPENING = """\
 
 `qpa export RUN --format NAME --out DIRECTORY` writes a trained adapter for programs that know nothing of
 qpa. A *format* says which files are in the directory and what their numbers mean. An *engine* is a
-program that computes with the model, such as vLLM. Every directory holds besides
+program that computes with the model, such as vLLM. A [compact](#compact) adapter is a file, which only qpa's
+own code expands to a LoRA. Every directory holds besides
 
 * `README.md`: what the adapter is, how well it did, and the code that loads it in each engine;
 * `qpa/manifest.json`: every file with its SHA-256 digest, and which run it came from;
@@ -46,7 +47,7 @@ conformance](conformance.md), which `make conformance` fills in."""
 
 def formats_page() -> str:
     """Return the page as Markdown."""
-    exporters = [(name, cast(type[Exporter], FORMATS[name])) for name in FORMATS]
+    exporters = [(name, cast(type[Format], FORMATS[name])) for name in FORMATS]
     rows = [
         f"| [{name}](#{name}) | {exporter.words} | {_engines(exporter)} |" for name, exporter in exporters
     ]
@@ -74,7 +75,7 @@ def measured_rows() -> Iterator[str]:
         yield f"| {format_} | {engine} | {found['ok']} | {found['refused']} | {others} |"
 
 
-def _of_format(name: str, exporter: type[Exporter]) -> Iterator[str]:
+def _of_format(name: str, exporter: type[Format]) -> Iterator[str]:
     kinds = [KINDS[kind].title for kind in KINDS if name in KINDS[kind].formats]
     options = [f"`{flag_of(option.name)}`" for option in options_of(exporter)]
     files = ", ".join(f"`{file}`" for file in exporter.files)
@@ -90,7 +91,7 @@ def _of_format(name: str, exporter: type[Exporter]) -> Iterator[str]:
     yield f"```text\n{_documentation(exporter)}\n```"
 
 
-def _engines(exporter: type[Exporter]) -> str:
+def _engines(exporter: type[Format]) -> str:
     return ", ".join(
         f"{name} (in an environment of its own)" if ENGINES[name].own_environment else name
         for name in exporter.engines

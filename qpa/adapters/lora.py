@@ -33,7 +33,9 @@ class Lora(LowRankKind):
     name: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
     rules: ClassVar[TensorRules] = RULES
-    formats: ClassVar[tuple[str, ...]] = ("lora", "merged", "onnx", "onnx-adapter", "genai", "gguf", "mlx")
+    formats: ClassVar[tuple[str, ...]] = (
+        *("lora", "merged", "onnx", "onnx-adapter", "genai", "gguf", "mlx", "compact"),
+    )
     uses_dora: ClassVar[bool] = False
 
     def candidates(self, model: Any) -> dict[str, Layer]:

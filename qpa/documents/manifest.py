@@ -95,6 +95,7 @@ class ExportFormat(Protocol):
 
     Class attributes: `name` is the format's, as on the command line and in the manifest; `files` are those
     an export has at least; `engines` read it, by their names in `qpa.documents.verification.ENGINES`;
+    `is_file` says that an export is one file without a manifest, and no directory;
     `merges` says that the adapter is added to the base model's weights, so that an export is a model of its
     own; `any_origin` says that directories of this format come from other programs too, without a manifest.
     """
@@ -102,6 +103,7 @@ class ExportFormat(Protocol):
     name: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
     engines: ClassVar[tuple[str, ...]]
+    is_file: ClassVar[bool]
     merges: ClassVar[bool]
     any_origin: ClassVar[bool]
 
@@ -125,6 +127,7 @@ FORMATS: Registry[type[ExportFormat]] = Registry(
         "genai": "qpa.exporters.formats.genai:ExportGenai",
         "gguf": "qpa.exporters.formats.gguf:ExportGguf",
         "mlx": "qpa.exporters.formats.mlx:ExportMlx",
+        "compact": "qpa.exporters.formats.compact:ExportCompact",
     },
 )
 """The formats of `qpa export`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from qpa.errors import DocumentError
 from qpa.generators.chunks import basis_names
 from qpa.serve.arithmetic import Array
 from qpa.serve.circuits import ANSATZ
+from qpa.serve.compact import Compact
 from qpa.serve.decoding import Shape, decode, lengths, tensors_of
 from qpa.serve.layout import SCHEMA, Layout
 
@@ -34,28 +36,66 @@ def layout_text(layout: WeightLayout) -> bytes:
     return json.dumps(content | {"schema": SCHEMA}, sort_keys=True, separators=(",", ":")).encode()
 
 
+@dataclass(frozen=True)
+class TrainedNumbers:
+    """What a compact adapter keeps of a trained generator, and what it is decoded with.
+
+    Args:    text: the bytes of the layout's file; layout: the same, read.
+             arrays: float32[n] each, in the order of a compact file.
+             are_probabilities: whether the first is probabilities in the place of angles.
+             bases: the directions by the path of their tensor, which a compact adapter leaves out.
+    """
+
+    text: bytes
+    layout: Layout
+    arrays: tuple[Array, ...]
+    are_probabilities: bool
+    bases: Mapping[str, Tensor]
+
+    def compact(self, basis: str, bank: int = 0) -> Compact:
+        """Return the compact file's content.
+
+        Args:    basis: its digest in hexadecimal.
+                 bank: the number of the basis's bank that has the directions.
+        """
+        digest = self.layout.digest
+        return Compact(bytes.fromhex(basis), digest, self.are_probabilities, self.arrays, bank)
+
+    def adapter(self, spec: AdapterSpec, initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the adapter, float32 on the CPU, by path.
+
+        Args:    initial: the adapter before training, of which lora_A counts.
+        Raises:  DocumentError: a number is not finite.
+        """
+        import torch
+
+        groups = decode(self.layout, self.arrays, are_probabilities=self.are_probabilities)
+        shapes = {tensor.path: Shape(*tensor.shape) for tensor in spec.tensors}
+        first = {a.path: _array(initial[a.path]) for a, _ in spec.pairs}
+        bases = {path: _array(basis) for path, basis in self.bases.items()}
+        found = tensors_of(shapes, first, bases, groups)
+        return {path: torch.from_numpy(tensor) for path, tensor in found}
+
+
 def trained_numbers(
     layout: WeightLayout, arrays: Mapping[str, Tensor], probabilities: Tensor | None = None
-) -> tuple[Array, ...]:
-    """Return the arrays of a compact file, float32[n] each.
+) -> TrainedNumbers:
+    """Return what is kept of a trained generator.
 
-    Args:    arrays: of the trained generator.
+    Args:    arrays: of the trained generator, with its bases.
              probabilities: float32[n_circuits, 2**n_qubits], to be kept in the place of the angles.
     Raises:  DocumentError: `qpa.serve` does not compute such features.
     """
-    return _trained_numbers(serve_layout(layout), arrays, probabilities)
-
-
-def _trained_numbers(
-    layout: Layout, arrays: Mapping[str, Tensor], probabilities: Tensor | None
-) -> tuple[Array, ...]:
+    text = layout_text(layout)
+    small = _parsed(text)
+    expected = lengths(small, are_probabilities=probabilities is not None)
     features = [name for name in sorted(arrays) if name.startswith(_FEATURES)]
     kept = [arrays[name] for name in features] if probabilities is None else [probabilities]
-    kept += [arrays[f"decoders.{index}.weights.0"] for index in range(len(layout.groups))]
+    kept += [arrays[f"decoders.{index}.weights.0"] for index in range(len(small.groups))]
     numbers = tuple(_array(array).reshape(-1) for array in kept)
-    expected = lengths(layout, are_probabilities=probabilities is not None)
     assert [len(array) for array in numbers] == expected
-    return numbers
+    bases = {path: arrays[name] for path, name in basis_names(layout).items()}
+    return TrainedNumbers(text, small, numbers, probabilities is not None, bases)
 
 
 def refusal(layout: WeightLayout) -> DocumentError | None:
@@ -97,15 +137,7 @@ def canonical_adapter(
              probabilities: see `trained_numbers`.
     Raises:  DocumentError: `qpa.serve` does not compute such features, or a number is not finite.
     """
-    import torch
-
-    small = serve_layout(layout)
-    numbers = _trained_numbers(small, arrays, probabilities)
-    groups = decode(small, numbers, are_probabilities=probabilities is not None)
-    bases = {path: _array(arrays[name]) for path, name in basis_names(layout).items()}
-    shapes = {tensor.path: Shape(*tensor.shape) for tensor in spec.tensors}
-    first = {a.path: _array(initial[a.path]) for a, _ in spec.pairs}
-    return {path: torch.from_numpy(tensor) for path, tensor in tensors_of(shapes, first, bases, groups)}
+    return trained_numbers(layout, arrays, probabilities).adapter(spec, initial)
 
 
 def serve_layout(layout: WeightLayout) -> Layout:
@@ -113,7 +145,11 @@ def serve_layout(layout: WeightLayout) -> Layout:
 
     Raises:  DocumentError: it is none that can be expanded.
     """
-    return Layout.parse("the layout", layout_text(layout))
+    return _parsed(layout_text(layout))
+
+
+def _parsed(text: bytes) -> Layout:
+    return Layout.parse("the layout", text)
 
 
 def _array(tensor: Tensor) -> Array:

@@ -97,13 +97,14 @@ def _known_options() -> dict[str, Option]:
 def _options_of_formats() -> dict[str, Option]:
     found: dict[str, Option] = {}
     for format_ in FORMATS:
+        is_file = FORMATS[format_].is_file
         found[f"{EXPORT}.{format_}.out"] = Option(
             field="out",
             name="out",
             section=EXPORT,
-            help="Directory to make.",
+            help=f"{'File' if is_file else 'Directory'} to make.",
             is_path=True,
-            shown_default=f"exports/{format_} in the run",
+            shown_default=f"exports/{format_}{'/ and the name of the run,' if is_file else ''} in the run",
             provenance=False,
         )
         for one in options_of(cast(type[Any], FORMATS[format_])):
@@ -210,10 +211,13 @@ class Configuration:
         """Return where an option stands, for an error: "bard.yaml, line 7, train.max_steps"."""
         return self.places.get(key, f"{self.path}, {key}")
 
-    def export_directory(self, format_: str) -> Path:
-        """Return the directory of the export in a format."""
+    def export_path(self, format_: str) -> Path:
+        """Return the directory of the export in a format, or its file, which is called as the run is."""
         given = self.values.get(f"{EXPORT}.{format_}.out")
-        return self.out / "exports" / format_ if given is None else Path(str(given))
+        if given is not None:
+            return Path(str(given))
+        place = self.out / "exports" / format_
+        return place / self.out.absolute().name if FORMATS[format_].is_file else place
 
     def resolved(self, formats: Sequence[str]) -> dict[str, OptionValue]:
         """Return the value of every option, by key, those with a default included.

@@ -15,6 +15,7 @@ from qpa.report.facts import account_json, account_rows, adapter_words, result_j
 from qpa.report.rows import Rows, number
 
 if TYPE_CHECKING:
+    from qpa.exporters.format import Exported
     from qpa.store.tensor_file import TensorEntry
 
 VERIFICATION_HEADER = (
@@ -60,9 +61,9 @@ def _difference(value: float | None) -> str:
     return "no logits" if value is None else f"{value:.1e}"
 
 
-def file_rows(manifest: Manifest) -> Rows:
+def file_rows(exported: Exported) -> Rows:
     """Return the files of an export and their lengths."""
-    return [(short(entry.file), f"{number(entry.n_bytes)} bytes") for entry in manifest.files]
+    return [(short(entry.file), f"{number(entry.n_bytes)} bytes") for entry in exported.files]
 
 
 def export_rows(manifest: Manifest, findings: Sequence[Finding]) -> Rows:

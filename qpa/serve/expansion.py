@@ -69,18 +69,33 @@ def groups_of(compact: Path, basis: Basis) -> tuple[Sequence[Decoded], int]:
     Returns: the groups of the layout, and the number of the adapter's bank.
     Raises:  DocumentError: one is damaged, or of another basis.
     """
+    found, layout = read(compact, basis)
+    return decode(layout, found.arrays, are_probabilities=found.are_probabilities), found.bank
+
+
+def read(compact: Path, basis: Basis | None = None) -> tuple[Compact, Layout]:
+    """Read a compact file and its layout.
+
+    Args:    basis: of which it has to be; None where that is not asked.
+    Raises:  DocumentError: one is damaged, they are not of each other, or of another basis.
+    """
     found = Compact.read(compact)
-    if found.basis != basis.digest:
-        expected = f"the basis {found.basis.hex()[:12]}.., with which {compact.name} was trained"
-        advice = "give that one, or export again"
-        raise DocumentError(str(basis.directory), expected, f"{basis.digest.hex()[:12]}..", advice)
-    basis.check_bank(str(compact), found.bank)
+    if basis is not None:
+        _check_basis(compact, found, basis)
     layout = Layout.read(compact, found.layout)
     wanted = lengths(layout, are_probabilities=found.are_probabilities)
     present = [len(array) for array in found.arrays]
     if present != wanted:
         raise DocumentError(str(compact), f"arrays of {_words(wanted)} numbers", _words(present))
-    return decode(layout, found.arrays, are_probabilities=found.are_probabilities), found.bank
+    return found, layout
+
+
+def _check_basis(compact: Path, found: Compact, basis: Basis) -> None:
+    if found.basis != basis.digest:
+        expected = f"the basis {found.basis.hex()[:12]}.., with which {compact.name} was trained"
+        advice = "give that one, or export again"
+        raise DocumentError(str(basis.directory), expected, f"{basis.digest.hex()[:12]}..", advice)
+    basis.check_bank(str(compact), found.bank)
 
 
 def _words(counts: Sequence[int]) -> str:

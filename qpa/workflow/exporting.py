@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from qpa.documents import (
     MANIFEST_PATH,
@@ -17,8 +17,8 @@ from qpa.documents.manifest import FORMATS
 from qpa.documents.verification import VERIFICATION_PATH, read_verification
 from qpa.errors import one_of
 from qpa.exporters.contracts.export import broken_contract, check_contract
-from qpa.exporters.directory import check_output
-from qpa.exporters.format import Exporter
+from qpa.exporters.format import Format
+from qpa.exporters.registry import found_file, known
 from qpa.passes import verification_pipeline
 from qpa.passes.verify_adapter import VerifyAdapter, is_here
 from qpa.pipeline.pass_protocol import PassContext
@@ -40,7 +40,9 @@ class Export:
 
     def change(self, work: Work) -> str | None:
         """See `Stage`."""
-        out = work.configuration.export_directory(self.format)
+        out = work.configuration.export_path(self.format)
+        if FORMATS[self.format].is_file:
+            return self._change_of_file(out, work)
         if not (out / MANIFEST_PATH).is_file():
             return NOT_MADE
         manifest = read_manifest(out)
@@ -57,24 +59,36 @@ class Export:
 
         Raises:  ExportError: there is something else.
         """
-        out, before = work.configuration.export_directory(self.format), work.before
+        out, before = work.configuration.export_path(self.format), work.before
         is_inside = out.resolve().is_relative_to(work.run.path.resolve())
         key = f"export.{self.format}.out"
         is_own = before is not None and self.format in before.formats and before.value(key) == str(out)
-        check_output(out, force=force or is_inside or is_own)
+        self._exporter(work).check_output(out, force=force or is_inside or is_own)
 
     def make(self, work: Work) -> str:
         """Write the export."""
         context = work.context(FrozenAdapter)
         frozen = context.document(FrozenAdapter)
-        out = work.configuration.export_directory(self.format)
+        out = work.configuration.export_path(self.format)
         out.parent.mkdir(parents=True, exist_ok=True)
         context = replace(context, seed=frozen.provenance.seed)
         self._exporter(work).emit(frozen, out, context, force=True)
         return str(out)
 
-    def _exporter(self, work: Work) -> Exporter:
-        return work.configuration.make(cast(type[Exporter], FORMATS[self.format]))
+    def _change_of_file(self, out: Path, work: Work) -> str | None:
+        """Return why a file without a manifest has to be written again: it is not what the run gives."""
+        if not out.is_file():
+            return NOT_MADE
+        context, exporter = work.context(FrozenAdapter), self._exporter(work)
+        found = found_file(context.document(FrozenAdapter), out, context)
+        if found is None:
+            return "another adapter is in it"
+        if found.dtype != exporter.dtype:
+            return f"export.dtype {found.dtype} -> {exporter.dtype}"
+        return None
+
+    def _exporter(self, work: Work) -> Format:
+        return work.configuration.make(known(self.format))
 
 
 class Verify:
@@ -88,7 +102,7 @@ class Verify:
 
     def change(self, work: Work) -> str | None:
         """See `Stage`."""
-        out = work.configuration.export_directory(self.format)
+        out = work.configuration.export_path(self.format)
         verification = read_verification(out)
         if verification is None or not verification.is_of(out):
             return NOT_MADE
@@ -101,7 +115,7 @@ class Verify:
 
         Raises:  VerificationError: the export is not what was trained.
         """
-        out = work.configuration.export_directory(self.format)
+        out = work.configuration.export_path(self.format)
         step = _for_format(work.configuration.make(VerifyAdapter, directory=str(out)), self.format)
         readers = FORMATS[self.format].engines
         if step.engines is None and not any(map(is_here, readers)):

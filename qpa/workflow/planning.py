@@ -98,8 +98,8 @@ def _change(kind: type[Document], maker: Any, work: Work) -> str | None:
         return f"{error.subject} is stale"
     if words := changed_options(document.provenance, maker, work.configuration.seed):
         return ", ".join(words)
-    if isinstance(document, AdapterSpec) and (words := _other_source(document, maker, work)):
-        return words
+    if isinstance(document, AdapterSpec) and (other := _other_source(document, maker, work)):
+        return other
     return missing_file(document, work.run.files)
 
 

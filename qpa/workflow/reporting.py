@@ -49,7 +49,7 @@ class Report:
         prompts = configuration.make(ReportOptions).prompts
         path = write_report(
             work.run,
-            exports=[configuration.export_directory(name) for name in formats_of(configuration)],
+            exports=[configuration.export_path(name) for name in formats_of(configuration)],
             prompts=read_prompts(Path(prompts)) if prompts else (),
             options=configuration.make(ContinuePrompts),
             progress=work.progress,

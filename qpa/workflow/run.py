@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 from qpa.documents import (
     ResolvedConfiguration,
@@ -24,8 +23,7 @@ from qpa.documents import (
 )
 from qpa.documents.manifest import FORMATS
 from qpa.errors import ConfigurationError, DirectoryError, DocumentError, one_of
-from qpa.exporters.format import Exporter
-from qpa.exporters.registry import formats_for
+from qpa.exporters.registry import formats_for, known
 from qpa.passes.freeze_adapter import FreezeAdapter
 from qpa.passes.inspect_model import InspectModel
 from qpa.passes.measure_circuit import MeasureCircuit
@@ -100,18 +98,28 @@ def _check(configuration: Configuration) -> None:
     check_options(configuration.make(VerifyAdapter, directory=""))
     measure = configuration.make(MeasureCircuit)
     measure.check(measure.source or configuration.make(TrainGenerator).source)
-    carrying = formats_for(configuration.make(InspectModel).method)
+    inspect = configuration.make(InspectModel)
+    carrying = formats_for(inspect.method)
     for format_ in formats_of(configuration):
         if format_ not in carrying:
             expected = f"{one_of(carrying)}, which carry the adapter"
             raise ConfigurationError(configuration.place_of(f"export.{format_}"), expected, format_)
-        configuration.make(cast(type[Exporter], FORMATS[format_])).check_options()
+        exporter = configuration.make(known(format_))
+        exporter.check_options()
+        if exporter.needs_basis and inspect.basis is None:
+            place, expected = configuration.place_of("plan.basis"), f"a directory of qpa basis, for {format_}"
+            raise ConfigurationError(place, expected, "none")
 
 
 def _stages(configuration: Configuration) -> list[Stage]:
     formats = formats_of(configuration)
-    exports: list[Stage] = [one for name in formats for one in (Export(name), Verify(name))]
+    exports = [stage for name in formats for stage in _stages_of(name)]
     return [Plan(), Train(), Freeze(), *exports, Report()]
+
+
+def _stages_of(format_: str) -> tuple[Stage, ...]:
+    """Return the stages of an export; a file records no answers for an engine to be compared with."""
+    return (Export(format_),) if FORMATS[format_].is_file else (Export(format_), Verify(format_))
 
 
 def _begin(

@@ -139,7 +139,7 @@ def main() -> int:
     )
     parser.add_argument("--adapters", default=",".join(KINDS))
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
-    parser.add_argument("--formats", default=",".join(FORMATS))
+    parser.add_argument("--formats", default=",".join(name for name in FORMATS if FORMATS[name].engines))
     parser.add_argument(
         "--engines",
         default=",".join(dict.fromkeys(engine for name in FORMATS for engine in FORMATS[name].engines)),

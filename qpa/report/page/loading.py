@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, cast
 
 from markupsafe import Markup
 
-from qpa.documents import FrozenAdapter, Manifest
+from qpa.documents import FrozenAdapter
 from qpa.documents.manifest import FORMATS
 from qpa.errors import ExportError
 
 if TYPE_CHECKING:
-    from qpa.exporters.format import Exporter
+    from qpa.exporters.format import Exported, Format
+    from qpa.pipeline.pass_protocol import PassContext
 
-_PLACE = "path/to/this/directory"
+_PLACES = ("path/to/this/directory", "path/to/this/file")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Loading:
     """How one format is loaded.
 
     Args:    words: what the format is for, and where it is.
-             directory: of the export, or where one could be made.
+             directory: of the export, or its file, or where one could be made.
              is_made: whether it is there.
              text: what its card says; None where it cannot carry the adapter.
              refusal: the reason.
@@ -39,45 +40,48 @@ class Loading:
     refusal: str = ""
 
 
-def ways_to_load(frozen: FrozenAdapter, name: str, exports: Sequence[tuple[Path, Manifest]]) -> list[Loading]:
+def ways_to_load(
+    frozen: FrozenAdapter, name: str, exports: Sequence[tuple[Path, Exported]], context: PassContext
+) -> list[Loading]:
     """Return how the exports are loaded, and then the other formats that carry the adapter.
 
     Args:    name: of the run, after which an export could be named.
+             context: of the run.
     """
     from qpa.exporters.registry import formats_for
 
     made = [
         Loading(
-            manifest.format,
-            _exporter(manifest.format).words,
+            exported.format,
+            _exporter(exported.format).words,
             str(path),
             is_made=True,
-            text=_loading(_exporter(manifest.format, dtype=manifest.dtype), frozen, manifest.rank, str(path)),
+            text=_loading(_exporter(exported.format, dtype=exported.dtype), frozen, exported.rank, str(path)),
         )
-        for path, manifest in exports
+        for path, exported in exports
     ]
-    formats = {manifest.format for _, manifest in exports}
+    formats = {exported.format for _, exported in exports}
     return [
         *made,
-        *(_possible(one, frozen, name) for one in formats_for(frozen.method) if one not in formats),
+        *(_possible(one, frozen, name, context) for one in formats_for(frozen.method) if one not in formats),
     ]
 
 
-def _possible(format_: str, frozen: FrozenAdapter, name: str) -> Loading:
+def _possible(format_: str, frozen: FrozenAdapter, name: str, context: PassContext) -> Loading:
     exporter, directory = _exporter(format_), f"adapters/{name}-{format_}"
     try:
-        exporter.check(frozen)
+        exporter.check_run(frozen, context)
     except ExportError as error:
         return Loading(format_, exporter.words, directory, is_made=False, refusal=str(error))
     text = _loading(exporter, frozen, frozen.rank, directory)
     return Loading(format_, exporter.words, directory, is_made=False, text=text)
 
 
-def _exporter(name: str, **options: str) -> Exporter:
-    return cast("Exporter", FORMATS[name](**options))
+def _exporter(name: str, **options: str) -> Format:
+    return cast("Format", FORMATS[name](**options))
 
 
-def _loading(exporter: Exporter, frozen: FrozenAdapter, rank: int, directory: str) -> Markup:
+def _loading(exporter: Format, frozen: FrozenAdapter, rank: int, directory: str) -> Markup:
     """Return a card's section on loading as HTML, with the directory in the place of the example's.
 
     A directory with other than plain characters would need quotes of each language, so it is left out.
@@ -86,6 +90,7 @@ def _loading(exporter: Exporter, frozen: FrozenAdapter, rank: int, directory: st
 
     _, _, text = exporter.card(frozen, rank).partition("\n## Loading\n")
     if re.fullmatch(r"[\w./-]+", directory):
-        text = text.replace(_PLACE, directory)
+        for place in _PLACES:
+            text = text.replace(place, directory)
     html: str = MarkdownIt("commonmark", {"html": False}).render(text)
     return Markup(html)

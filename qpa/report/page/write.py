@@ -18,7 +18,6 @@ from qpa.documents import (
     Explanation,
     FrozenAdapter,
     LogicalCircuit,
-    Manifest,
     Measurement,
     NativeCircuit,
     Selection,
@@ -28,11 +27,14 @@ from qpa.documents import (
     WeightLayout,
     read_manifest,
 )
+from qpa.documents.manifest import FORMATS
 from qpa.documents.trained_generator import perplexity_text
 from qpa.documents.verification import read_verification
 from qpa.errors import DocumentError, ModelError
 from qpa.explanation.parts import left_out
-from qpa.pipeline.pass_protocol import newest
+from qpa.exporters.format import Exported
+from qpa.exporters.registry import found_file
+from qpa.pipeline.pass_protocol import PassContext, newest
 from qpa.pipeline.stages import STAGES
 from qpa.progress import Progress, silent
 from qpa.report.circuits import circuit_rows, measurement_rows
@@ -72,7 +74,7 @@ def write_report(
     """Write the page of a run, whole or not at all, and return its path.
 
     Args:    out: the file; None for report.html in the run.
-             exports: directories that were exported from this run.
+             exports: directories and files that were exported from this run.
              prompts: to continue before and after; () for the beginning of the evaluation split.
              options: how they are continued.
     Raises:  DocumentError: a document or file of the run or of an export is damaged, stale, or another run's.
@@ -95,7 +97,8 @@ def render_report(
     """Return the page of a run as HTML; see `write_report`."""
     documents = _documents(run)
     frozen = _find(documents, FrozenAdapter)
-    made = [(path, _manifest_of(path, run, frozen)) for path in exports]
+    context = PassContext(documents[0].provenance.seed, run.files, documents)
+    made = [(path, _exported_to(path, run, frozen, context)) for path in exports]
     samples, no_samples = _samples(run, documents, prompts, options, progress)
     content = {
         "name": run.path.resolve().name,
@@ -116,8 +119,8 @@ def render_report(
         "explanation": _explanation(documents),
         "histograms": _histograms(run, documents),
         "trained": frozen,
-        "exports": [_export(path, manifest) for path, manifest in made],
-        "loading": ways_to_load(frozen, run.path.resolve().name, made) if frozen else (),
+        "exports": [_export(path, exported) for path, exported in made],
+        "loading": ways_to_load(frozen, run.path.resolve().name, made, context) if frozen else (),
         "provenance": _provenance(documents),
     }
     return _render(content | {"sections": _sections(content)})
@@ -168,13 +171,21 @@ def _find(documents: Sequence[Document], kind: type[D]) -> D | None:
     return next((document for document in documents if isinstance(document, kind)), None)
 
 
-def _manifest_of(path: Path, run: RunDirectory, frozen: FrozenAdapter | None) -> Manifest:
-    manifest = read_manifest(path)
-    if frozen is None or manifest.provenance.parent not in (frozen.digest, run.written_digest(FrozenAdapter)):
+def _exported_to(
+    path: Path, run: RunDirectory, frozen: FrozenAdapter | None, context: PassContext
+) -> Exported:
+    """Return what is to say of an export; of a directory its manifest."""
+    if path.is_file() and frozen is not None:
+        found: Exported | None = found_file(frozen, path, context)
+    else:
+        manifest = read_manifest(path)
+        parents = () if frozen is None else (frozen.digest, run.written_digest(FrozenAdapter))
+        found = manifest if manifest.provenance.parent in parents else None
+    if found is None:
         raise DocumentError(
             str(path), f"an export of {run.path}", "one of another run, or of an earlier training"
         )
-    return manifest
+    return found
 
 
 def _lead(documents: Sequence[Document]) -> str:
@@ -349,13 +360,17 @@ def _histograms(run: RunDirectory, documents: Sequence[Document]) -> list[Figure
     return [figure for figure in found if figure is not None]
 
 
-def _export(path: Path, manifest: Manifest) -> dict[str, Any]:
+def _export(path: Path, exported: Exported) -> dict[str, Any]:
+    facts: dict[str, Any] = {"path": str(path), "format": exported.format, "verification": None}
+    if FORMATS[exported.format].is_file:
+        n_bytes = number(exported.files[0].n_bytes)
+        words = f"{n_bytes} bytes, {exported.dtype}: what this run gives, which was expanded to its adapter"
+        return facts | {"unverified": f"{words}. A file of numbers records no answers to ask engines for"}
     verification = read_verification(path)
-    facts: dict[str, Any] = {"path": str(path), "format": manifest.format, "verification": None}
     if verification is None or not verification.is_of(path):
         stale = "The verification there is that of another export" if verification else "Not verified yet"
         return facts | {"unverified": f"{stale}: qpa verify {path}"}
-    title = verification_title(manifest.dtype, None)
+    title = verification_title(exported.dtype, None)
     table = Table(title, VERIFICATION_HEADER, verification_rows(verification))
     return facts | {"verification": table}
 
