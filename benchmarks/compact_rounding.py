@@ -94,7 +94,7 @@ def _row(
         written = ExportCompact(numbers).emit(context.document(FrozenAdapter), out, context, force=True)
         loss = scorer.loss(_adapter(out, Basis.open(basis)))
         assert loss is not None
-        n_bytes.append(written.files[0].n_bytes)
+        n_bytes.append(written.files[-1].n_bytes)
         losses.append(loss)
     return context.document(WeightLayout).account.n_generator, tuple(n_bytes), tuple(losses)
 

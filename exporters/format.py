@@ -169,7 +169,7 @@ class Format(ABC):
 class ExportedFile:
     """What there is to say of a file that was exported from a run; see `Exported`.
 
-    Args:    files: itself and what lies beside it, paths relative to its directory.
+    Args:    files: what lies beside it, and itself last, paths relative to its directory.
     """
 
     format: str

@@ -78,8 +78,9 @@ def test_every_pass_gets_the_options_of_its_section(bard):
     assert (whole.out, whole.seed, whole.given_formats) == (Path("runs/bard"), 3, ("lora", "merged"))
     assert whole.make(FORMATS["merged"]) == FORMATS["merged"](dtype="bfloat16")
     assert whole.make(FORMATS["lora"]) == FORMATS["lora"]()
-    assert whole.export_directory("merged") == Path("models/bard")
-    assert whole.export_directory("lora") == Path("runs/bard/exports/lora")
+    assert whole.export_path("merged") == Path("models/bard")
+    assert whole.export_path("lora") == Path("runs/bard/exports/lora")
+    assert whole.export_path("compact") == Path("runs/bard/exports/compact/bard")
 
 
 def test_what_must_be_given_may_stand_in_its_section_and_the_run_is_named_by_the_file(bard):
@@ -173,12 +174,12 @@ def test_every_option_of_every_pass_has_a_place_in_the_file():
          "onnxruntime, onnxruntime-genai, llama.cpp or mlx, found vlm; did you mean vllm?"),
         ("train: 3", "line 1: expected options below train, found 3"),
         ("export: lroa", "line 1, export: expected lora, peft, merged, onnx, onnx-adapter, genai, "
-         "gguf or mlx, "
+         "gguf, mlx or compact, "
          "found lroa; did you mean lora?"),
         ("export:\n  - {lora: 1}", "line 1: expected a list of names, found a list of other things"),
         ("export:\n  lroa:", "line 2, export: expected lora, peft, merged, onnx, onnx-adapter, "
-         "genai, gguf or "
-         "mlx, found lroa; did you mean lora?"),
+         "genai, gguf, mlx or "
+         "compact, found lroa; did you mean lora?"),
         ("export:\n  lora: bfloat16", "line 2: expected options below lora, found bfloat16"),
         ("export:\n  gguf:\n    rank_pad: 8", "line 3: expected an option of export.gguf, found "
          "rank_pad; did "

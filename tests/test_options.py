@@ -197,6 +197,7 @@ def test_every_option_of_every_pass_is_on_the_command_and_nothing_is_twice(comma
     own = {flag_of(name) for name in ("out", "seed", "force", "select", "json", "static", "report", "beside")}
     own |= {flag_of(name) for name in ("prompt", "prompts", "export")}
     own |= {"--rows", "--set", "--objective"} if command == "preview" else set()
+    own |= {"--basis"} if command == "verify" else set()
     own -= {"--seed"} if TAKEN_BY[command] == (ContinuePrompts,) else set()  # there it is a field
     assert expected <= flags
     assert flags - expected <= own

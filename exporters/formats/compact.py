@@ -50,7 +50,7 @@ class ExportCompact(FileFormat):
 
     name: ClassVar[str] = "compact"
     words: ClassVar[str] = "the trained numbers alone, of an adapter on a basis; see qpa expand"
-    files: ClassVar[tuple[str, ...]] = ("the file itself", f"{DIRECTORY}/<digest>.json")
+    files: ClassVar[tuple[str, ...]] = ("<name>", f"{DIRECTORY}/<digest>.json")
     dtypes: ClassVar[tuple[str, ...]] = NUMBERS
     needs_basis: ClassVar[bool] = True
 
@@ -85,7 +85,7 @@ class ExportCompact(FileFormat):
         numbers = _numbers(context)
         for dtype in NUMBERS:
             files = _files(out, numbers, dtype, context)
-            if all(path.is_file() and path.read_bytes() == content for path, content in files.items()):
+            if all(_holds(path, content) for path, content in files.items()):
                 return _exported(dtype, frozen, out, files)
         return None
 
@@ -115,12 +115,11 @@ class ExportCompact(FileFormat):
         _check_expansion(numbers, frozen, context)
         files = _files(out, numbers, self.dtype, context)
         try:
-            for path, content in reversed(files.items()):
+            for path, content in files.items():
                 if path == out:
                     self.check_output(out, force=force)  # again: another may have made it meanwhile
-                elif path.is_file() and path.read_bytes() == content:
-                    continue
-                write_file(path, content)
+                if not _holds(path, content):
+                    write_file(path, content)
         except DiskFullError as error:
             raise ExportError(error.subject, error.expected, error.found, error.advice) from error
         except OSError as error:
@@ -179,11 +178,16 @@ def _check_expansion(numbers: TrainedNumbers, frozen: FrozenAdapter, context: Pa
 
 
 def _files(out: Path, numbers: TrainedNumbers, dtype: str, context: PassContext) -> dict[Path, bytes]:
-    """Return the compact file and its layout, with their contents."""
-    basis = context.document(AdapterSpec).basis
+    """Return the layout and the compact file, with their contents, in the order in which they are written."""
+    basis, bank = context.document(AdapterSpec).basis, context.document(TrainedGenerator).bank
     assert basis is not None
+    compact = numbers.compact(basis.digest, 0 if bank is None else bank.number)
     layout = out.parent / DIRECTORY / f"{numbers.layout.digest.hex()}.json"
-    return {out: numbers.compact(basis.digest).as_bytes(cast(Numbers, dtype)), layout: numbers.text}
+    return {layout: numbers.text, out: compact.as_bytes(cast(Numbers, dtype))}
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
 
 
 def _exported(dtype: str, frozen: FrozenAdapter, out: Path, files: dict[Path, bytes]) -> ExportedFile:

@@ -363,7 +363,7 @@ def _histograms(run: RunDirectory, documents: Sequence[Document]) -> list[Figure
 def _export(path: Path, exported: Exported) -> dict[str, Any]:
     facts: dict[str, Any] = {"path": str(path), "format": exported.format, "verification": None}
     if FORMATS[exported.format].is_file:
-        n_bytes = number(exported.files[0].n_bytes)
+        n_bytes = number(exported.files[-1].n_bytes)
         words = f"{n_bytes} bytes, {exported.dtype}: what this run gives, which was expanded to its adapter"
         return facts | {"unverified": f"{words}. A file of numbers records no answers to ask engines for"}
     verification = read_verification(path)
