@@ -174,7 +174,8 @@ def _calibrate(options: argparse.Namespace) -> None:
     from qpa.passes.train_generator import TrainGenerator
     from qpa.pipeline.pass_protocol import PassContext
     from qpa.store.run_directory import RunDirectory
-    from qpa.training.session import calibrate, prepare
+    from qpa.training.preparation import prepare
+    from qpa.training.session import calibrate
 
     run = RunDirectory(options.keep / "run")
     context = PassContext(0, run.files, run.read_through(LogicalCircuit))

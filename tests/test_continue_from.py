@@ -20,6 +20,8 @@ from qpa.passes.verify_adapter import VerifyAdapter
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import METRICS, DirectoryStore, RunDirectory
 from qpa.training import session as module
+from qpa.training.fitting import Fitted
+from qpa.training.preparation import Session
 from tests.test_train_generator import interrupt_after, plan, same_bits, tensors, train
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -62,7 +64,7 @@ def test_it_starts_where_the_other_ended_and_goes_on(
     starts: list[dict[str, torch.Tensor]] = []
     original = module.fit
 
-    def spy(session: module.Session, *rest: Any) -> module.Fitted:
+    def spy(session: Session, *rest: Any) -> Fitted:
         live = adapter_parameters(session.adapted.model, session.context.document(AdapterSpec))
         starts.append({path: parameter.detach().clone() for path, parameter in live.items()})
         return original(session, *rest)

@@ -19,6 +19,7 @@ from qpa.report.facts import frozen_rows
 from qpa.store.run_directory import METRICS, RunDirectory
 from qpa.training import session as module
 from qpa.training.objectives.dpo import DPO
+from qpa.training.preparation import Session
 from tests.test_train_generator import interrupt_after, plan, same_bits, tensors, train
 
 DPO_OPTIONS: dict[str, Any] = {"objective": "dpo", "max_steps": 16, "max_length": 64, "lr": 2e-2}
@@ -81,7 +82,7 @@ def test_the_loss_is_that_of_trl(
     seen: list[tuple[list[float], list[float]]] = []
     original = module.record
 
-    def compare(session: module.Session, *rest: Any) -> Any:
+    def compare(session: Session, *rest: Any) -> Any:
         model = session.adapted.model
         objective = session.objective
         assert isinstance(objective, DPO)

@@ -17,6 +17,8 @@ from qpa.generators.generator import make_generator
 from qpa.models.base_model import load_model
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.training import session as module
+from qpa.training.fitting import Fitted
+from qpa.training.preparation import Session
 from tests.test_adapter_kinds import inspect, layout_of, logits
 from tests.test_train_generator import arrays, interrupt_after, plan, same_bits, tensors, train
 
@@ -50,7 +52,7 @@ def test_it_starts_as_the_base_and_ends_as_a_plain_lora(
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     original = module.fit
 
-    def spy(session: module.Session, *rest: Any) -> module.Fitted:
+    def spy(session: Session, *rest: Any) -> Fitted:
         model = session.adapted.model.eval()
         with model.disable_adapter():
             base = logits(model)

@@ -32,6 +32,8 @@ from qpa.passes.transpile_circuit import TranspileCircuit
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.store.run_directory import METRICS, RunDirectory
 from qpa.training import session as module
+from qpa.training.fitting import Fitted
+from qpa.training.preparation import Session, learning_rates
 
 STEPS = 6
 
@@ -142,7 +144,7 @@ def test_learning_rates_are_those_given_or_those_that_suit_the_generator(
     layout = WeightLayout.from_json(layout_file.read_bytes(), layout_file.name)
     spec_file = golden / "adapter-spec-2" / f"{method}.json"
     spec = AdapterSpec.from_json(spec_file.read_bytes(), spec_file.name)
-    lr, angle_lr = module.learning_rates(TrainGenerator(data="text.txt", **given), spec, layout)
+    lr, angle_lr = learning_rates(TrainGenerator(data="text.txt", **given), spec, layout)
     assert lr == given.get("lr", default)
     assert angle_lr == given.get("angle_lr", lr)
 
@@ -163,7 +165,7 @@ def test_frozen_tensors_are_the_live_models_bit_for_bit(
     seen: list[Any] = []
     original = module.record
 
-    def spy(session: module.Session, *rest: Any) -> TrainedGenerator:
+    def spy(session: Session, *rest: Any) -> TrainedGenerator:
         seen.append(session)
         return original(session, *rest)
 
@@ -239,7 +241,7 @@ def test_before_the_first_step_the_bases_are_there_and_the_function_is_the_base_
     seen: list[Any] = []
     original = module.fit
 
-    def spy(session: module.Session, *rest: Any) -> module.Fitted:
+    def spy(session: Session, *rest: Any) -> Fitted:
         ids, model = torch.arange(1, 33)[None], session.adapted.model.eval()
         with torch.no_grad():
             live = model(input_ids=ids).logits
@@ -464,9 +466,9 @@ def test_a_handful_of_numbers_lowers_the_loss_and_resumes_to_the_same_bits(
 def test_the_angles_of_a_state_learn_twice_as_fast_as_its_scale(llama: Path, tmp_path: Path) -> None:
     run = plan(llama, tmp_path / "run", max_params="6", **SMALL)
     options, layout, spec = TrainGenerator(data="text.txt"), run.read(WeightLayout), run.read(AdapterSpec)
-    assert module.learning_rates(options, spec, layout) == (5e-2, 1e-1)
-    assert module.learning_rates(replace(options, lr=3e-2), spec, layout) == (3e-2, 6e-2)
-    assert module.learning_rates(replace(options, angle_lr=3e-2), spec, layout) == (5e-2, 3e-2)
+    assert learning_rates(options, spec, layout) == (5e-2, 1e-1)
+    assert learning_rates(replace(options, lr=3e-2), spec, layout) == (3e-2, 6e-2)
+    assert learning_rates(replace(options, angle_lr=3e-2), spec, layout) == (5e-2, 3e-2)
 
 
 @pytest.mark.parametrize("option", ["bf16", "grad_accum"])

@@ -38,6 +38,9 @@ from qpa.training.training_options import TrainingOptions
 OPTIMIZER_FILE = "optimizer.safetensors"
 TRAINER_STATE = "trainer_state.json"
 
+Resumed = tuple[Path, Checkpoint]
+"""A checkpoint's directory and document."""
+
 
 def save_checkpoint(
     root: Path,
@@ -91,7 +94,7 @@ def checkpoint_path(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def newest_checkpoint(root: Path, provenance: Provenance) -> tuple[Path, Checkpoint]:
+def newest_checkpoint(root: Path, provenance: Provenance) -> Resumed:
     """Return the newest checkpoint after checking every byte of it.
 
     Args:    provenance: of the training that wants to go on.
