@@ -9,8 +9,8 @@ from qpa.pipeline.options import options_of
 PANEL = "Circuits and devices"
 """The heading of these options in help, by which they are known."""
 
-_WITHOUT_CIRCUITS = "exact"
-"""The source that changes nothing, so that it may be named where no circuit is run."""
+_AS_BY_DEFAULT = ("exact", "adjoint")
+"""The source and the estimator of gradients that no option means too: they may be named everywhere."""
 
 
 def refuse_without_circuits(options: object, layout: WeightLayout) -> None:
@@ -25,6 +25,6 @@ def refuse_without_circuits(options: object, layout: WeightLayout) -> None:
         return
     for option in options_of(type(options)):
         value = getattr(options, option.field)
-        if option.panel == PANEL and value not in (option.default, _WITHOUT_CIRCUITS):
+        if option.panel == PANEL and value not in (option.default, *_AS_BY_DEFAULT):
             expected = "none, since no circuit of the plan is measured"
             raise OptionError(option.field, expected, str(value), "leave it out")
