@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from qpa.circuits.circuit import NO_DEVICE
+from qpa.circuits.operations import qubits_of
 from qpa.errors import TargetError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def duration_s(circuit: QuantumCircuit, target: Target) -> float | None:
     """
     free_s = dict.fromkeys(range(circuit.num_qubits), 0.0)
     for step in circuit.data:
-        qubits = tuple(circuit.find_bit(qubit).index for qubit in step.qubits)
+        qubits = qubits_of(step, circuit)
         if step.operation.name == "barrier":
             length_s = 0.0
         else:
@@ -137,11 +138,11 @@ def restrict(circuit: QuantumCircuit, target: Target) -> tuple[QuantumCircuit, T
     from qiskit import QuantumCircuit
     from qiskit.transpiler import QubitProperties, Target
 
-    used = sorted({circuit.find_bit(qubit).index for step in circuit.data for qubit in step.qubits})
+    used = sorted({qubit for step in circuit.data for qubit in qubits_of(step, circuit)})
     place = {qubit: number for number, qubit in enumerate(used)}
     small = QuantumCircuit(len(used), circuit.num_clbits, name=circuit.name)
     for step in circuit.data:
-        qubits = [place[circuit.find_bit(qubit).index] for qubit in step.qubits]
+        qubits = [place[qubit] for qubit in qubits_of(step, circuit)]
         small.append(step.operation, qubits, [circuit.find_bit(bit).index for bit in step.clbits])
     known = target.qubit_properties or [QubitProperties()] * target.num_qubits
     properties = [known[qubit] for qubit in used]
@@ -158,8 +159,7 @@ def restrict(circuit: QuantumCircuit, target: Target) -> tuple[QuantumCircuit, T
 
 
 def _reported_error(step: CircuitInstruction, circuit: QuantumCircuit, target: Target) -> float | None:
-    qubits = tuple(circuit.find_bit(qubit).index for qubit in step.qubits)
-    properties = target[step.operation.name].get(qubits)
+    properties = target[step.operation.name].get(qubits_of(step, circuit))
     error = None if properties is None else properties.error
     return error if error is not None and math.isfinite(error) else None
 

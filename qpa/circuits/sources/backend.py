@@ -26,6 +26,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from qpa.circuits.circuit import Circuit
+from qpa.circuits.operations import qubits_of
 from qpa.circuits.sources.sampled import SampledSource
 from qpa.circuits.sources.source import SourceSettings
 from qpa.circuits.targets import fake_backend
@@ -191,7 +192,7 @@ def check_operations(circuit: QuantumCircuit, target: Target, name: str) -> None
     Raises:  TargetError: a qubit, coupling or gate is not there.
     """
     for step in circuit.data:
-        qubits = tuple(circuit.find_bit(qubit).index for qubit in step.qubits)
+        qubits = qubits_of(step, circuit)
         if step.operation.name == "barrier" or target.instruction_supported(step.operation.name, qubits):
             continue
         where = f"qubit {qubits[0]}" if len(qubits) == 1 else f"qubits {', '.join(map(str, qubits))}"

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qpa.circuits.operations import qubits_of
 from qpa.errors import ShapeError
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ def simulate(circuit: QuantumCircuit, angles: Tensor) -> Tensor:
     state[:, 0] = 1
     state = state.view(-1, *[2] * n_qubits)
     for step in circuit.data:
-        qubits = [circuit.find_bit(qubit).index for qubit in step.qubits]
-        state = _apply(_matrices(step.operation, angles), state, qubits)
+        state = _apply(_matrices(step.operation, angles), state, qubits_of(step, circuit))
     return state.flatten(1).abs().square()
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from qpa.circuits.operations import qubits_of
+
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
 
@@ -61,7 +63,7 @@ def draw_circuit(circuit: QuantumCircuit, title: str, wire_names: Sequence[str] 
 
 def _gate(circuit: QuantumCircuit, instruction: Any) -> _Gate:
     operation = instruction.operation
-    wires = tuple(circuit.find_bit(qubit).index for qubit in instruction.qubits)
+    wires = qubits_of(instruction, circuit)
     angles = ", ".join(_angle(value) for value in operation.params)
     return _Gate(operation.name, f"{operation.name}({angles})" if angles else operation.name, wires)
 
