@@ -9,11 +9,10 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from qpa.adapters.frozen_arrays import FrozenArrays
 from qpa.documents import FrozenAdapter
-from qpa.documents.manifest import FORMATS
 from qpa.errors import one_of
 from qpa.exporters.directory import ExportDirectory
 from qpa.exporters.format import BaseModelExporter, OtherNamesExporter
@@ -83,10 +82,8 @@ def _naming_other_formats(method: str) -> Iterator[None]:
 
 
 def formats_without_graph(method: str) -> tuple[str, ...]:
-    """Return the formats that carry a kind of adapter, need no graph, and are for all architectures."""
-    from qpa.exporters.registry import formats_for
+    """Return the formats for engines that carry a kind of adapter, need no graph, and know every base."""
+    from qpa.exporters.registry import formats_for, known
 
-    exporters = {name: cast(type[Any], FORMATS[name]) for name in formats_for(method)}
-    return tuple(
-        name for name, one in exporters.items() if not issubclass(one, OnnxExporter | OtherNamesExporter)
-    )
+    others = [name for name in formats_for(method) if known(name).engines]
+    return tuple(name for name in others if not issubclass(known(name), OnnxExporter | OtherNamesExporter))
