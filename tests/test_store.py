@@ -190,6 +190,13 @@ def test_any_name_makes_one_line_that_can_be_printed(store):
     assert len(findings) == 2 and all(line.isprintable() and line.encode() for line in findings)
 
 
+def test_a_store_that_is_full_keeps_whole_adapters_alone(cli: Cli, small_disk, store):
+    full = Store(small_disk("size=12k") / "store")
+    assert "room" in cli.refuses("store", "add", full.directory, *map(store.path_of, NAMES))
+    assert 0 < len(full.names()) < 3 and not list(full.verify())
+    assert not list(full.directory.glob(".*"))
+
+
 def test_a_store_that_cannot_be_written_is_one_line(cli: Cli, small_disk, store):
     disk = small_disk("size=64k")
     cli("store", "add", disk / "store", store.path_of("tenant-1"))

@@ -32,7 +32,7 @@ from qpa.serve.expansion import expand
 KEPT_IN_CACHE = 40
 """As many expanded adapters as the cache's bound has room for: fewer than are asked for."""
 
-READY_S = 300
+READY_S = 1800
 
 
 class Check:
