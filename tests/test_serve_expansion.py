@@ -264,3 +264,11 @@ def test_groups_are_read_once_and_tensors_one_at_a_time(basis, tmp_path):
     assert len(groups_of(path, basis)[0]) == 1
     first, tensor = next(tensors(path, basis))
     assert first.endswith("down_proj.lora_A.weight") and tensor.dtype == np.float32
+
+
+@pytest.mark.parametrize(("place", "name"), [("ansatz", "n_layers"), ("features", "n_control")])
+def test_a_layout_that_would_compute_for_days_is_refused(place, name):
+    content = json.loads(json.dumps(LAYOUTS["state"]))
+    content[place][name] = 1 << 31
+    with pytest.raises(DocumentError, match="too many to expand"):
+        Layout.parse("layout", json.dumps(content).encode())

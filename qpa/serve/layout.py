@@ -29,6 +29,9 @@ MAX_QUBITS = 20
 MAX_AMPLITUDES = 1 << 26
 """The most basis states of all circuits together: half a gigabyte of numbers."""
 
+MAX_TURNS = 1 << 34
+"""The most rotations of amplitudes, or terms of a control, over all basis states: minutes of computing."""
+
 MAX_BYTES = 256 << 20
 _MAX_COUNT = 1 << 31
 
@@ -155,6 +158,9 @@ class Layout:
             raise ValueError(f"registers that do not make {self.n_qubits} qubits")
         if self.n_circuits * self.n_states > MAX_AMPLITUDES:
             raise ValueError(f"{self.n_circuits} circuits of {self.n_qubits} qubits, too many to expand")
+        n_turns = self.n_states * max(self.n_circuits * self.n_layers * self.n_qubits, self.n_control)
+        if n_turns > MAX_TURNS:
+            raise ValueError(f"{self.n_layers} layers and {self.n_control} numbers, too many to expand")
         if not self.groups:
             raise ValueError("no groups")
         if not all(state < self.n_states for state in self.states):
