@@ -2,7 +2,8 @@
 
 Rules:
 1. The gradient is read on batches of the training split as a training reads it, with its seeds: the basis of
-   a training's own data, seed and batch size holds the directions of that training, bit for bit.
+   a training's own data, seed, batch size and number of batches holds the directions of that training, bit
+   for bit. The default is more batches, for what is read once and serves the data of others.
 2. Each name of `data` gives directions of its own, a bank. Directions of a mixture lose more than those of
    the kind of text that an adapter is for (docs/results.md), so nothing is mixed but what one name mixes.
 3. All directions of the adapter's rank are kept, of which a layout uses the first.
@@ -26,7 +27,7 @@ from qpa.models.base_model import DEVICES
 from qpa.pipeline.options import option
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.serve.basis import INITIAL_PREFIX, name_in_bank
-from qpa.training.data.data_options import N_CALIBRATION_BATCHES, DataOptions, names_of
+from qpa.training.data.data_options import DataOptions, names_of
 
 if TYPE_CHECKING:
     from qpa.generators.generator import Bases
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from qpa.training.objectives.objective import Objective
 
 METHOD = "lora"
+
+N_BATCHES = 128
+"""Batches of each kind of text: many more than a training reads of its own data, see docs/results.md."""
 
 
 @final
@@ -56,7 +60,7 @@ class CalibrateBasis(DataOptions):
     section: ClassVar[str] = "basis"
 
     batches: int = option(
-        N_CALIBRATION_BATCHES,
+        N_BATCHES,
         help="Batches of each name of `data` of which the gradient is read.",
         at_least=1,
     )

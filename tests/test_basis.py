@@ -23,13 +23,14 @@ from tests.test_attach_run import batches_of
 from tests.test_train_generator import interrupt_after
 
 DATA = ("--max-length", "32", "--batch-size", "2", "--device", "cpu")
+READ = (*DATA, "--batches", "8")
 
 
 @pytest.fixture
 def shared(cli, llama, text_file, tmp_path):
     """Return a basis of rank 4 of the tiny Llama, made by the command."""
     out = tmp_path / "basis"
-    code, _, err = cli("basis", "--model", llama, "--data", text_file, "--rank", 4, "--out", out, *DATA)
+    code, _, err = cli("basis", "--model", llama, "--data", text_file, "--rank", 4, "--out", out, *READ)
     assert code == 0, err
     return out
 
@@ -70,7 +71,7 @@ def test_the_directory_opens_and_says_what_it_was_made_of(shared, llama, cli, te
         assert rows.shape == a.shape and arrays[b.path].shape == b.shape
         assert torch.allclose(rows @ rows.T, torch.eye(4), atol=1e-4)
     again = tmp_path / "again"
-    assert cli("basis", "--model", llama, "--data", text_file, "--rank", 4, "--out", again, *DATA)[0] == 0
+    assert cli("basis", "--model", llama, "--data", text_file, "--rank", 4, "--out", again, *READ)[0] == 0
     assert sorted(file.read_bytes() for file in again.iterdir()) == sorted(
         file.read_bytes() for file in shared.iterdir()
     )
@@ -100,7 +101,7 @@ def banks(cli, llama, text_file, other_file, tmp_path):
     """Return a basis with directions of two kinds of text, of which the second is `text_file`."""
     out = tmp_path / "banks"
     data = f"{other_file},{text_file}"
-    code, _, err = cli("basis", "--model", llama, "--data", data, "--rank", 4, "--out", out, *DATA)
+    code, _, err = cli("basis", "--model", llama, "--data", data, "--rank", 4, "--out", out, *READ)
     assert code == 0, err
     return out
 
