@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -30,6 +31,8 @@ from qpa.serve.basis import INITIAL_PREFIX, name_in_bank
 from qpa.training.data.data_options import DataOptions, names_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from qpa.generators.generator import Bases
     from qpa.training.data.splits import Splits
     from qpa.training.objectives.objective import Objective
@@ -128,9 +131,7 @@ class CalibrateBasis(DataOptions):
         splits = [objective.rows(context.seed_for("split")) for objective in objectives]
         model = attach_adapter(load_base(options, spec, device, ALONE), spec)
         for number, name in enumerate(names_of(self.data)):
-            last_part = Path(name).name
-            context.progress(f"reading the gradient on {last_part}", number, len(objectives))
-            yield self._bank(last_part, spec, model, objectives[number], splits[number], context)
+            yield self._bank(Path(name).name, spec, model, objectives[number], splits[number], context)
 
     def _bank(
         self,
@@ -147,11 +148,18 @@ class CalibrateBasis(DataOptions):
 
         rows = splits.training
         chosen = choose_rows(len(rows), self.batch_size, context.seed_for("calibration"), self.batches)
+        n_read = count()
+
+        def loss(batch: Any) -> Tensor:
+            found = objective.calibration_loss(model, batch)
+            context.progress(f"reading the gradient on {name}", next(n_read), 2 * len(chosen))
+            return found
+
         bases = gradient_bases(
             adapter_parameters(model, spec),
             spec,
             {tensor.path: tensor.shape for pair in spec.pairs for tensor in pair},
-            lambda batch: objective.calibration_loss(model, batch),
+            loss,
             [[rows[index] for index in batch] for batch in chosen],
         )
         digest = digest_of(splits, ())
