@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from qpa.passes.train_generator import TrainGenerator
     from qpa.store.run_directory import RunDirectory
 
+LIKE_THE_DATA = 0.6
+"""The slope share from which on a bank is of text like the data; docs/results.md has those of some."""
+
 EXAMPLES = """
 [bold]Examples[/bold]
 
@@ -175,7 +178,14 @@ def report_frozen(run: Path, documents: Sequence[Document], words: str, *, as_js
         print_line(
             "the adapter is no better than the base model: train again with a lower --lr and --angle-lr"
         )
-    others = [one.name for one in newest(documents, TrainedGenerator).contexts if one.name != frozen.context]
+    trained = newest(documents, TrainedGenerator)
+    bank = trained.bank
+    if bank is not None and bank.slope_share is not None and bank.slope_share < LIKE_THE_DATA:
+        print_line(
+            "no kind of text in the basis is like the data: make a basis with such text, or plan with "
+            "thousands of numbers"
+        )
+    others = [one.name for one in trained.contexts if one.name != frozen.context]
     if others:
         print_line(f"of its other contexts: qpa freeze {run} --context {' or '.join(others)}")
     plainest = formats_for(frozen.method)[0]

@@ -127,6 +127,12 @@ def test_a_training_takes_the_bank_that_suits_its_data(
     other = planned(cli, llama, banks, tmp_path / "other", "--max-params", 30)
     trained(cli, other, other_file)
     assert other.read(TrainedGenerator).bank.name == other_file.name
+    alone = tmp_path / "alone"
+    arguments = ("--data", other_file, "--rank", 4, "--out", alone, *READ)
+    assert cli("basis", "--model", llama, *arguments)[0] == 0
+    unlike = planned(cli, llama, alone, tmp_path / "unlike", "--max-params", 30)
+    code, out, _ = cli("train", unlike.path, "--data", text_file, "--max-steps", 2, *DATA)
+    assert code == 0 and "no kind of text in the basis is like the data" in " ".join(out.split())
     code, out, _ = cli("inspect", run.path)
     assert code == 0 and f"{text_file.name}, 100% as steep as the data's own" in out
 
