@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import qpa.serve
 from benchmarks.random_compact import LLAMA, layers, write_adapters, write_basis, write_layout
-from qpa.errors import DocumentError
+from qpa.errors import DocumentError, OptionError
 from qpa.serve.basis import Basis
 from qpa.serve.expansion import tensors
 
@@ -38,6 +38,15 @@ def test_an_adapter_is_loaded_with_every_tensor(llama, files, basis):
     for key, array in expected.items():
         loaded = found[key.replace(".weight", ".default.weight")]
         assert torch.equal(loaded, torch.from_numpy(array)) and loaded.abs().max() > 0
+
+
+def test_the_environment_names_the_basis(llama, files, basis, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    monkeypatch.delenv("QPA_BASIS", raising=False)
+    with pytest.raises(OptionError, match="basis: expected a directory that qpa basis wrote, here or in"):
+        qpa.serve.load(model, files[0])
+    monkeypatch.setenv("QPA_BASIS", str(basis.directory))
+    assert isinstance(qpa.serve.load(model, files[0]), PeftModel)
 
 
 def test_many_adapters_share_a_model_and_an_opened_basis(llama, files, basis):
