@@ -25,12 +25,17 @@ qpa inspect runs/bard
 qpa inspect runs/bard --gradients
 
 qpa inspect adapters/bard --json
+
+qpa inspect store/tenant-17
 """
 
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="Run directory, export of any format, or LoRA directory of any origin.")
+        Path,
+        typer.Argument(
+            help="Run directory, export of any format, LoRA directory of any origin, or compact adapter."
+        ),
     ],
     gradients: Annotated[
         bool,
@@ -48,19 +53,22 @@ def inspect(
     from qpa.documents import MANIFEST_PATH, AdapterSpec, read_manifest
     from qpa.documents.manifest import FORMATS
     from qpa.errors import DocumentError, OptionError
+    from qpa.serve.compact import is_compact
     from qpa.store.run_directory import RunDirectory
 
     manifest = read_manifest(path) if (path / MANIFEST_PATH).is_file() else None
     if (path / AdapterSpec.file_name()).is_file():
         _show_run(RunDirectory(path), gradients=gradients, as_json=json_)
-    elif gradients and path.is_dir():
+    elif gradients and path.exists():
         raise OptionError("gradients", "a run, since an adapter has no circuits", str(path))
     elif manifest is not None and not FORMATS[manifest.format].any_origin:
         _show_export(path, manifest, as_json=json_)
     elif (path / CONFIG_FILE).is_file():
         _show_lora(path, manifest, as_json=json_)
+    elif is_compact(path):
+        _show_compact(path, as_json=json_)
     else:
-        found = "neither" if path.is_dir() else "no such directory"
+        found = "neither" if path.exists() else "no such directory"
         raise DocumentError(str(path), "a run (adapter-spec.json) or an adapter (adapter_config.json)", found)
 
 
@@ -142,6 +150,17 @@ def _show_lora(path: Path, manifest: Manifest | None, *, as_json: bool) -> None:
     title = short(config.get("peft_type", "adapter"))
     verified = kept_verification_rows(path) if manifest else []
     print_table(f"{path}: {title}", lora_rows(config, tensors, findings, manifest) + verified)
+
+
+def _show_compact(path: Path, *, as_json: bool) -> None:
+    from qpa.report.exports import compact_json, compact_rows
+    from qpa.serve.expansion import read
+
+    compact, layout = read(path)
+    if as_json:
+        print_json({"adapter": str(path), **compact_json(compact, layout)})
+        return
+    print_table(f"{path}: trained numbers of an adapter", compact_rows(compact, layout))
 
 
 COMMAND = Command(inspect, EXAMPLES)

@@ -50,10 +50,11 @@ def verify(
     """
     from qpa.documents import AdapterSpec
     from qpa.errors import OptionError
+    from qpa.serve.compact import is_compact
 
     if step.engines == ("all",):
         step = replace(step, engines=None)
-    if Path(step.directory).is_file():
+    if is_compact(Path(step.directory)):
         _refuse_engines(step, "for a compact adapter, which records no answers to compare with")
         _verify_compact(Path(step.directory), basis, static=static, as_json=json_)
     elif basis is not None:

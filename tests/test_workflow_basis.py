@@ -85,13 +85,13 @@ def test_a_basis_that_has_moved_is_taken_from_where_it_is(made):
 
 
 def test_a_run_to_go_on_from_that_was_trained_anew_is_another(made, cli):
-    plain = ("plan.basis=null", "plan.rank=4", "out=runs/further", "export=[]", "train.max_steps=1")
+    plain = ("plan.basis=null", "out=runs/further", "export=[]", "train.max_steps=1")
     further = (*plain, "plan.continue_from=runs/bard")
     run(*further)
     refusal = "Not for this adapter: `format` compact: expected an adapter planned on a shared basis"
     assert refusal in Path("runs/further/report.html").read_text()
     assert "expected an export of runs/further" in cli.refuses("report", "runs/further", "--export", FILE)
-    assert "(plan.basis shared is new)" in run("out=runs/further", "plan.rank=4", dry_run=True)[0]
+    assert "(plan.basis shared is new)" in run("out=runs/further", dry_run=True)[0]
     assert "(plan.continue_from is no longer given)" in run(*plain, dry_run=True)[0]
     shutil.rmtree("runs/bard")
     run("train.max_steps=1", "export=[]")
@@ -182,7 +182,19 @@ def test_a_run_that_is_killed_while_it_exports_goes_on(made, monkeypatch):
     assert FILE.read_bytes() == content
 
 
-# qpa verify
+# qpa verify, inspect
+
+
+def test_a_compact_file_says_what_is_in_it(made, cli):
+    code, out, _ = cli("inspect", FILE, "--json")
+    facts = json.loads(out)
+    assert (code, facts["n_numbers"], facts["bank"], facts["are_probabilities"]) == (0, 10, 0, False)
+    assert facts["basis"] == Basis.open(Path("shared")).digest.hex()
+    assert [path.stem for path in FILE.parent.glob("layouts/*")] == [facts["layout"]]
+    code, out, _ = cli("inspect", FILE)
+    assert code == 0 and facts["layout"][:20] in out
+    assert "--gradients: expected a run" in cli.refuses("inspect", FILE, "--gradients")
+    assert "found neither" in cli.refuses("inspect", "text.txt")
 
 
 def test_a_compact_file_is_verified_by_expanding_it(made, cli):

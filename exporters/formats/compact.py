@@ -34,7 +34,7 @@ from qpa.exporters.format import ExportedFile, FileFormat, dtype_option
 from qpa.generators.canonical import TrainedNumbers, refusal, trained_numbers
 from qpa.passes.freeze_adapter import kept_probabilities, measured_probabilities
 from qpa.pipeline.pass_protocol import PassContext
-from qpa.serve.compact import MAGIC, NUMBERS, Numbers
+from qpa.serve.compact import NUMBERS, Numbers, is_compact
 from qpa.serve.layout import DIRECTORY
 from qpa.store.atomic_files import write_file
 
@@ -66,9 +66,7 @@ class ExportCompact(FileFormat):
             return
         if not out.is_file():
             raise ExportError(str(out), "a new file", "a directory" if out.is_dir() else "something else")
-        with out.open("rb") as stream:
-            is_compact = stream.read(len(MAGIC)) == MAGIC
-        if not is_compact:
+        if not is_compact(out):
             raise ExportError(str(out), "a new file", "a file that is no compact adapter")
         if not force:
             raise ExportError(str(out), "a new file", "a compact adapter", "pass `force` to replace it")

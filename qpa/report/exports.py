@@ -16,6 +16,8 @@ from qpa.report.rows import Rows, number
 
 if TYPE_CHECKING:
     from qpa.exporters.format import Exported
+    from qpa.serve.compact import Compact
+    from qpa.serve.layout import Layout
     from qpa.store.tensor_file import TensorEntry
 
 VERIFICATION_HEADER = (
@@ -89,6 +91,30 @@ def export_json(manifest: Manifest, findings: Sequence[Finding]) -> dict[str, An
         "findings": [str(finding) for finding in findings],
         "account": account_json(manifest.account),
         "result": result_json(manifest.result),
+    }
+
+
+def compact_rows(compact: Compact, layout: Layout) -> Rows:
+    """Return what a compact adapter and its layout say."""
+    facts = compact_json(compact, layout)
+    kept = "measured probabilities" if compact.are_probabilities else "angles or other features"
+    return [
+        ("numbers", f"{number(facts['n_numbers'])}, {kept} first"),
+        ("features", short(layout.features)),
+        ("basis", f"{facts['basis']}, bank {compact.bank}"),
+        ("layout", facts["layout"]),
+    ]
+
+
+def compact_json(compact: Compact, layout: Layout) -> dict[str, Any]:
+    """Return the same by name."""
+    return {
+        "n_numbers": sum(map(len, compact.arrays)),
+        "are_probabilities": compact.are_probabilities,
+        "features": layout.features,
+        "basis": compact.basis.hex(),
+        "bank": compact.bank,
+        "layout": compact.layout.hex(),
     }
 
 

@@ -149,6 +149,14 @@ class Compact:
         return cls(basis, layout, bool(flags & 1), arrays, flags >> 1)
 
 
+def is_compact(path: Path) -> bool:
+    """Return whether a path is a file that starts as a compact adapter does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(MAGIC)) == MAGIC
+
+
 def head_of(subject: str, stream: BinaryIO) -> Head:
     """Read a file's head alone; the checksum is not looked at, which covers the numbers.
 
