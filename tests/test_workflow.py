@@ -392,7 +392,7 @@ def test_a_model_that_vanished_is_named_and_the_training_kept(made):
         (("train.bf16=true", "train.fp16=true", "plan.rank=3"), "train.fp16: expected one of train.bf16 and "
          "train.fp16, found both"),
         (("export=lora,peft",), "export.peft: expected lora, merged, onnx, onnx-adapter, genai, "
-         "gguf or mlx, which carry"),
+         "gguf, mlx or compact, which carry"),
         (("export.onnx.dtype=float16",), "export.onnx.dtype: expected float32 with format onnx, "
          "found float16"),
         (("freeze.mitigation=readout",), "freeze.mitigation: expected none for the source exact, "
