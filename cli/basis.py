@@ -73,7 +73,7 @@ def basis(
         made = basis_pipeline(inspect, step).run(None, context, keep)
         digest = Basis.open(Path(beside)).digest.hex()
         place = out or Path("bases") / f"{Path(inspect.model).name}-{digest[:12]}"
-        with new_directory(place, keep_existing=True) as work:
+        with new_directory(place, keep_existing=out is None) as work:
             shutil.copytree(beside, work, dirs_exist_ok=True)
     document = made.document(SharedBasis)
     n = len(document.tensors) // 2

@@ -14,7 +14,7 @@ Source: ours; see `qpa.training.calibration`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
@@ -82,9 +82,10 @@ class CalibrateBasis(DataOptions):
                  DivergedError: the gradient is not finite.
         """
         check_basis_of(source)
-        if len(names_of(self.data)) > MAX_BANKS:
-            found = str(len(names_of(self.data)))
-            raise OptionError("data", f"at most {MAX_BANKS} names, each a kind of text", found)
+        n_banks = len(names_of(self.data))
+        if n_banks > MAX_BANKS:
+            raise OptionError("data", f"at most {MAX_BANKS} names, each a kind of text", str(n_banks))
+        _names_of_banks(names_of(self.data))
         from qpa.adapters.attach import initial_adapter
         from qpa.adapters.low_rank import lora_config
         from qpa.compat.peft_ import KEY_PREFIX
@@ -130,8 +131,8 @@ class CalibrateBasis(DataOptions):
         objectives = [OBJECTIVES[one.objective](one, tokenizer) for one in of_each]
         splits = [objective.rows(context.seed_for("split")) for objective in objectives]
         model = attach_adapter(load_base(options, spec, device, ALONE), spec)
-        for number, name in enumerate(names_of(self.data)):
-            yield self._bank(Path(name).name, spec, model, objectives[number], splits[number], context)
+        for number, name in enumerate(_names_of_banks(names_of(self.data))):
+            yield self._bank(name, spec, model, objectives[number], splits[number], context)
 
     def _bank(
         self,
@@ -148,7 +149,7 @@ class CalibrateBasis(DataOptions):
 
         rows = splits.training
         chosen = choose_rows(len(rows), self.batch_size, context.seed_for("calibration"), self.batches)
-        n_read = count()
+        n_read = count(1)
 
         def loss(batch: Any) -> Tensor:
             found = objective.calibration_loss(model, batch)
@@ -177,6 +178,19 @@ class CalibrateBasis(DataOptions):
             device=self.device,
             trust_remote_code=self.trust_remote_code,
         )
+
+
+def _names_of_banks(names: Sequence[str]) -> list[str]:
+    """Return the last parts of the names of data, as many as tell them apart.
+
+    Raises:  OptionError: two are the same.
+    """
+    parts = [Path(name).parts for name in names]
+    for name, ours in zip(names, parts, strict=True):
+        if parts.count(ours) > 1:
+            raise OptionError("data", "names of data that differ", f"{name} twice", "leave one out")
+    n = next(n for n in count(1) if len({one[-n:] for one in parts}) == len(parts))
+    return ["/".join(one[-n:]) for one in parts]
 
 
 def check_basis_of(spec: AdapterSpec) -> None:

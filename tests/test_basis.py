@@ -134,7 +134,7 @@ def test_a_training_takes_the_bank_that_suits_its_data(
     code, out, _ = cli("train", unlike.path, "--data", text_file, "--max-steps", 2, *DATA)
     assert code == 0 and "no kind of text in the basis is like the data" in " ".join(out.split())
     code, out, _ = cli("inspect", run.path)
-    assert code == 0 and f"{text_file.name}, 100% as steep as the data's own" in out
+    assert code == 0 and f"{text_file.name} (bank 1), 100% as steep as the data's own" in out
 
 
 def test_a_bank_is_remembered_over_an_interruption_and_expanded(
@@ -154,6 +154,21 @@ def test_a_bank_is_remembered_over_an_interruption_and_expanded(
     assert code == 0, err
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (expanded / name).read_bytes() == (plain / name).read_bytes()
+
+
+def test_banks_of_files_of_one_name_are_told_apart_and_the_same_file_is_refused(
+    cli, llama, text_file, other_file, tmp_path
+):
+    for place, file in (("plays", text_file), ("code", other_file)):
+        (tmp_path / place).mkdir()
+        shutil.copy(file, tmp_path / place / "train.txt")
+    data = ",".join(str(tmp_path / place / "train.txt") for place in ("plays", "code"))
+    out = tmp_path / "named"
+    code, _, err = cli("basis", "--model", llama, "--data", data, "--rank", 2, "--out", out, *READ)
+    assert code == 0, err
+    assert Basis.open(out).banks == ("plays/train.txt", "code/train.txt")
+    again = cli.refuses("basis", "--model", llama, "--data", f"{text_file},{text_file}", *READ)
+    assert "--data: expected names of data that differ" in again
 
 
 def test_more_kinds_of_text_than_a_compact_file_can_number_are_refused(cli, llama, text_file):

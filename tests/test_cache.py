@@ -149,6 +149,17 @@ def test_what_cannot_be_removed_stays_and_hinders_nobody(cache, files, basis, tm
     assert (new / WEIGHTS).is_file() and (old / WEIGHTS).is_file()
 
 
+@pytest.mark.parametrize("emptied", range(3))
+def test_what_is_left_of_one_entry_does_not_hide_the_size_of_the_others(cache, files, basis, emptied):
+    paths = [cache.get(file).path for file in files[:3]]
+    for file in paths[emptied].iterdir():
+        file.unlink()
+    for path in paths:
+        make_old(path, 5 * GRACE_S)
+    new = Cache(cache.directory, basis, 1).get(files[3]).path
+    assert entries(cache) == {new.name}
+
+
 def test_a_full_disk_lets_the_old_entries_go_whatever_the_bound(small_disk, basis, files):
     cache = Cache(small_disk("size=64k") / "cache", basis)
     paths = []

@@ -45,6 +45,9 @@ def test_the_environment_names_the_basis(llama, files, basis, monkeypatch):
     monkeypatch.delenv("QPA_BASIS", raising=False)
     with pytest.raises(OptionError, match="basis: expected a directory that qpa basis wrote, here or in"):
         qpa.serve.load(model, files[0])
+    monkeypatch.setenv("QPA_BASIS", "")
+    with pytest.raises(OptionError, match="here or in QPA_BASIS"):
+        qpa.serve.load(model, files[0])
     monkeypatch.setenv("QPA_BASIS", str(basis.directory))
     assert isinstance(qpa.serve.load(model, files[0]), PeftModel)
 

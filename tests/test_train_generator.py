@@ -22,6 +22,7 @@ from qpa.documents import (
     TrainedGenerator,
     WeightLayout,
 )
+from qpa.documents.base import digest_of
 from qpa.errors import CheckpointError, DataError, DivergedError, DocumentError, ModelError, OptionError
 from qpa.models.base_model import load_model
 from qpa.passes import planning_pipeline, training_pipeline
@@ -357,6 +358,23 @@ def test_resume_refuses_what_would_not_be_the_same_training(
     shutil.rmtree(run.path / "checkpoints")
     with pytest.raises(CheckpointError, match="train without `resume`"):
         train(run, text_file, resume=True)
+
+
+def test_a_checkpoint_names_a_plan_as_it_was_called_before_its_schema_grew(
+    trained: RunDirectory, text_file: Path, tmp_path: Path
+) -> None:
+    run = copied(trained, tmp_path)
+    before = run.read(AdapterSpec).digest
+    path = run.path / AdapterSpec.file_name()
+    content = json.loads(path.read_bytes()) | {"schema": "qpa.adapter-spec/6"}
+    called = digest_of({key: value for key, value in content.items() if key != "digest"})
+    path.write_text(json.dumps(content | {"digest": called}))
+    assert run.read(AdapterSpec).digest == before != called
+    newest = sorted((run.path / "checkpoints").iterdir())[-1] / "checkpoint.json"
+    checkpoint = json.loads(newest.read_text().replace(before, called))
+    del checkpoint["digest"]
+    newest.write_text(json.dumps(checkpoint | {"digest": digest_of(checkpoint)}))
+    train(run, text_file, resume=True)
 
 
 def test_resume_refuses_changed_data(trained: RunDirectory, text_file: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Request:
 def completed(asked: Request, spec: AdapterSpec) -> Request:
     """Return a request with what was asked for an earlier adapter where nothing is asked now.
 
-    That adapter may have rank and alpha from one before it, and nobody asked for them.
+    Rank and alpha are those that it has, since it may have them from yet another adapter or from a basis.
     """
     before: Mapping[str, Any] = spec.provenance.option_values | {"rank": spec.rank, "alpha": spec.alpha}
     missing = [field.name for field in fields(asked) if getattr(asked, field.name) is None]

@@ -78,7 +78,8 @@ def _bank_rows(documents: Sequence[Document]) -> Rows:
     bank = newest(documents, TrainedGenerator).bank
     if bank is None or bank.slope_share is None:
         return []
-    return [("directions of", f"{bank.name}, {bank.slope_share:.0%} as steep as the data's own")]
+    steep = f"{bank.slope_share:.0%} as steep as the data's own"
+    return [("directions of", f"{bank.name} (bank {bank.number}), {steep}")]
 
 
 def _bank_json(documents: Sequence[Document]) -> dict[str, Any]:

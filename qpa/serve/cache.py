@@ -134,6 +134,7 @@ class Cache:
         if parsed.basis != self.basis.digest:
             found = f"basis {parsed.basis.hex()[:12]}"
             raise DocumentError(str(compact), f"basis {self.basis.digest.hex()[:12]}", found)
+        self.basis.check_bank(str(compact), parsed.bank)
         Layout.read(compact, parsed.layout)
         name = f"{LAYOUTS}/{parsed.layout.hex()}.json"
         for path, whole in {
@@ -158,17 +159,19 @@ class Cache:
         Returns: whether there were any to remove.
         """
         entries = self._entries()
-        one_of_each = {_basis_of(entry.name): entry.path for entry in entries}
-        sizes = {basis: _size(path) for basis, path in one_of_each.items()}
-        before = total = sum(sizes[_basis_of(entry.name)] for entry in entries)
+        sizes: dict[str, int] = {}
+        for entry in entries:  # those of one basis are alike, but for what is left of one
+            if not sizes.get(_basis_of(entry.name)):
+                sizes[_basis_of(entry.name)] = _size(entry.path)
+        total, removed = sum(sizes[_basis_of(entry.name)] for entry in entries), False
         if total > n_bytes:
             oldest_kept = time.time() - GRACE_S
             for used, name in sorted(_used(entries)):
                 if total <= n_bytes or used > oldest_kept:
                     break
                 if self._remove(self.directory / name, used):
-                    total -= sizes[_basis_of(name)]
-        return total < before
+                    total, removed = total - sizes[_basis_of(name)], True
+        return removed
 
     def _entries(self) -> list[os.DirEntry[str]]:
         """Return the entries of all bases."""

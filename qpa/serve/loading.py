@@ -32,7 +32,7 @@ def load(
     from peft import PeftModel
 
     basis = basis or os.environ.get("QPA_BASIS")
-    if basis is None:
+    if not basis:
         raise OptionError("basis", "a directory that qpa basis wrote, here or in QPA_BASIS", "none")
     opened = basis if isinstance(basis, Basis) else Basis.open(Path(basis))
     with tempfile.TemporaryDirectory() as work:

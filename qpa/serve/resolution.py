@@ -58,7 +58,10 @@ class Adapters:
         text = variables.get("QPA_CACHE_BYTES") or str(DEFAULT_BYTES)
         if not (text.isascii() and text.isdecimal()):
             raise OptionError("QPA_CACHE_BYTES", "a whole number of bytes", text)
-        store = Store.open(Path(variables["QPA_STORE"]).absolute())
+        folder = Path(variables["QPA_STORE"]).absolute()
+        if not folder.is_dir():
+            raise OptionError("QPA_STORE", "a folder of compact adapters", f"no folder {folder}")
+        store = Store.open(folder)
         return cls(store, basis, _cache_folder(variables.get("QPA_CACHE")), int(text))
 
     @property

@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from qpa.documents import AdapterSpec, Attachment, Document
+from qpa.documents import AdapterSpec, Attachment, Document, Provenance
 from qpa.errors import DirectoryError, DocumentError, StaleError
 from qpa.pipeline.stages import STAGES, Stage, ancestors, descendants, stages_through
 from qpa.store.atomic_files import (
@@ -49,6 +49,29 @@ _OWN_FILES = (
 def list_checkpoints(root: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
     return sorted(root.glob("step-*")) if root.is_dir() else []
+
+
+def older_digests(directory: Path, documents: Iterable[Document]) -> dict[str, str]:
+    """Return the digests in the files of documents of older schemas, by those that they have once upgraded.
+
+    What was made before qpa knew the newer schema names the former.
+    """
+    found: dict[str, str] = {}
+    for document in documents:
+        path = directory / document.file_name()
+        written = str(json.loads(path.read_bytes())["digest"]) if path.is_file() else document.digest
+        if written != document.digest:
+            found[document.digest] = written
+    return found
+
+
+def has_parents(made: Provenance, parents: Collection[str], older: Mapping[str, str]) -> bool:
+    """Return whether a document was made from others.
+
+    Args:    parents: the digests of these.
+             older: what they were called before, see `older_digests`.
+    """
+    return all(parent in made.parents or older.get(parent) in made.parents for parent in parents)
 
 
 @dataclass(frozen=True, slots=True)

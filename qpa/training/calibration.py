@@ -79,7 +79,8 @@ def slope_shares(
 ) -> list[float]:
     """Return how steeply the loss falls along the directions of banks, as shares of the steepest.
 
-    The slope is that of equal steps along all directions of a bank, sum_i u_i^T G v_i over all layers, and
+    The slope is that of equal steps along all directions of a bank, sum_i u_i^T G v_i over all layers, with
+    the gradient G as far as the range finder of `gradient_bases` has it, and
     the steepest is that along the gradient's own directions, of which as many are taken. The share is 1 for
     these, about 0 for random ones, and below 0 where the loss would rise. Adapter and gradients are left as
     `gradient_bases` leaves them.

@@ -31,7 +31,7 @@ from qpa.documents import Checkpoint, ChosenBank, Provenance
 from qpa.errors import CheckpointError, DocumentError, one_sentence
 from qpa.pipeline.options import options_of
 from qpa.store.atomic_files import new_directory, remove_leftovers
-from qpa.store.run_directory import DirectoryStore, list_checkpoints
+from qpa.store.run_directory import DirectoryStore, has_parents, list_checkpoints
 from qpa.training.optimizer import GeneratedAdapterOptimizer
 from qpa.training.training_options import TrainingOptions
 
@@ -50,7 +50,7 @@ def save_checkpoint(
     *,
     provenance: Provenance,
     data_digest: str,
-    bank: ChosenBank | None = None,
+    bank: ChosenBank | None,
     n_kept: int = 2,
     best_step: int | None = None,
     more: Mapping[str, Tensor] = {},
@@ -94,10 +94,11 @@ def checkpoint_path(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def newest_checkpoint(root: Path, provenance: Provenance) -> Resumed:
+def newest_checkpoint(root: Path, provenance: Provenance, older: Mapping[str, str]) -> Resumed:
     """Return the newest checkpoint after checking every byte of it.
 
     Args:    provenance: of the training that wants to go on.
+             older: see `qpa.store.run_directory.older_digests`.
     Raises:  CheckpointError: there is none, it is cut short, or another training wrote it.
     """
     found = list_checkpoints(root)
@@ -105,13 +106,14 @@ def newest_checkpoint(root: Path, provenance: Provenance) -> Resumed:
         raise CheckpointError(str(root), "a checkpoint to resume from", "none", "train without `resume`")
     path = found[-1]
     advice = f"remove {path} to resume from the one before" if len(found) > 1 else "train without `resume`"
-    return path, read_checkpoint(path, provenance, advice)
+    return path, read_checkpoint(path, provenance, older, advice)
 
 
-def read_checkpoint(path: Path, provenance: Provenance, advice: str) -> Checkpoint:
+def read_checkpoint(path: Path, provenance: Provenance, older: Mapping[str, str], advice: str) -> Checkpoint:
     """Return a checkpoint's document after checking every byte of the checkpoint.
 
     Args:    provenance: of the training that wants it.
+             older: see `qpa.store.run_directory.older_digests`.
              advice: what to do where it is missing or damaged.
     Raises:  CheckpointError: it is, or another training wrote it.
     """
@@ -124,7 +126,7 @@ def read_checkpoint(path: Path, provenance: Provenance, advice: str) -> Checkpoi
         raise CheckpointError(error.subject, error.expected, error.found, advice) from error
     except FileNotFoundError as error:
         raise CheckpointError(str(path), "a complete checkpoint", f"no {file.name} in it", advice) from error
-    _check_same_training(path, document.provenance, provenance)
+    _check_same_training(path, document.provenance, provenance, older)
     return document
 
 
@@ -202,8 +204,10 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _check_same_training(path: Path, written: Provenance, wanted: Provenance) -> None:
-    if written.parents != wanted.parents:
+def _check_same_training(
+    path: Path, written: Provenance, wanted: Provenance, older: Mapping[str, str]
+) -> None:
+    if len(written.parents) != len(wanted.parents) or not has_parents(written, wanted.parents, older):
         raise CheckpointError(
             str(path), "a checkpoint of this plan", "one of another plan", "train without `resume`"
         )

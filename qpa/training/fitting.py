@@ -117,7 +117,8 @@ def choose(session: Session, fitted: Fitted) -> tuple[int, Mapping[str, float]]:
         return fitted.n_steps, last
     step, _ = fitted.best
     path = checkpoint_path(session.checkpoints, step)
-    restore_optimizer(path, session.adapted.optimizer, read_checkpoint(path, session.saved_as, "train again"))
+    document = read_checkpoint(path, session.saved_as, session.older_digests, "train again")
+    restore_optimizer(path, session.adapted.optimizer, document)
     _settle(session)
     return step, score(session, "evaluating the best model", step=step)
 

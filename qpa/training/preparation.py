@@ -18,7 +18,7 @@ from qpa.generators.generator import GENERATORS, make_generator
 from qpa.models.base_model import load_tokenizer, torch_device
 from qpa.pipeline.pass_protocol import PassContext
 from qpa.serve.basis import Basis
-from qpa.store.run_directory import CHECKPOINTS
+from qpa.store.run_directory import CHECKPOINTS, older_digests
 from qpa.training.base import check_machine, load_base
 from qpa.training.circuits import cost_of_step, execution_of
 from qpa.training.data.splits import Splits
@@ -73,6 +73,11 @@ class Session:
             return self.provenance
         parents = (*self.provenance.parents, self.context.document(NativeCircuit).digest)
         return self.provenance.model_copy(update={"parents": parents})
+
+    @property
+    def older_digests(self) -> dict[str, str]:
+        """Return what checkpoints of an older qpa call the documents of the plan, see `older_digests`."""
+        return older_digests(self.context.files.path, self.context.documents)
 
     @property
     def checkpoints(self) -> Path:

@@ -99,7 +99,7 @@ def _checkpoint_to_resume(session: Session) -> Resumed | None:
     """
     if not session.options.resume:
         return None
-    path, document = newest_checkpoint(session.checkpoints, session.saved_as)
+    path, document = newest_checkpoint(session.checkpoints, session.saved_as, session.older_digests)
     if document.data_digest != session.data_digest:
         raise OtherDataError(str(path), "the data it was trained on", "other data in the same files")
     return path, document

@@ -36,7 +36,7 @@ from qpa.passes.train_generator import TrainGenerator
 from qpa.pipeline.pass_protocol import PassContext, newest
 from qpa.pipeline.pipeline import Pipeline
 from qpa.report.costs import cost_lines
-from qpa.store.run_directory import CHECKPOINTS, RunDirectory, list_checkpoints
+from qpa.store.run_directory import CHECKPOINTS, RunDirectory, has_parents, list_checkpoints, older_digests
 from qpa.termination import Terminated
 from qpa.training.processes import n_started
 from qpa.workflow.changes import changed_options, missing_file
@@ -186,14 +186,16 @@ def _resumed(step: TrainGenerator, context: PassContext, work: Work) -> tuple[bo
     except (OSError, DocumentError):
         return True, ""  # the training says what is wrong with it
     planned = context.provenance(step, context.document(LogicalCircuit))
-    words = _differences(document.provenance, planned, step, work)
+    words = _differences(document.provenance, planned, context, step, work)
     if words:
         return False, f"from the start, not from the checkpoints of another training ({', '.join(words)})"
     return True, f"goes on from step {document.step:,}"
 
 
-def _differences(written: Provenance, wanted: Provenance, step: TrainGenerator, work: Work) -> list[str]:
+def _differences(
+    written: Provenance, wanted: Provenance, context: PassContext, step: TrainGenerator, work: Work
+) -> list[str]:
     """Return in words what the training that wrote a checkpoint had otherwise."""
-    if not set(wanted.parents) <= set(written.parents):
+    if not has_parents(written, wanted.parents, older_digests(work.run.path, context.documents)):
         return ["the plan"]
     return changed_options(written, step, work.configuration.seed)
