@@ -49,7 +49,7 @@ def verify(
     A compact adapter records no answers to compare with: it is expanded, and the LoRA's files are checked.
     """
     from qpa.documents import AdapterSpec
-    from qpa.errors import OptionError
+    from qpa.errors import DirectoryError, OptionError
     from qpa.serve.compact import is_compact
 
     if step.engines == ("all",):
@@ -57,6 +57,8 @@ def verify(
     if is_compact(Path(step.directory)):
         _refuse_engines(step, "for a compact adapter, which records no answers to compare with")
         _verify_compact(Path(step.directory), basis, static=static, as_json=json_)
+    elif basis is not None and not Path(step.directory).exists():
+        raise DirectoryError(step.directory, "a compact adapter", "no such file")
     elif basis is not None:
         raise OptionError("basis", "a compact adapter, which is a file", step.directory, "leave it out")
     elif (Path(step.directory) / AdapterSpec.file_name()).is_file() and not static:

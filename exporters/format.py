@@ -23,6 +23,7 @@ from qpa.documents import (
     Document,
     FrozenAdapter,
     Manifest,
+    WeightLayout,
 )
 from qpa.documents.finding import Finding
 from qpa.documents.manifest import DtypeName
@@ -110,6 +111,11 @@ class Format(ABC):
         Args:    context: of the run.
                  force: replace an export of this sort that is already there.
         """
+
+    @classmethod
+    def refusal_of(cls, layout: WeightLayout) -> ExportError | None:
+        """Return why the format cannot hold what a layout gives; None where it can."""
+        return None
 
     @classmethod
     @abstractmethod

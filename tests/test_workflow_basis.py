@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qpa.documents import AdapterSpec
-from qpa.errors import ConfigurationError, DocumentError, ExportError
+from qpa.errors import ConfigurationError, ExportError
 from qpa.passes.inspect_model import InspectModel
 from qpa.serve.basis import Basis
 from qpa.store.run_directory import RunDirectory
@@ -79,7 +79,7 @@ def test_a_basis_that_has_moved_is_taken_from_where_it_is(made):
         "train: again (train.max_steps 2 -> 1); the trained generator is replaced",
     ]
     kept = files_of("runs")
-    with pytest.raises(DocumentError, match="name a directory that qpa basis wrote"):
+    with pytest.raises(ConfigurationError, match="expected a file or directory, found no such file"):
         run()
     assert files_of("runs") == kept
 
@@ -164,6 +164,22 @@ def test_what_has_no_compact_form_is_refused_before_anything_is_made(made, sets,
     with pytest.raises(ConfigurationError, match=words):
         run(*sets)
     assert files_of(".") == kept
+
+
+def test_a_plan_that_cannot_be_exported_or_measured_leaves_the_trained_one(made):
+    kept = files_of("runs/bard")
+    with pytest.raises(ExportError, match="numbers that are expanded without torch"):
+        run("plan.generator=state", "plan.features=network", "plan.max_params=null", "plan.control_size=8")
+    with pytest.raises(ConfigurationError, match="shots: expected none, since no circuit of the plan is"):
+        run("plan.generator=state", "plan.features=own", "train.source=shots", "train.shots=100", "export=[]")
+    assert files_of("runs/bard") == kept
+    with pytest.raises(ConfigurationError, match="no such file: bases/none"):
+        run("plan.basis=bases/none", dry_run=True)
+
+
+def test_a_stray_file_in_the_basis_trains_nothing_again(made):
+    Path("shared/notes.txt").write_text("a note")
+    assert run()[:2] == UNCHANGED[:2]
 
 
 def test_a_run_that_is_killed_while_it_exports_goes_on(made, monkeypatch):

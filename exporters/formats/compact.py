@@ -62,6 +62,9 @@ class ExportCompact(FileFormat):
 
         Raises:  ExportError: there is something else, or one, and `force` is not given.
         """
+        if out.name == DIRECTORY:
+            found = f"{DIRECTORY}, the folder of what adapters of one size share"
+            raise ExportError(str(out), "another name for a compact adapter", found)
         if not out.exists() and not out.is_symlink():
             return
         if not out.is_file():
@@ -87,12 +90,18 @@ class ExportCompact(FileFormat):
                 return _exported(dtype, frozen, out, files)
         return None
 
+    @classmethod
+    def refusal_of(cls, layout: WeightLayout) -> ExportError | None:
+        """Refuse numbers that are not expanded without torch."""
+        why = refusal(layout)
+        return None if why is None else _not_expanded(why)
+
     def check_run(self, frozen: FrozenAdapter, context: PassContext) -> None:
         """Refuse what no format of LoRA carries, what has no basis, and numbers that are not expanded."""
         self._check_plan(frozen, context)
-        why = refusal(context.document(WeightLayout))
+        why = self.refusal_of(context.document(WeightLayout))
         if why is not None:
-            raise _not_expanded(why)
+            raise why
 
     def emit(
         self, frozen: FrozenAdapter, out: Path, context: PassContext, *, force: bool = False

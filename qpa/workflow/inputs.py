@@ -60,7 +60,8 @@ def check_inputs(configuration: Configuration, before: ResolvedConfiguration | N
     known = {name for one in inputs if one.digest.startswith(_CONTENT) for name in one.name.split(",")}
     for key, names in _named(configuration):
         for name in names:
-            if (name in known or _looks_local(name)) and not _digest(name, None).startswith(_CONTENT):
+            is_local = name in known or key in OF_THE_PLAN or _looks_local(name)
+            if is_local and not _digest(name, None).startswith(_CONTENT):
                 place = configuration.place_of(key)
                 raise ConfigurationError(place, "a file or directory", f"no such file: {name}")
 
@@ -77,6 +78,10 @@ def _named(configuration: Configuration) -> Iterator[tuple[str, tuple[str, ...]]
 
 def _looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(_SUFFIXES)
+
+
+OF_THE_PLAN = ("plan.basis", "plan.continue_from")
+"""Options that name directories of qpa's own: they are never of the Hub, and a plan keeps what it takes."""
 
 
 def changed_inputs(before: tuple[Input, ...], now: tuple[Input, ...]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
+from qpa.circuits.circuit_options import refuse_without_circuits
 from qpa.documents import (
     AdapterSpec,
     Document,
@@ -18,8 +19,10 @@ from qpa.documents import (
     WeightLayout,
 )
 from qpa.errors import StaleError
+from qpa.exporters.registry import known
 from qpa.passes import planning_pipeline, transpilation_pipeline
 from qpa.passes.inspect_model import InspectModel
+from qpa.passes.measure_circuit import MeasureCircuit
 from qpa.passes.plan_layout import PlanLayout
 from qpa.passes.synthesize_circuit import SynthesizeCircuit
 from qpa.passes.train_generator import TrainGenerator
@@ -30,6 +33,7 @@ from qpa.store.atomic_files import sha256_of
 from qpa.store.run_directory import DirectoryStore, RunDirectory
 from qpa.workflow.changes import attachments_of, changed_options, missing_file
 from qpa.workflow.inputs import MODEL
+from qpa.workflow.resolved import formats_of
 from qpa.workflow.stage import NOT_MADE, Work
 
 
@@ -72,11 +76,26 @@ def _replan(pipeline: Pipeline, work: Work) -> PassContext:
     with TemporaryDirectory() as beside:
         files = DirectoryStore(Path(beside))
         context = pipeline.run(None, PassContext(work.configuration.seed, files, (), work.progress))
+        _check_later_stages(context.document(WeightLayout), work)
         for document in context.documents:
             for attachment in attachments_of(document):
                 work.run.files.put(attachment.file, files.get(attachment).read_bytes())
             work.run.write(document)
     return replace(context, files=work.run.files)
+
+
+def _check_later_stages(layout: WeightLayout, work: Work) -> None:
+    """Check, before the plan that is there goes, that a new one can be trained, frozen and exported as asked.
+
+    Raises:  OptionError, ExportError: it cannot.
+    """
+    make = work.configuration.make
+    refuse_without_circuits(make(TrainGenerator), layout)
+    make(MeasureCircuit).check_plan(layout)
+    for name in formats_of(work.configuration):
+        why = known(name).refusal_of(layout)
+        if why is not None:
+            raise why
 
 
 def _made_by(work: Work) -> tuple[tuple[type[Document], Any], ...]:

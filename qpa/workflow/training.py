@@ -12,6 +12,7 @@ from qpa.documents import (
     Checkpoint,
     Document,
     FrozenAdapter,
+    Input,
     LogicalCircuit,
     Measurement,
     NativeCircuit,
@@ -40,7 +41,7 @@ from qpa.store.run_directory import CHECKPOINTS, RunDirectory, has_parents, list
 from qpa.termination import Terminated
 from qpa.training.processes import n_started
 from qpa.workflow.changes import changed_options, missing_file
-from qpa.workflow.inputs import changed_inputs
+from qpa.workflow.inputs import OF_THE_PLAN, changed_inputs
 from qpa.workflow.resolved import keep_configuration
 from qpa.workflow.stage import NOT_MADE, Work
 
@@ -67,7 +68,7 @@ class Train:
         if work.trained is None or work.trained.document != run.written_digest(TrainedGenerator):
             words.append("another command trained it")
         else:
-            words += changed_inputs(work.trained.inputs, work.inputs)
+            words += changed_inputs(*map(_read_by_training, (work.trained.inputs, work.inputs)))
         if not _ran_this(document.circuit, run):
             words.append("the device's circuit changed")
         return ", ".join(words) or missing_file(document, run.files)
@@ -173,6 +174,11 @@ def _ran_this(circuit: Attachment | None, run: RunDirectory) -> bool:
     return circuit is None or (
         run.has(NativeCircuit) and run.read(NativeCircuit).qpy.sha256 == circuit.sha256
     )
+
+
+def _read_by_training(inputs: tuple[Input, ...]) -> tuple[Input, ...]:
+    """Return what a training reads besides its plan, which tells when its basis or its parent is another."""
+    return tuple(one for one in inputs if one.option not in OF_THE_PLAN)
 
 
 def _resumed(step: TrainGenerator, context: PassContext, work: Work) -> tuple[bool, str]:

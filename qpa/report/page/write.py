@@ -32,7 +32,7 @@ from qpa.documents.trained_generator import perplexity_text
 from qpa.documents.verification import read_verification
 from qpa.errors import DocumentError, ModelError
 from qpa.explanation.parts import left_out
-from qpa.exporters.format import Exported
+from qpa.exporters.format import INT16, Exported
 from qpa.exporters.registry import found_file
 from qpa.pipeline.pass_protocol import PassContext, newest
 from qpa.pipeline.stages import STAGES
@@ -364,7 +364,10 @@ def _export(path: Path, exported: Exported) -> dict[str, Any]:
     facts: dict[str, Any] = {"path": str(path), "format": exported.format, "verification": None}
     if FORMATS[exported.format].is_file:
         n_bytes = number(exported.files[-1].n_bytes)
-        words = f"{n_bytes} bytes, {exported.dtype}: what this run gives, which was expanded to its adapter"
+        gives = "what this run gives, which expands to its adapter"
+        if exported.dtype == INT16:
+            gives = "this run's numbers, rounded, which expand to nearly its adapter"
+        words = f"{n_bytes} bytes, {exported.dtype}: {gives}"
         return facts | {"unverified": f"{words}. A file of numbers records no answers to ask engines for"}
     verification = read_verification(path)
     if verification is None or not verification.is_of(path):
