@@ -36,7 +36,7 @@ def attach_run(
     Args:    run: directory that qpa plan made.
              batches: a few of the training's, eight in qpa train, as arguments of the model with their labels
              and on its device: their gradient tells the directions, or which of a basis. Generators without
-             directions read none.
+             directions read none. Several processes that train together all give the same batches.
              lr, angle_lr: as of `GeneratedAdapterOptimizer`; None stands for the generator's own.
              basis: where the basis of the plan is now, if it is no longer where it was.
              device: "auto", "cpu" or "cuda".
