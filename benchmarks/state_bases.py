@@ -360,6 +360,7 @@ def slope_share_of(task: Task, calibrate: Calibrate) -> float:
     (found,) = slope_shares(
         adapted.parameters,
         spec,
+        basis_shapes(layout),
         lambda batch: causal_loss(adapted.model, batch, batch, bf16=base.bf16),
         _batches(base.train_rows, N_CALIBRATION_BATCHES, 0),
         [held],

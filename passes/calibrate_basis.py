@@ -82,10 +82,7 @@ class CalibrateBasis(DataOptions):
                  DivergedError: the gradient is not finite.
         """
         check_basis_of(source)
-        n_banks = len(names_of(self.data))
-        if n_banks > MAX_BANKS:
-            raise OptionError("data", f"at most {MAX_BANKS} names, each a kind of text", str(n_banks))
-        _names_of_banks(names_of(self.data))
+        names = _names_of_banks(names_of(self.data))
         from qpa.adapters.attach import initial_adapter
         from qpa.adapters.low_rank import lora_config
         from qpa.compat.peft_ import KEY_PREFIX
@@ -93,7 +90,7 @@ class CalibrateBasis(DataOptions):
         first = initial_adapter(source)
         arrays = {f"{INITIAL_PREFIX}{a.path}": first[a.path] for a, _ in source.pairs}
         banks: list[Bank] = []
-        for bank, bases in self._banks(source, context):
+        for bank, bases in self._banks(names, source, context):
             for path, basis in bases.items():
                 arrays[name_in_bank(path, len(banks))] = basis.detach().cpu().float().contiguous()
             banks.append(bank)
@@ -116,7 +113,9 @@ class CalibrateBasis(DataOptions):
             arrays=context.put_tensors(arrays),
         )
 
-    def _banks(self, spec: AdapterSpec, context: PassContext) -> Iterator[tuple[Bank, Bases]]:
+    def _banks(
+        self, names: Sequence[str], spec: AdapterSpec, context: PassContext
+    ) -> Iterator[tuple[Bank, Bases]]:
         """Yield each kind of text, and its directions by path."""
         from qpa.adapters.attach import attach_adapter
         from qpa.models.base_model import load_tokenizer, torch_device
@@ -131,8 +130,8 @@ class CalibrateBasis(DataOptions):
         objectives = [OBJECTIVES[one.objective](one, tokenizer) for one in of_each]
         splits = [objective.rows(context.seed_for("split")) for objective in objectives]
         model = attach_adapter(load_base(options, spec, device, ALONE), spec)
-        for number, name in enumerate(_names_of_banks(names_of(self.data))):
-            yield self._bank(name, spec, model, objectives[number], splits[number], context)
+        for name, objective, rows in zip(names, objectives, splits, strict=True):
+            yield self._bank(name, spec, model, objective, rows, context)
 
     def _bank(
         self,
@@ -183,8 +182,10 @@ class CalibrateBasis(DataOptions):
 def _names_of_banks(names: Sequence[str]) -> list[str]:
     """Return the last parts of the names of data, as many as tell them apart.
 
-    Raises:  OptionError: two are the same.
+    Raises:  OptionError: two are the same, or there are more than a compact adapter can number.
     """
+    if len(names) > MAX_BANKS:
+        raise OptionError("data", f"at most {MAX_BANKS} names, each a kind of text", str(len(names)))
     parts = [Path(name).parts for name in names]
     for name, ours in zip(names, parts, strict=True):
         if parts.count(ours) > 1:

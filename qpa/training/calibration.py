@@ -73,6 +73,7 @@ def gradient_bases(
 def slope_shares(
     parameters: Mapping[str, AdapterParameter],
     spec: AdapterSpec,
+    shapes: Mapping[str, tuple[int, int]],
     loss: Callable[[Any], Tensor],
     batches: Sequence[Any],
     banks: Iterable[Bases],
@@ -80,28 +81,27 @@ def slope_shares(
     """Return how steeply the loss falls along the directions of banks, as shares of the steepest.
 
     The slope is that of equal steps along all directions of a bank, sum_i u_i^T G v_i over all layers, with
-    the gradient G as far as the range finder of `gradient_bases` has it, and
-    the steepest is that along the gradient's own directions, of which as many are taken. The share is 1 for
-    these, about 0 for random ones, and below 0 where the loss would rise. Adapter and gradients are left as
-    `gradient_bases` leaves them.
+    the gradient G as far as the range finder of `gradient_bases` has it, and the steepest is that along the
+    gradient's own directions, of which as many are taken. The share is 1 for these, about 0 for random ones,
+    and below 0 where the loss would rise. Adapter and gradients are left as `gradient_bases` leaves them.
 
-    Args:    banks: of shared directions by path, each as `gradient_bases` returns them.
-             parameters, spec, loss, batches: see `gradient_bases`.
+    Args:    banks: of shared directions by path, each as `gradient_bases` returns them for these shapes.
+             parameters, spec, shapes, loss, batches: see `gradient_bases`.
     Raises:  DivergedError: the gradient is not finite.
     Source:  ours.
     """
+    pairs = [(a.path, b.path) for a, b in spec.pairs if a.path in shapes]
+    ranges, rows = _range_and_rows(parameters, spec, pairs, loss, batches)
+    steepest = 0.0
+    for a, _ in pairs:
+        singular_values = torch.linalg.svdvals(rows[a])[: shapes[a][0]]
+        steepest += float(singular_values.sum()) * spec.rank / spec.alpha
     found: list[float] = []
-    own: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
     for bases in banks:
-        pairs = [(a.path, b.path) for a, b in spec.pairs if a.path in bases]
-        own = own or _range_and_rows(parameters, spec, pairs, loss, batches)
-        ranges, rows = own
-        slope, steepest = 0.0, 0.0
+        slope = 0.0
         for a, b in pairs:
             left, right = (bases[path].to(rows[a]) for path in (b, a))
             slope += float(((ranges[b].T @ left) * (rows[a] @ right.T)).sum())
-            singular_values = torch.linalg.svdvals(rows[a])[: len(right)]
-            steepest += float(singular_values.sum()) * spec.rank / spec.alpha
         found.append(slope / steepest if steepest > 0 else 0.0)
     return found
 

@@ -45,7 +45,7 @@ def take_directions(
         return ChosenBank(number=0, name=basis.banks[0], slope_share=None)
     numbers = range(len(basis.banks))
     banks = (directions(basis, number, shapes) for number in numbers)
-    shares = slope_shares(adapted.parameters, spec, loss, batches, banks)
+    shares = slope_shares(adapted.parameters, spec, shapes, loss, batches, banks)
     best = max(numbers, key=shares.__getitem__)
     adapted.take_bases(directions(basis, best, shapes))
     return ChosenBank(number=best, name=basis.banks[best], slope_share=shares[best])
