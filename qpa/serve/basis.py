@@ -133,6 +133,18 @@ class Basis:
             arrays=directory / file,
         )
 
+    def check_own(self, subject: str, digest: bytes, bank: int) -> None:
+        """Check that a compact adapter is one of this basis.
+
+        Args:    subject: its path, for errors.
+                 digest, bank: what it says of its basis.
+        Raises:  DocumentError: it is of another basis, or of a bank that there is not.
+        """
+        if digest != self.digest:
+            found = f"basis {digest.hex()[:12]}"
+            raise DocumentError(subject, f"basis {self.digest.hex()[:12]}", found)
+        self.check_bank(subject, bank)
+
     def check_bank(self, subject: str, bank: int) -> None:
         """Check that there is a bank.
 

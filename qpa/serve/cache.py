@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpa.errors import DiskFullError, DocumentError
+from qpa.errors import DiskFullError
 from qpa.serve.basis import Basis
 from qpa.serve.compact import MAX_BYTES, Compact
 from qpa.serve.expansion import expand
@@ -131,10 +131,7 @@ class Cache:
     def _keep(self, compact: Path, content: bytes, digest: str) -> None:
         """Copy a compact file and its layout, where the copies are not there or are damaged."""
         parsed = Compact.parse(str(compact), content)
-        if parsed.basis != self.basis.digest:
-            found = f"basis {parsed.basis.hex()[:12]}"
-            raise DocumentError(str(compact), f"basis {self.basis.digest.hex()[:12]}", found)
-        self.basis.check_bank(str(compact), parsed.bank)
+        self.basis.check_own(str(compact), parsed.basis, parsed.bank)
         Layout.read(compact, parsed.layout)
         name = f"{LAYOUTS}/{parsed.layout.hex()}.json"
         for path, whole in {

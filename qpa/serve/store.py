@@ -197,11 +197,8 @@ class _Checking:
 
         Raises:  DocumentError: its layout or its basis is wrong, or its size.
         """
-        if self.basis is not None and compact.basis != self.basis.digest:
-            found = f"basis {compact.basis.hex()[:12]}"
-            raise DocumentError(str(path), f"basis {self.basis.digest.hex()[:12]}", found)
         if self.basis is not None:
-            self.basis.check_bank(str(path), compact.bank)
+            self.basis.check_own(str(path), compact.basis, compact.bank)
         layout = self.known.get(compact.layout) or Layout.read(path, compact.layout)
         self.known[compact.layout] = layout
         expected = lengths(layout, are_probabilities=compact.are_probabilities)
