@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from qpa.documents import FrozenAdapter
-from qpa.documents.manifest import FORMATS
 from qpa.errors import ExportError
 
 if TYPE_CHECKING:
@@ -48,37 +47,32 @@ def ways_to_load(
     Args:    name: of the run, after which an export could be named.
              context: of the run.
     """
-    from qpa.exporters.registry import formats_for
+    from qpa.exporters.registry import exporter_for, formats_for
 
-    made = [
-        Loading(
-            exported.format,
-            _exporter(exported.format).words,
-            str(path),
-            is_made=True,
-            text=_loading(_exporter(exported.format, dtype=exported.dtype), frozen, exported.rank, str(path)),
-        )
-        for path, exported in exports
-    ]
+    made: list[Loading] = []
+    for path, exported in exports:
+        exporter = exporter_for(exported.format, {"dtype": exported.dtype})
+        text = _loading(exporter, frozen, exported.rank, str(path))
+        made.append(Loading(exported.format, exporter.words, str(path), is_made=True, text=text))
     formats = {exported.format for _, exported in exports}
     return [
         *made,
-        *(_possible(one, frozen, name, context) for one in formats_for(frozen.method) if one not in formats),
+        *(
+            _possible(exporter_for(one, {}), frozen, name, context)
+            for one in formats_for(frozen.method)
+            if one not in formats
+        ),
     ]
 
 
-def _possible(format_: str, frozen: FrozenAdapter, name: str, context: PassContext) -> Loading:
-    exporter, directory = _exporter(format_), f"adapters/{name}-{format_}"
+def _possible(exporter: Format, frozen: FrozenAdapter, name: str, context: PassContext) -> Loading:
+    directory = f"adapters/{name}-{exporter.name}"
     try:
         exporter.check_run(frozen, context)
     except ExportError as error:
-        return Loading(format_, exporter.words, directory, is_made=False, refusal=str(error))
+        return Loading(exporter.name, exporter.words, directory, is_made=False, refusal=str(error))
     text = _loading(exporter, frozen, frozen.rank, directory)
-    return Loading(format_, exporter.words, directory, is_made=False, text=text)
-
-
-def _exporter(name: str, **options: str) -> Format:
-    return cast("Format", FORMATS[name](**options))
+    return Loading(exporter.name, exporter.words, directory, is_made=False, text=text)
 
 
 def _loading(exporter: Format, frozen: FrozenAdapter, rank: int, directory: str) -> Markup:
